@@ -1,0 +1,147 @@
+"""What a model costs: multiply-accumulate operations of a model as it stands, with the sizes its strides have now."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from diffstride_hybrid.pooling import DiffStride, FourierPooling, SpatialPooling
+
+
+class LayerCost(NamedTuple):
+    """One call of one layer on one image.
+
+    Attributes:
+        layer: the layer. A layer that is called twice has two entries.
+        input_shape: of the image's feature map, without the batch axis.
+        output_shape: likewise.
+        macs: multiply-accumulate operations.
+    """
+
+    layer: keras.layers.Layer
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    macs: int
+
+    @property
+    def is_pooling(self) -> bool:
+        """Whether the layer is one of this package's poolings."""
+        return isinstance(self.layer, (FourierPooling, SpatialPooling))
+
+
+class ModelCost(NamedTuple):
+    """The costs of a model for one image, in the order in which its layers run.
+
+    Attributes:
+        layers: an entry for every convolution, dense layer and pooling of this package.
+    """
+
+    layers: list[LayerCost]
+
+    @property
+    def macs(self) -> int:
+        """Of convolutions and dense layers: the figure that papers compare."""
+        return sum(cost.macs for cost in self.layers if not cost.is_pooling)
+
+    @property
+    def pooling_macs(self) -> int:
+        """Of the poolings' own matrix products, which `macs` leaves out."""
+        return sum(cost.macs for cost in self.layers if cost.is_pooling)
+
+    def pooling_sizes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Input and output (height, width) of every pooling, by the layer's path, in the order of the model."""
+        sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
+        for layer, input_shape, output_shape, _ in self.layers:
+            if isinstance(layer, (FourierPooling, SpatialPooling)):
+                spatial = slice(0, 2) if layer.data_format == "channels_last" else slice(1, 3)
+                sizes.setdefault(layer.path, (input_shape[spatial], output_shape[spatial]))
+        return sizes
+
+
+def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelCost:
+    """Counts the multiply-accumulate operations of one forward pass by running one image through the model.
+
+    Dynamic sizes are thus the ones that the trained strides give. Convolutions and dense layers count
+    `output positions x kernel positions x input channels x output channels`, poolings of this package the matrix
+    products of the 'matmul' engine. Everything else (normalisation, activations, sums) is left out.
+
+    Args:
+        model: a built model with one input.
+        input_shape: (height, width, channels). The model's own where None.
+
+    Returns:
+        The costs by layer.
+
+    Raises:
+        ValueError: `input_shape` is None and the model's is not known.
+    """
+    shape = tuple(model.input_shape[1:] if input_shape is None else input_shape)
+    if None in shape:
+        raise ValueError(f"input_shape must be given for a model of input shape {model.input_shape}.")
+    costs: list[LayerCost] = []
+    with _observed_calls(model, costs):
+        model(tf.zeros([1, *shape], model.compute_dtype), training=False)
+    return ModelCost(costs)
+
+
+def diffstride_layers(model: keras.Model) -> list[DiffStride]:
+    """The `DiffStride` layers of a model, at any depth, each once, in the order of the model."""
+    return [layer for layer in _leaf_layers(model) if isinstance(layer, DiffStride)]
+
+
+def _leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    return list(dict.fromkeys(model._flatten_layers(include_self=False, recursive=True)))
+
+
+@contextlib.contextmanager
+def _observed_calls(model: keras.Model, costs: list[LayerCost]) -> Iterator[None]:
+    """Makes every layer that costs something report its calls while the context lasts."""
+
+    def observed(layer: keras.layers.Layer) -> Any:
+        call = layer.call
+
+        def report(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+            outputs = call(inputs, *args, **kwargs)
+            input_shape, output_shape = tuple(inputs.shape[1:]), tuple(outputs.shape[1:])
+            costs.append(LayerCost(layer, input_shape, output_shape, _layer_macs(layer, input_shape, output_shape)))
+            return outputs
+
+        return report
+
+    watched = [layer for layer in _leaf_layers(model) if isinstance(layer, _COUNTED)]
+    for layer in watched:
+        object.__setattr__(layer, "call", observed(layer))
+    try:
+        yield
+    finally:
+        for layer in watched:
+            object.__delattr__(layer, "call")
+
+
+_COUNTED = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.SeparableConv2D,
+    keras.layers.Dense,
+    FourierPooling,
+    SpatialPooling,
+)
+
+
+def _layer_macs(layer: keras.layers.Layer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
+    if isinstance(layer, FourierPooling):
+        return layer.matmul_macs(input_shape, output_shape)
+    if isinstance(layer, SpatialPooling):
+        return math.prod(output_shape) * math.prod(layer.pool_size)
+    if isinstance(layer, keras.layers.Dense):
+        return math.prod(output_shape) * input_shape[-1]
+    positions = math.prod(output_shape[1:] if layer.data_format == "channels_first" else output_shape[:-1])
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        return positions * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))
+    return positions * math.prod(layer.kernel.shape)

@@ -1,0 +1,493 @@
+"""Keras layers that pool a feature map: `DiffStride`, the two spectral poolings, and average pooling.
+
+Every layer takes `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+`data_format='channels_first'`, of a floating-point dtype, and returns a smaller map in the layer's compute dtype. The
+mathematics is in `spectral.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from diffstride_hybrid import spectral
+
+Strides = float | Sequence[float]
+
+_register = keras.saving.register_keras_serializable(package="diffstride_hybrid")
+
+
+@_register
+class StrideConstraint(keras.constraints.Constraint):
+    """Keeps strides between two limits.
+
+    Args:
+        lower_limit: least stride, for both axes or one for each. 1 where None.
+        upper_limit: greatest stride, for both axes or one for each. Unlimited where None.
+    """
+
+    def __init__(self, lower_limit: Strides | None = None, upper_limit: Strides | None = None):
+        self.lower_limit = lower_limit
+        self.upper_limit = upper_limit
+
+    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
+        strides = tf.convert_to_tensor(strides)
+        strides = tf.maximum(strides, tf.cast(1.0 if self.lower_limit is None else self.lower_limit, strides.dtype))
+        if self.upper_limit is None:
+            return strides
+        return tf.minimum(strides, tf.cast(self.upper_limit, strides.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"lower_limit": self.lower_limit, "upper_limit": self.upper_limit}
+
+
+class FourierPooling(keras.layers.Layer):
+    """What the layers of this module that work in the Fourier domain share: their checks, shapes and options.
+
+    Args:
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` where None.
+        norm: how the two transforms are normalised, as in `numpy.fft`. 'backward' divides by the output's size, so a
+            constant map of ones grows by the ratio of the areas; 'forward' keeps the mean; 'ortho' lies between.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices, 'auto' takes the faster.
+        **kwargs: for `keras.layers.Layer`.
+
+    Raises:
+        ValueError: an argument is not among what is allowed, or, when built, the input has not four dimensions or is
+            smaller than 2x2.
+        TypeError: the input is not of a floating-point dtype.
+    """
+
+    def __init__(
+        self,
+        *,
+        data_format: str | None = None,
+        norm: spectral.Norm = "backward",
+        method: spectral.Method = "auto",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = _one_of("data_format", data_format, spectral.DATA_FORMATS)
+        self.norm = _one_of("norm", norm, spectral.NORMS)
+        self.method = _one_of("method", method, spectral.METHODS)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        for length in self._spatial_shape(input_shape):
+            if length is not None and length < 2:
+                raise ValueError(
+                    f"{type(self).__name__} needs a feature map of at least 2x2 to pool, got {tuple(input_shape)} "
+                    f"({self.data_format})."
+                )
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        height, width = self._pooled_shape(*self._spatial_shape(input_shape))
+        if self.data_format == "channels_last":
+            return (input_shape[0], height, width, input_shape[3])
+        return (input_shape[0], input_shape[1], height, width)
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        self._check_floating(inputs)
+        return super().compute_output_spec(inputs)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "data_format": self.data_format,
+            "norm": self.norm,
+            "method": self.method,
+        }
+
+    def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
+        """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
+        axes = (0, 1, 2) if self.data_format == "channels_last" else (1, 2, 0)
+        height, width, channels = (input_shape[axis] for axis in axes)
+        output_height, output_width = (output_shape[axis] for axis in axes[:2])
+        return self._matrix_parts() * channels * output_height * width * (height + output_width)
+
+    def _matrix_parts(self) -> int:
+        """1 where the pooling matrices are real, 2 where they are complex."""
+        return 1
+
+    def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+        """The output's height and width, None where they are not known."""
+        raise NotImplementedError
+
+    def _options(self) -> dict[str, str]:
+        return {"data_format": self.data_format, "norm": self.norm, "method": self.method}
+
+    def _spatial_shape(self, shape: Sequence[int | None]) -> tuple[int | None, int | None]:
+        if len(shape) != 4:
+            axes = "(batch, height, width, channels)"
+            if self.data_format == "channels_first":
+                axes = "(batch, channels, height, width)"
+            raise ValueError(f"{type(self).__name__} needs an input of 4 dimensions {axes}, got {tuple(shape)}.")
+        first = 1 if self.data_format == "channels_last" else 2
+        return shape[first], shape[first + 1]
+
+    def _check_floating(self, inputs: Any) -> None:
+        dtype = keras.backend.standardize_dtype(inputs.dtype)
+        if "float" not in dtype:
+            raise TypeError(
+                f"{type(self).__name__} needs floating-point input, got {dtype}: cast it first, for instance with "
+                "keras.layers.Rescaling(1 / 255)."
+            )
+
+
+@_register
+class DiffStride(FourierPooling):
+    """Pooling whose strides are learned, through a soft crop of the spectrum.
+
+    The spectrum of the feature map is multiplied by a window that is 1 below a threshold set by the stride and falls
+    to 0 over `smoothness_factor` bins; what is 0 is cropped away. The output's size therefore follows the strides as
+    they are trained (Riad et al., "Learning strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653).
+
+    The weight `strides` has shape `(2,)`, vertical then horizontal, or `(1,)` with `shared_stride`, and is float32
+    under every dtype policy. After each optimiser step a constraint keeps it within the limits and at or above
+    `n / (n - smoothness_factor)` for an axis of `n` samples, the stride at which the window spans the whole axis.
+
+    Args:
+        strides: initial strides, one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
+        smoothness_factor: `R`, the length of the window's ramp in bins. 0 gives a hard crop, without a gradient to the
+            strides.
+        cropping: whether bins of weight 0 are removed. If not, the output has the input's size.
+        trainable: whether the strides are learned.
+        shared_stride: whether one stride serves both axes.
+        lower_limit_stride: least stride, at least 1. 1 where None.
+        upper_limit_stride: greatest stride. Unlimited where None.
+        data_format: see `FourierPooling`.
+        mask: 'released' computes what the code released with the paper does; 'symmetric' weighs positive and negative
+            frequencies alike on both axes, gives odd output sizes, and costs about half.
+        norm: see `FourierPooling`.
+        method: see `FourierPooling`.
+        static_crop: fix the output's size at what the strides ask for when the layer is built, so that shapes are known
+            to Keras, to XLA and to exporters; `refresh_crop()` fixes it anew. Needs a known input size.
+        **kwargs: for `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self,
+        strides: Strides = (2.0, 2.0),
+        smoothness_factor: float = 4.0,
+        cropping: bool = True,
+        trainable: bool = True,
+        shared_stride: bool = False,
+        lower_limit_stride: float | None = None,
+        upper_limit_stride: float | None = None,
+        data_format: str | None = None,
+        mask: spectral.Mask = "released",
+        norm: spectral.Norm = "backward",
+        method: spectral.Method = "auto",
+        static_crop: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(trainable=trainable, data_format=data_format, norm=norm, method=method, **kwargs)
+        self.initial_strides = _strides(strides)
+        self.smoothness_factor = _number("smoothness_factor", smoothness_factor, at_least=0.0)
+        self.cropping = _flag("cropping", cropping)
+        self.shared_stride = _flag("shared_stride", shared_stride)
+        self.lower_limit_stride = _limit("lower_limit_stride", lower_limit_stride)
+        self.upper_limit_stride = _limit("upper_limit_stride", upper_limit_stride)
+        self.mask = _one_of("mask", mask, spectral.MASKS)
+        self.static_crop = _flag("static_crop", static_crop)
+        if self.shared_stride and self.initial_strides[0] != self.initial_strides[1]:
+            raise ValueError(f"shared_stride=True needs one stride for both axes, got strides={self.initial_strides}.")
+        if (self.lower_limit_stride or 1.0) > (self.upper_limit_stride or math.inf):
+            raise ValueError(
+                f"lower_limit_stride must not exceed upper_limit_stride, got {lower_limit_stride} and "
+                f"{upper_limit_stride}."
+            )
+        self.supports_jit = self.static_crop or not self.cropping
+        self._crop: tuple[int, int] | None = None
+        self._crop_was_saved = False
+        self._built_size: tuple[int | None, int | None] = (None, None)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+        self._built_size = self._spatial_shape(input_shape)
+        if self.static_crop and None in self._built_size:
+            raise ValueError(
+                f"static_crop=True needs a known height and width, got {tuple(input_shape)}. A DiffStride before this "
+                "one must have static_crop=True as well."
+            )
+        minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in self._built_size]
+        if self.shared_stride:
+            minima = [max(minima)]
+        constraint = StrideConstraint(
+            [max(minimum, self.lower_limit_stride or 1.0) for minimum in minima], self.upper_limit_stride
+        )
+        with tf.init_scope():
+            initial = constraint(tf.constant(self.initial_strides[: len(minima)])).numpy()
+        self.strides = self.add_weight(
+            name="strides",
+            shape=(len(minima),),
+            initializer=lambda shape, dtype: tf.constant(initial, dtype),
+            constraint=constraint,
+            dtype="float32",
+            autocast=False,
+        )
+        if self.static_crop:
+            self._crop = self._crop_for(initial)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        self._check_floating(inputs)
+        return spectral.diffstride(
+            inputs,
+            tf.convert_to_tensor(self.strides),
+            cropping=self.cropping,
+            kept=self._crop,
+            **self._window_options(),
+            **self._options(),
+        )
+
+    def refresh_crop(self) -> bool:
+        """Fixes the crop of `static_crop` to what the strides ask for now.
+
+        A `tf.function` traced before a change must be traced again. Layers after this one keep working where they
+        accept any size.
+
+        Returns:
+            Whether the crop changed.
+        """
+        if not self.static_crop:
+            return False
+        before, self._crop = self._crop, self._crop_for(self.strides.numpy())
+        return self._crop != before
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "strides": self.initial_strides,
+            "smoothness_factor": self.smoothness_factor,
+            "cropping": self.cropping,
+            "shared_stride": self.shared_stride,
+            "lower_limit_stride": self.lower_limit_stride,
+            "upper_limit_stride": self.upper_limit_stride,
+            "mask": self.mask,
+            "static_crop": self.static_crop,
+        }
+
+    def get_build_config(self) -> dict[str, Any] | None:
+        config = super().get_build_config()
+        return config and {**config, "crop": self._crop}
+
+    def build_from_config(self, config: dict[str, Any]) -> None:
+        super().build_from_config({"input_shape": config["input_shape"]})
+        self._crop = config["crop"] and tuple(config["crop"])
+        self._crop_was_saved = True
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables(store)
+        if not self._crop_was_saved:
+            self.refresh_crop()
+
+    def _matrix_parts(self) -> int:
+        return 1 if self.mask == "symmetric" else 2
+
+    def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+        if not self.cropping and None not in (height, width):
+            return height, width if self.mask == "symmetric" else width - width % 2
+        if self._crop is None:
+            return None, None
+        rows, columns = self._crop
+        return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
+
+    def _window_options(self) -> dict[str, Any]:
+        return {
+            "smoothness_factor": self.smoothness_factor,
+            "lower_limit_stride": self.lower_limit_stride,
+            "upper_limit_stride": self.upper_limit_stride,
+            "mask": self.mask,
+        }
+
+    def _crop_for(self, strides: Sequence[float]) -> tuple[int, int]:
+        with tf.init_scope():
+            windows = spectral.diffstride_windows(
+                *self._built_size, tf.constant(strides, tf.float32), cropping=self.cropping, **self._window_options()
+            )
+            return spectral.kept_bins(*windows)
+
+
+@_register
+class FixedSpectralPooling(FourierPooling):
+    """Pooling by a fixed crop of the spectrum, as in the code released with DiffStride.
+
+    Rows are reduced to `max(2, H // s)` rounded down to an even number, columns to `max(2, W // s)`. The bin that
+    becomes the output's Nyquist row is not paired with its counterpart; `SpectralPooling` is the one that folds it.
+
+    Args:
+        strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
+        data_format: see `FourierPooling`.
+        norm: see `FourierPooling`.
+        method: see `FourierPooling`.
+        **kwargs: for `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self,
+        strides: Strides = (2.0, 2.0),
+        data_format: str | None = None,
+        norm: spectral.Norm = "backward",
+        method: spectral.Method = "auto",
+        **kwargs: Any,
+    ):
+        super().__init__(data_format=data_format, norm=norm, method=method, **kwargs)
+        self.strides = _strides(strides)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        self._check_floating(inputs)
+        return spectral.fixed_spectral_pooling(inputs, self.strides, **self._options())
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "strides": self.strides}
+
+    def _matrix_parts(self) -> int:
+        return 2
+
+    def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+        known = spectral.fixed_output_lengths(height or 2, width or 2, self.strides)
+        return known[0] if height else None, known[1] if width else None
+
+
+@_register
+class SpectralPooling(FourierPooling):
+    """Pooling by a fixed crop of the two-dimensional spectrum, built on `tf.signal.fft2d`.
+
+    Along each axis the result equals `scipy.signal.resample` times a constant that depends on `norm` (1 for 'forward').
+    See Rippel, Snoek and Adams, "Spectral representations for convolutional neural networks", NeurIPS 2015,
+    arXiv 1506.03767.
+
+    The mean of the map survives the crop. So this layer straight before global average pooling changes nothing but a
+    constant factor, `H W / (h w)` for `norm='backward'` and exactly 1 for 'forward'; it acts where something nonlinear
+    lies between.
+
+    Args:
+        strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed. The output has
+            `max(2, floor(n / stride))` samples along an axis of `n`.
+        output_size: (height, width) of the output, instead of `strides`.
+        data_format: see `FourierPooling`.
+        norm: see `FourierPooling`.
+        method: see `FourierPooling`.
+        **kwargs: for `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self,
+        strides: Strides = (2.0, 2.0),
+        output_size: int | Sequence[int] | None = None,
+        data_format: str | None = None,
+        norm: spectral.Norm = "backward",
+        method: spectral.Method = "auto",
+        **kwargs: Any,
+    ):
+        super().__init__(data_format=data_format, norm=norm, method=method, **kwargs)
+        self.strides = _strides(strides)
+        self.output_size = None if output_size is None else _size("output_size", output_size)
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+        sizes = self._spatial_shape(input_shape)
+        if self.output_size and any(n is not None and n < size for n, size in zip(sizes, self.output_size)):
+            raise ValueError(
+                f"output_size must not exceed the feature map, got {self.output_size} for a map of {sizes}."
+            )
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        self._check_floating(inputs)
+        size = self.output_size
+        if size is None:
+            size = spectral.spectral_output_lengths(*spectral.spatial_lengths(inputs, self.data_format), self.strides)
+        return spectral.spectral_pooling(inputs, size, **self._options())
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "strides": self.strides, "output_size": self.output_size}
+
+    def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
+        if self.output_size is not None:
+            return self.output_size
+        known = spectral.spectral_output_lengths(height or 2, width or 2, self.strides)
+        return known[0] if height else None, known[1] if width else None
+
+
+@_register
+class SpatialPooling(keras.layers.AveragePooling2D):
+    """Average pooling with the defaults of the code released with DiffStride.
+
+    With the default `pool_size=(1, 1)` it takes every `strides`-th sample.
+
+    Args:
+        pool_size: (height, width) of the averaged neighbourhood.
+        strides: one whole number for both axes or (vertical, horizontal).
+        padding: 'same' or 'valid'.
+        data_format: 'channels_last' or 'channels_first'.
+        **kwargs: for `keras.layers.AveragePooling2D`.
+    """
+
+    def __init__(
+        self,
+        pool_size: int | Sequence[int] = (1, 1),
+        strides: Strides = (2, 2),
+        padding: str = "same",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        strides = _strides(strides)
+        if any(stride != int(stride) for stride in strides):
+            raise ValueError(f"SpatialPooling needs whole strides, got {strides}.")
+        super().__init__(
+            pool_size=_size("pool_size", pool_size),
+            strides=tuple(int(stride) for stride in strides),
+            padding=padding,
+            data_format=data_format,
+            **kwargs,
+        )
+
+
+# --- Checks of arguments ---------------------------------------------------------------------------------------------
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    return value
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return value
+
+
+def _number(name: str, value: Any, at_least: float) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}.")
+    if not at_least <= value < math.inf:
+        raise ValueError(f"{name} must be finite and at least {at_least:g}, got {value!r}.")
+    return float(value)
+
+
+def _limit(name: str, value: Any) -> float | None:
+    return None if value is None else _number(name, value, at_least=1.0)
+
+
+def _strides(value: Any) -> tuple[float, float]:
+    pair = (value, value) if isinstance(value, numbers.Real) else value
+    if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+        raise TypeError(f"strides must be a number or a pair (vertical, horizontal), got {value!r}.")
+    for stride in pair:
+        _number("strides", stride, at_least=1.0)
+    return float(pair[0]), float(pair[1])
+
+
+def _size(name: str, value: Any) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, numbers.Integral) else value
+    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(n, numbers.Integral) for n in pair):
+        raise TypeError(f"{name} must be a whole number or a pair (height, width), got {value!r}.")
+    if min(pair) < 1:
+        raise ValueError(f"{name} must be at least 1 along both axes, got {value!r}.")
+    return int(pair[0]), int(pair[1])

@@ -1,0 +1,492 @@
+"""Pooling in the Fourier domain: windows over a spectrum and two engines that apply them.
+
+A feature map is transformed by the unnormalised forward DFT, the low frequencies that a `Window` keeps along each axis
+are weighted, and the cropped spectrum is transformed back at its own, smaller size. Three poolings differ only in
+their windows:
+
+- `diffstride`: a soft window whose width depends on a trainable stride (Riad et al., ICLR 2022, arXiv 2202.01653);
+- `fixed_spectral_pooling`: a hard window, as in the code released with that paper;
+- `spectral_pooling`: a hard window that keeps the result real (Rippel et al., NeurIPS 2015, arXiv 1506.03767).
+
+Two engines compute the same result. `method='fft'` runs the transforms. `method='matmul'` multiplies by the two small
+matrices that the whole linear map amounts to. This module knows tensors only: no Keras, no variables, no gin.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import tensorflow as tf
+
+Length = int | tf.Tensor
+"""Samples along an axis: a Python integer where it is known when the graph is traced, else an int32 scalar."""
+
+MASKS = ("released", "symmetric")
+NORMS = ("backward", "forward", "ortho")
+METHODS = ("auto", "fft", "matmul")
+DATA_FORMATS = ("channels_last", "channels_first")
+
+Mask = Literal["released", "symmetric"]
+Norm = Literal["backward", "forward", "ortho"]
+Method = Literal["auto", "fft", "matmul"]
+DataFormat = Literal["channels_last", "channels_first"]
+
+
+class Window(NamedTuple):
+    """The part of one axis's spectrum that pooling keeps.
+
+    Attributes:
+        length: samples along the axis before pooling.
+        output_length: samples along the axis after pooling.
+        bins: int32 `[kept]`, the kept bins of the input's DFT. The i-th of them is bin i of the output's spectrum.
+        weights: `[kept]`, float32 or float64, what each kept bin is multiplied by. Carries the gradient to the stride.
+        one_sided: whether `bins` lists only the non-negative frequencies, as `rfft` does.
+        real: whether positive and negative frequencies have equal weights and places, so that the pooling matrix of
+            this axis is real.
+    """
+
+    length: Length
+    output_length: Length
+    bins: tf.Tensor
+    weights: tf.Tensor
+    one_sided: bool
+    real: bool
+
+
+def diffstride(
+    inputs: tf.Tensor,
+    strides: tf.Tensor,
+    *,
+    smoothness_factor: float = 4.0,
+    cropping: bool = True,
+    lower_limit_stride: float | None = None,
+    upper_limit_stride: float | None = None,
+    mask: Mask = "released",
+    norm: Norm = "backward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+    kept: tuple[int, int] | None = None,
+) -> tf.Tensor:
+    """Pools by a soft window over the spectrum, differentiable in the strides (ICLR 2022, section 3).
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        strides: `[2]`, vertical and horizontal, or `[1]` for one stride that serves both axes.
+        smoothness_factor: `R`, how many bins the window takes to fall from 1 to 0. At 0 the window is a hard crop.
+        cropping: whether bins of weight 0 are dropped. If not, the output has the size of the input.
+        lower_limit_stride: least effective stride, 1 where None.
+        upper_limit_stride: greatest effective stride, unlimited where None.
+        mask: the positions that the window is taken over, see `diffstride_windows`.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+        method: the engine.
+        kept: how many bins to keep, (rows, columns) as `kept_bins` gives them. None asks the strides, which makes the
+            output's size dynamic.
+
+    Returns:
+        The pooled map, in the dtype of `inputs`.
+    """
+    rows, columns = diffstride_windows(
+        *spatial_lengths(inputs, data_format),
+        strides,
+        smoothness_factor=smoothness_factor,
+        cropping=cropping,
+        lower_limit_stride=lower_limit_stride,
+        upper_limit_stride=upper_limit_stride,
+        mask=mask,
+        kept=kept,
+        dtype=_working_dtype(inputs),
+    )
+    return _apply_windows(inputs, rows, columns, norm, data_format, method)
+
+
+def fixed_spectral_pooling(
+    inputs: tf.Tensor,
+    strides: tuple[float, float],
+    *,
+    norm: Norm = "backward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> tf.Tensor:
+    """Pools by a hard window, as `FixedSpectralPooling` of the code released with DiffStride.
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        strides: vertical and horizontal, at least 1.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+        method: the engine.
+
+    Returns:
+        The pooled map, in the dtype of `inputs`, of the size that `fixed_output_lengths` gives.
+    """
+    height, width = spatial_lengths(inputs, data_format)
+    output_height, output_width = fixed_output_lengths(height, width, strides)
+    dtype = _working_dtype(inputs)
+    low = output_height // 2
+    rows = Window(
+        length=height,
+        output_length=output_height,
+        bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
+        weights=tf.ones([output_height], dtype),
+        one_sided=False,
+        real=False,
+    )
+    columns = Window(
+        length=width,
+        output_length=output_width,
+        bins=tf.range(output_width // 2 + 1),
+        weights=tf.ones([output_width // 2 + 1], dtype),
+        one_sided=True,
+        real=False,
+    )
+    return _apply_windows(inputs, rows, columns, norm, data_format, method)
+
+
+def spectral_pooling(
+    inputs: tf.Tensor,
+    output_lengths: tuple[Length, Length],
+    *,
+    norm: Norm = "backward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> tf.Tensor:
+    """Pools by cropping the two-dimensional spectrum to a given size (Rippel et al., NeurIPS 2015, section 3).
+
+    Where the output's length is even and below the input's, its Nyquist bin is the sum of the input's bins at plus and
+    minus that frequency. So the result is real, and along each axis equals `scipy.signal.resample` times a constant:
+    1 for `norm='forward'`, the ratio of the lengths for `'backward'`, its square root for `'ortho'`.
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        output_lengths: height and width of the result, at most those of `inputs`.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+        method: the engine.
+
+    Returns:
+        The pooled map, in the dtype of `inputs`.
+    """
+    lengths = spatial_lengths(inputs, data_format)
+    if resolve_method(method, *lengths) == "fft":
+        return _spectral_pooling_fft(inputs, output_lengths, norm, data_format)
+    dtype = _working_dtype(inputs)
+    rows, columns = (
+        _resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
+    )
+    return _pool_by_matmul(inputs, rows, columns, norm, data_format)
+
+
+# --- Strides and sizes -----------------------------------------------------------------------------------------------
+
+
+def minimum_stride(length: Length, smoothness_factor: float) -> float | tf.Tensor:
+    """The stride `n / (n - R)` at which the window's ramp ends at the highest frequency; 1 where `n <= R`."""
+    if isinstance(length, int):
+        return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
+    length = tf.cast(length, tf.float32)
+    room = length - smoothness_factor
+    return tf.where(room > 0, length / tf.where(room > 0, room, 1.0), 1.0)
+
+
+def effective_stride(
+    stride: tf.Tensor, minimum: float | tf.Tensor, lower_limit: float | None, upper_limit: float | None
+) -> tf.Tensor:
+    """Clips a stride to what the axis and the limits allow.
+
+    The gradient passes the minimum as if it were not there, so that a stride that has shrunk to it can grow again.
+    """
+    minimum = tf.cast(minimum, stride.dtype)
+    stride = stride + tf.stop_gradient(tf.maximum(stride, minimum) - stride)
+    upper = stride.dtype.max if upper_limit is None else upper_limit
+    return tf.clip_by_value(stride, 1.0 if lower_limit is None else lower_limit, upper)
+
+
+def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
+    """Size after `fixed_spectral_pooling`: rows are rounded down to an even number, both are at least 2."""
+    rows = _strided_length(height, strides[0])
+    return rows - rows % 2, _strided_length(width, strides[1])
+
+
+def spectral_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
+    """Size that `SpectralPooling` gives by its strides: `max(2, floor(n / stride))` along each axis."""
+    return _strided_length(height, strides[0]), _strided_length(width, strides[1])
+
+
+def _strided_length(length: Length, stride: float) -> Length:
+    if isinstance(length, int):
+        return max(2, math.floor(length / stride))
+    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float32) / stride), tf.int32))
+
+
+def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length, Length]:
+    """Height and width of a feature map, each a Python integer where it is known."""
+    first = 1 if data_format == "channels_last" else 2
+    dynamic = tf.shape(inputs)
+    height, width = (dynamic[axis] if inputs.shape[axis] is None else inputs.shape[axis] for axis in (first, first + 1))
+    return height, width
+
+
+# --- Windows ---------------------------------------------------------------------------------------------------------
+
+
+def diffstride_windows(
+    height: Length,
+    width: Length,
+    strides: tf.Tensor,
+    *,
+    smoothness_factor: float,
+    cropping: bool,
+    lower_limit_stride: float | None,
+    upper_limit_stride: float | None,
+    mask: Mask,
+    kept: tuple[int, int] | None = None,
+    dtype: tf.DType = tf.float32,
+) -> tuple[Window, Window]:
+    """The soft windows of DiffStride over rows and columns.
+
+    A bin's weight is `clip((R + t - position) / R, 0, 1)`: 1 up to the threshold `t`, then a ramp of length `R`.
+
+    `mask='symmetric'` follows the paper on both axes: a bin's position is its absolute frequency, `t` is half the
+    strided length. `mask='released'` gives what the released code computes: on rows, positive frequencies lie one
+    position further out than negative ones of the same size (on an odd number of rows zero lies at position 1, too),
+    and on columns `t` is 1 greater and the highest kept bin becomes the Nyquist bin of the output.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        strides: `[2]` or `[1]`, see `diffstride`.
+        smoothness_factor: `R`.
+        cropping: whether bins of weight 0 are dropped.
+        lower_limit_stride: least effective stride.
+        upper_limit_stride: greatest effective stride.
+        mask: 'released' or 'symmetric'.
+        kept: a fixed number of kept bins (rows, columns), or None for those of positive weight.
+        dtype: float32 or float64, of the weights.
+
+    Returns:
+        The window over rows, two-sided, and the window over columns, one-sided.
+    """
+    minima = [minimum_stride(length, smoothness_factor) for length in (height, width)]
+    if strides.shape[0] == 1:
+        minima = [tf.maximum(*minima)] * 2
+    row_stride, column_stride = (
+        effective_stride(tf.cast(strides[i], dtype), minimum, lower_limit_stride, upper_limit_stride)
+        for i, minimum in zip((0, strides.shape[0] - 1), minima)
+    )
+    row_threshold = _threshold(height, row_stride)
+    column_threshold = _threshold(width, column_stride)
+    if mask == "released":
+        row_positions = _released_row_positions(height)
+        column_threshold += 1.0
+    else:
+        row_positions = tf.minimum(tf.range(height), height - tf.range(height))
+    column_positions = tf.range(width // 2 + 1)
+    row_weights = _soft_window(row_positions, row_threshold, smoothness_factor)
+    column_weights = _soft_window(column_positions, column_threshold, smoothness_factor)
+
+    row_bins, column_bins = tf.range(height), tf.range(width // 2 + 1)
+    if kept is not None:
+        low = kept[0] // 2 if mask == "released" else (kept[0] + 1) // 2
+        row_bins = tf.concat([tf.range(low), tf.range(height - (kept[0] - low), height)], 0)
+        column_bins = tf.range(kept[1])
+    elif cropping:
+        row_bins = tf.cast(tf.where(row_weights > 0)[:, 0], tf.int32)
+        column_bins = tf.cast(tf.where(column_weights > 0)[:, 0], tf.int32)
+    output_height, kept_columns = (tf.size(row_bins), tf.size(column_bins)) if kept is None else kept
+    if mask == "released":
+        output_width = 2 * (kept_columns - 1)
+    else:
+        output_width = tf.minimum(2 * kept_columns - 1, width) if kept is None else min(2 * kept_columns - 1, width)
+    real = mask == "symmetric"
+    return (
+        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), one_sided=False, real=real),
+        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), one_sided=True, real=real),
+    )
+
+
+def kept_bins(rows: Window, columns: Window) -> tuple[int, int]:
+    """How many bins two windows keep, as Python integers. The windows must have been made eagerly."""
+    return int(tf.size(rows.bins)), int(tf.size(columns.bins))
+
+
+def _threshold(length: Length, stride: tf.Tensor) -> tf.Tensor:
+    return tf.maximum(tf.cast(length, stride.dtype) / stride, 2.0) / 2.0
+
+
+def _released_row_positions(length: Length) -> tf.Tensor:
+    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
+    bins = tf.range(length)
+    return tf.minimum(bins + length % 2, length - 1 - bins)
+
+
+def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
+    positions = tf.cast(positions, threshold.dtype)
+    if smoothness_factor == 0:
+        return tf.cast(positions < threshold, threshold.dtype)
+    return tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
+
+
+def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -> Window:
+    """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
+    bins = tf.range(output_length // 2 + 1)
+    folded = (2 * bins == output_length) & (output_length < length)
+    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), one_sided=True, real=True)
+
+
+# --- Engines ---------------------------------------------------------------------------------------------------------
+
+
+def resolve_method(method: Method, height: Length, width: Length) -> Method:
+    """The engine that `method` stands for at a given size: 'auto' is 'matmul', which was faster at every size tried."""
+    del height, width
+    return "matmul" if method == "auto" else method
+
+
+def _apply_windows(
+    inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat, method: Method
+) -> tf.Tensor:
+    if resolve_method(method, rows.length, columns.length) == "fft":
+        return _pool_by_fft(inputs, rows, columns, norm, data_format)
+    return _pool_by_matmul(inputs, rows, columns, norm, data_format)
+
+
+def _pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    spectrum = tf.signal.rfft2d(tf.cast(_to_channels_first(inputs, data_format), rows.weights.dtype))
+    spectrum = tf.gather(tf.gather(spectrum, rows.bins, axis=2), columns.bins, axis=3)
+    spectrum *= _as_complex(rows.weights[:, None] * columns.weights)
+    outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
+    outputs *= _scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
+    outputs *= _scale_after_inverse(columns.length, columns.output_length, norm, outputs.dtype)
+    return _from_channels_first(outputs, inputs, rows.output_length, columns.output_length, data_format)
+
+
+def _spectral_pooling_fft(
+    inputs: tf.Tensor, output_lengths: tuple[Length, Length], norm: Norm, data_format: DataFormat
+) -> tf.Tensor:
+    working = _working_dtype(inputs)
+    spectrum = tf.signal.fft2d(_as_complex(tf.cast(_to_channels_first(inputs, data_format), working)))
+    scale = tf.ones([], working)
+    for axis, length, output_length in zip((2, 3), spatial_lengths(inputs, data_format), output_lengths):
+        spectrum = _crop_and_fold(spectrum, axis, length, output_length)
+        scale *= _scale_after_inverse(length, output_length, norm, working)
+    outputs = tf.math.real(tf.signal.ifft2d(spectrum)) * scale
+    return _from_channels_first(outputs, inputs, *output_lengths, data_format)
+
+
+def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length: Length) -> tf.Tensor:
+    """Keeps the lowest bins of one axis; the output's Nyquist bin also takes the bin of the opposite sign."""
+    half = output_length // 2
+    bins = tf.concat([tf.range(output_length - half), tf.range(length - half, length)], 0)
+    cropped = tf.gather(spectrum, bins, axis=axis)
+    folds = (2 * tf.range(output_length) == output_length) & (output_length < length)
+    folds = _as_complex(tf.cast(tf.reshape(folds, [-1] + [1] * (3 - axis)), spectrum.dtype.real_dtype))
+    return cropped + folds * tf.gather(spectrum, tf.reshape(half, [1]), axis=axis)
+
+
+def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel as two matrix products.
+
+    `Re(P Q) = Re P · Re Q - Im P · Im Q`. The rows of Re B_rows and -Im B_rows are interleaved into one matrix, so that
+    the first product leaves, for each output row, a real and an imaginary row side by side, and the second product,
+    with [Re B_columns | Im B_columns], adds both up. In channels_last no transposition is needed. Where both matrices
+    are real, the imaginary half is left out.
+    """
+    parts = 1 if rows.real and columns.real else 2
+    row_matrix = _pooling_matrix(rows, norm, parts)
+    column_matrix = _pooling_matrix(columns, norm, parts)
+    if parts == 2:
+        row_matrix *= tf.constant([[1.0], [-1.0]], row_matrix.dtype)
+    row_matrix, column_matrix = tf.cast(row_matrix, inputs.dtype), tf.cast(column_matrix, inputs.dtype)
+    height, width = rows.length, columns.length
+    output_height, output_width = rows.output_length, columns.output_length
+    if data_format == "channels_last":
+        channels = _length_of(inputs, 3)
+        left = tf.reshape(row_matrix, [1, output_height * parts, height])
+        half = tf.matmul(left, tf.reshape(inputs, [-1, height, width * channels]))
+        left = tf.reshape(column_matrix, [1, output_width, parts * width])
+        outputs = tf.matmul(left, tf.reshape(half, [-1, parts * width, channels]))
+        outputs = tf.reshape(outputs, [-1, output_height, output_width, channels])
+    else:
+        channels = _length_of(inputs, 1)
+        right = tf.reshape(tf.transpose(column_matrix, [2, 1, 0]), [width, parts * output_width])
+        half = tf.matmul(tf.reshape(inputs, [-1, width]), right)
+        left = tf.reshape(tf.transpose(row_matrix, [0, 2, 1]), [1, output_height, height * parts])
+        outputs = tf.matmul(left, tf.reshape(half, [-1, height * parts, output_width]))
+        outputs = tf.reshape(outputs, [-1, channels, output_height, output_width])
+    return _with_static_shape(outputs, inputs, output_height, output_width, data_format)
+
+
+def _pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
+    """The matrix of DFT, window and inverse DFT along one axis.
+
+    `B[p, n] = c · sum_j m_j · w_j · exp(2πi (p · j / n_out - k_j · n / n_in))`, where `w_j` is 2 for the one-sided bins
+    that stand for two and 1 otherwise, and `c` is the factor of `norm`.
+
+    Returns:
+        `[output_length, parts, length]`: the real part and, with `parts=2`, the imaginary part.
+    """
+    dtype = window.weights.dtype
+    places = tf.range(tf.size(window.bins))
+    weights = window.weights
+    if window.one_sided:
+        alone = (places == 0) | (2 * places == window.output_length)
+        weights *= tf.where(alone, tf.cast(1, dtype), 2)
+    weights *= _scale_after_inverse(window.length, window.output_length, norm, dtype)
+    weights /= tf.cast(window.output_length, dtype)
+
+    outward = _angles(tf.range(window.output_length)[:, None] * places, window.output_length, dtype)
+    inward = _angles(window.bins[:, None] * tf.range(window.length), window.length, dtype)
+    cos, sin = tf.cos(outward), tf.sin(outward)
+    left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
+    right = tf.concat([weights[:, None] * tf.cos(inward), weights[:, None] * tf.sin(inward)], 0)
+    matrix = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)]) @ right
+    return tf.reshape(matrix, [window.output_length, parts, window.length])
+
+
+def _angles(turns: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
+    """`2π · turns / length`, reduced to one turn in integers first so that large products lose no precision."""
+    return tf.cast(turns % length, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
+
+
+def _scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: tf.DType) -> tf.Tensor:
+    """What one axis's result must be multiplied by when the inverse DFT divided it by its output length."""
+    if norm == "backward":
+        return tf.ones([], dtype)
+    ratio = tf.cast(output_length, dtype) / tf.cast(length, dtype)
+    return ratio if norm == "forward" else tf.sqrt(ratio)
+
+
+def _working_dtype(inputs: tf.Tensor) -> tf.DType:
+    return tf.float64 if inputs.dtype == tf.float64 else tf.float32
+
+
+def _as_complex(real: tf.Tensor) -> tf.Tensor:
+    return tf.complex(real, tf.zeros_like(real))
+
+
+def _length_of(tensor: tf.Tensor, axis: int) -> Length:
+    return tf.shape(tensor)[axis] if tensor.shape[axis] is None else tensor.shape[axis]
+
+
+def _to_channels_first(inputs: tf.Tensor, data_format: DataFormat) -> tf.Tensor:
+    return tf.transpose(inputs, [0, 3, 1, 2]) if data_format == "channels_last" else inputs
+
+
+def _from_channels_first(
+    outputs: tf.Tensor, inputs: tf.Tensor, height: Length, width: Length, data_format: DataFormat
+) -> tf.Tensor:
+    if data_format == "channels_last":
+        outputs = tf.transpose(outputs, [0, 2, 3, 1])
+    return _with_static_shape(tf.cast(outputs, inputs.dtype), inputs, height, width, data_format)
+
+
+def _with_static_shape(
+    outputs: tf.Tensor, inputs: tf.Tensor, height: Length, width: Length, data_format: DataFormat
+) -> tf.Tensor:
+    spatial = [length if isinstance(length, int) else None for length in (height, width)]
+    batch = inputs.shape[0]
+    if data_format == "channels_last":
+        return tf.ensure_shape(outputs, [batch, *spatial, inputs.shape[3]])
+    return tf.ensure_shape(outputs, [batch, inputs.shape[1], *spatial])
