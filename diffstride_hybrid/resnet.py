@@ -52,7 +52,8 @@ class ResidualLayer(keras.layers.Layer):
         filters: channels of the output.
         kernel_size: of both convolutions on the main path.
         strides: of the pooling or of the first convolution. Not used where `project` is false.
-        pooling_cls: called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…)`. Strided convolutions where None.
+        pooling_cls: called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…)`. Strided convolutions where
+            None.
         project: whether this layer changes the size or the number of channels.
         channels_first: whether the channels are axis 1.
         weight_decay: factor of the squared kernels in the loss.
@@ -194,8 +195,8 @@ class Resnet(keras.Sequential):
         id_only: the blocks, counted from 0, that keep their input's size and width. Their strides are not used.
         channels_first: whether to compute with the channels in axis 1. Images are (batch, height, width, channels)
             either way.
-        pooling_cls: what downsamples, called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…)`: a layer class,
-            or a function. Strided convolutions where None.
+        pooling_cls: what downsamples, a layer class or a function, called as `pooling_cls(strides=…, data_format=…,
+            dtype=…, name=…)`. Strided convolutions where None.
         weight_decay: factor of the squared kernels in the loss.
         head_pooling_cls: one more pooling near the end, called as `head_pooling_cls(data_format=…, dtype=…, name=…)`.
         head_placement: 'before_gap', straight before global average pooling, or 'before_activation', after the last

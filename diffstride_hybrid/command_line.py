@@ -1,0 +1,80 @@
+"""What the commands share: finding gin files, and errors told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags, logging
+
+_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+
+# What a mistake in a command, a config or a folder raises.
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError)
+
+
+def reporting_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
+    """Makes a main function end with one line on standard error and exit code 1 where the user made a mistake."""
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        try:
+            if len(argv) > 1:
+                raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
+            main(argv)
+        except _USER_ERRORS as error:
+            if _TRACEBACK.value:
+                raise
+            print(f"error: {one_line(error)}", file=sys.stderr)
+            sys.exit(1)
+
+    return guarded
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without what gin and Keras wrap around it."""
+    text = str(error) or type(error).__name__
+    # Keras: "Exception encountered when calling X.call().\n\n<bold>message</bold>\n\nArguments received by …".
+    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
+    if bold:
+        text = bold[1]
+    # Gin appends where in the configuration the error arose.
+    text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
+    return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
+
+
+def shipped_configs() -> pathlib.Path:
+    """The folder of the gin files that come with the package, in a checkout as in a wheel."""
+    here = pathlib.Path(__file__).resolve().parent
+    installed = here / "gin_configs"
+    return installed if installed.is_dir() else here.parent / "gin_configs"
+
+
+def find_gin_file(name: str) -> str:
+    """Finds a gin file by its path, or by its name among the shipped ones, with or without `.gin`.
+
+    Args:
+        name: what the user gave.
+
+    Returns:
+        A path.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if pathlib.Path(name).is_file():
+        return name
+    folder = shipped_configs()
+    shipped = folder / (name if name.endswith(".gin") else f"{name}.gin")
+    if pathlib.Path(name).name == name and shipped.is_file():
+        return str(shipped)
+    names = sorted(path.stem for path in folder.glob("*.gin"))
+    near = difflib.get_close_matches(pathlib.Path(name).stem, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(names)}."
+    raise FileNotFoundError(f"No gin file {name}: {hint}")

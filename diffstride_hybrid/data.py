@@ -1,0 +1,455 @@
+"""Image-classification data as `tf.data` pipelines that give the same batches for the same seed and step.
+
+A batch of the training pipeline depends on the seed and on the number of the step alone, so a run that goes on at step
+`n` sees what it would have seen had it never stopped. Sets that fit in memory are held there as integers and batched by
+index; larger ones are streamed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+"""Takes images `[batch, height, width, channels]` and a seed `[2]`, returns images of the same shape."""
+
+DIGITS = "digits"
+MEMORY_LIMIT_BYTES = 2 << 30
+MIXUPS = ("pairs", "batch")
+
+# Mean and standard deviation of each channel, images scaled to 0..1. For CIFAR-10 as in the code released with
+# DiffStride, for ImageNet as is customary. Every other set is measured on its training images.
+_STATISTICS = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One part of a data set.
+
+    Attributes:
+        size: number of images.
+        arrays: images `[size, height, width, channels]` uint8 and labels `[size]` where the set is held in memory.
+        stream: makes a dataset of single (encoded image, label) pairs where it is not.
+        decode: turns an encoded image of `stream` into a uint8 image.
+    """
+
+    size: int
+    arrays: tuple[np.ndarray, np.ndarray] | None = None
+    stream: Callable[[], tf.data.Dataset] | None = None
+    decode: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Datasets:
+    """What a run trains, validates and tests on. `load_datasets` makes it.
+
+    Attributes:
+        name: of the data set.
+        image_shape: (height, width, channels).
+        num_classes: length of the one-hot labels.
+        batch_size: images of a training batch over all replicas.
+        mean: of each channel, images scaled to 0..1, subtracted.
+        std: of each channel, divided by.
+        splits: 'train', 'validation' (may be empty) and 'test'.
+        mixup_alpha: parameter of the Beta distribution, 0 for no mixup.
+        mixup: 'pairs' or 'batch'.
+        augment_fn: applied to normalised training images, None for none.
+        seed: of order, augmentation and mixup.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    batch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    splits: dict[str, Split]
+    mixup_alpha: float
+    mixup: str
+    augment_fn: AugmentFn | None
+    seed: int
+
+    @property
+    def images_per_step(self) -> int:
+        """How many images of the set one training batch is made from."""
+        return self.batch_size * (2 if self.mixup_alpha > 0 and self.mixup == "pairs" else 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Training steps in one pass over the training images, the incomplete last batch left out."""
+        return self.splits["train"].size // self.images_per_step
+
+    def train(self, first_step: int = 0) -> tf.data.Dataset:
+        """Training batches without end.
+
+        Args:
+            first_step: the step, counted over all epochs, whose batch comes first.
+
+        Returns:
+            A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`), both float32.
+        """
+        split = self.splits["train"]
+        step_batches = self._batches_in_memory(split, first_step) if split.arrays else self._stream(split, first_step)
+
+        def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(self.seed, tf.int64), step]), 2)
+            images = self._normalise(images)
+            labels = tf.one_hot(labels, self.num_classes)
+            if self.augment_fn is not None:
+                images = self.augment_fn(images, seeds[0])
+            if self.mixup_alpha > 0:
+                images, labels = mix_up(images, labels, seeds[1], self.mixup_alpha, self.mixup)
+            shape = (self.batch_size, *self.image_shape)
+            return tf.ensure_shape(images, shape), tf.ensure_shape(labels, (self.batch_size, self.num_classes))
+
+        return step_batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def evaluation(self, split_name: str) -> tf.data.Dataset:
+        """Every image of a split once, in order, the last batch possibly smaller.
+
+        Args:
+            split_name: 'train', 'validation' or 'test'.
+
+        Returns:
+            A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`), both float32.
+        """
+        split = self.splits[split_name]
+
+        def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return self._normalise(images), tf.one_hot(labels, self.num_classes)
+
+        if split.arrays:
+            dataset = tf.data.Dataset.from_tensor_slices(split.arrays)
+        else:
+            dataset = split.stream().map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(self.batch_size, num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    def _batches_in_memory(self, split: Split, first_step: int) -> tf.data.Dataset:
+        with tf.device("CPU"):
+            images, labels = (tf.constant(array) for array in split.arrays)
+        steps = self.steps_per_epoch
+
+        def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
+            order = tf.random.experimental.stateless_shuffle(
+                tf.range(split.size), tf.stack([tf.cast(self.seed, tf.int64), epoch])
+            )
+            order = tf.reshape(order[: steps * self.images_per_step], [steps, self.images_per_step])
+            return tf.data.Dataset.from_tensor_slices((epoch * steps + tf.range(steps, dtype=tf.int64), order))
+
+        def gather(step: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            return step, tf.gather(images, indices), tf.gather(labels, indices)
+
+        epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max // steps)
+        return epochs.flat_map(order_of).skip(first_step % steps).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _stream(self, split: Split, first_step: int) -> tf.data.Dataset:
+        buffer = min(split.size, 10_000)
+        dataset = split.stream().shuffle(buffer, seed=self.seed, reshuffle_each_iteration=True)
+        dataset = (
+            dataset.take(self.steps_per_epoch * self.images_per_step).repeat().skip(first_step * self.images_per_step)
+        )
+        dataset = dataset.map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(self.images_per_step, drop_remainder=True)
+        return dataset.enumerate(first_step).map(lambda step, batch: (step, *batch))
+
+    def _normalise(self, images: tf.Tensor) -> tf.Tensor:
+        mean, std = (np.asarray(statistic, np.float32) for statistic in (self.mean, self.std))
+        return tf.cast(images, tf.float32) * (1 / (255 * std)) - mean / std
+
+
+def load_datasets(
+    name: str,
+    batch_size: int = 32,
+    augment_fn: AugmentFn | None = None,
+    mixup_alpha: float = 0.0,
+    mixup: str = "pairs",
+    validation_fraction: float = 0.1,
+    image_size: int | None = None,
+    data_dir: str | None = None,
+    seed: int = 1,
+) -> Datasets:
+    """Loads an image-classification set, preparing it first where that has not been done.
+
+    Args:
+        name: 'digits' for scikit-learn's handwritten digits, which need no download, or any image-classification set of
+            TensorFlow Datasets, such as 'cifar10', 'cifar100', 'fashion_mnist' or 'imagenet2012'.
+        batch_size: images of a training batch, over all replicas.
+        augment_fn: applied to the training images, such as `augment`. None for none.
+        mixup_alpha: parameter of mixup's Beta distribution (Zhang et al., arXiv 1710.09412), 0 for none.
+        mixup: 'pairs' mixes each two images into one, as the code released with DiffStride does, so that an epoch has
+            half the steps; 'batch' mixes each image with another one of its batch.
+        validation_fraction: share of the training images set aside for validation: the last ones, whatever the seed.
+        image_size: height and width that images are resized to. Needed where a set's images differ in size.
+        data_dir: where TensorFlow Datasets keeps prepared sets. Its default where None.
+        seed: of order, augmentation and mixup.
+
+    Returns:
+        The data set.
+
+    Raises:
+        ValueError: an argument is out of range, the name is unknown, the set has no images with one label each, or it
+            is too small for one batch.
+        OSError: the set is not prepared and cannot be downloaded.
+    """
+    _check_arguments(batch_size, mixup_alpha, mixup, validation_fraction, image_size)
+    if name == DIGITS:
+        splits, num_classes = _load_digits(validation_fraction, image_size or 32)
+    else:
+        splits, num_classes = _load_tfds(name, validation_fraction, image_size, data_dir)
+    image_shape, mean, std = _measure(name, splits["train"])
+    datasets = Datasets(
+        name=name,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        mean=mean,
+        std=std,
+        splits=splits,
+        mixup_alpha=mixup_alpha,
+        mixup=mixup,
+        augment_fn=augment_fn,
+        seed=seed,
+    )
+    if datasets.steps_per_epoch == 0:
+        raise ValueError(
+            f"data.load_datasets.batch_size is too large: {name} has {splits['train'].size:,} training images, and one "
+            f"step takes {datasets.images_per_step:,}."
+        )
+    return datasets
+
+
+def augment(images: tf.Tensor, seed: tf.Tensor, pad_size: int = 2, flip: bool = True) -> tf.Tensor:
+    """Shifts each image by up to `pad_size` pixels along each axis and mirrors half of them.
+
+    Args:
+        images: `[batch, height, width, channels]`, normalised. What is shifted in is 0, the mean.
+        seed: `[2]`, integers.
+        pad_size: greatest shift.
+        flip: whether to mirror left and right.
+
+    Returns:
+        Images of the same shape.
+    """
+    batch = tf.shape(images)[0]
+    height, width = images.shape[1:3]
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    shifts = tf.random.stateless_uniform([2, batch, 1], seeds[0], 0, 2 * pad_size + 1, tf.int32)
+    padded = tf.pad(images, [[0, 0], [pad_size, pad_size], [pad_size, pad_size], [0, 0]])
+    columns = tf.range(width) + tf.zeros([batch, 1], tf.int32)
+    if flip:
+        mirrored = tf.random.stateless_uniform([batch, 1], seeds[1]) < 0.5
+        columns = tf.where(mirrored, width - 1 - columns, columns)
+    shifted = tf.gather(padded, shifts[0] + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(shifted, shifts[1] + columns, axis=2, batch_dims=1)
+
+
+def mix_up(
+    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float, mixup: str = "pairs"
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Replaces images and labels by convex combinations of two (Zhang et al., arXiv 1710.09412).
+
+    Args:
+        images: `[batch, height, width, channels]`.
+        labels: `[batch, classes]`.
+        seed: `[2]`, integers.
+        alpha: both parameters of the Beta distribution of the weights.
+        mixup: 'pairs' mixes image 2 i with image 2 i + 1, which halves the batch; 'batch' mixes each image with the
+            one at the same place of the reversed batch.
+
+    Returns:
+        Mixed images and labels.
+    """
+    count = tf.shape(images)[0] // 2 if mixup == "pairs" else tf.shape(images)[0]
+    weights = _sample_beta(count, seed, alpha)
+
+    def mixed(values: tf.Tensor) -> tf.Tensor:
+        first, second = (values[0::2], values[1::2]) if mixup == "pairs" else (values, tf.reverse(values, [0]))
+        weight = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
+        return second + weight * (first - second)
+
+    return mixed(images), mixed(labels)
+
+
+def _sample_beta(count: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
+    """Samples of Beta(alpha, alpha), from gamma variates in logarithms: for small alpha the variates underflow."""
+    seeds = tf.random.experimental.stateless_split(seed, 2)
+    gamma = tf.random.stateless_gamma([2, count], seeds[0], alpha + 1.0)
+    uniform = tf.random.stateless_uniform([2, count], seeds[1], minval=np.finfo(np.float32).tiny)
+    log_gamma = tf.math.log(gamma) + tf.math.log(uniform) / alpha
+    return tf.sigmoid(log_gamma[0] - log_gamma[1])
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def _check_arguments(batch_size: Any, mixup_alpha: Any, mixup: Any, validation_fraction: Any, image_size: Any) -> None:
+    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+        if value is not None and not (isinstance(value, int) and value >= 1):
+            raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
+    if batch_size is None:
+        raise ValueError("data.load_datasets.batch_size must be a whole number of at least 1, got None.")
+    if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
+        raise ValueError(f"data.load_datasets.mixup_alpha must be a number of at least 0, got {mixup_alpha!r}.")
+    if mixup not in MIXUPS:
+        raise ValueError(f"data.load_datasets.mixup must be one of {', '.join(map(repr, MIXUPS))}, got {mixup!r}.")
+    if not (isinstance(validation_fraction, (int, float)) and 0 <= validation_fraction < 1):
+        raise ValueError(
+            f"data.load_datasets.validation_fraction must be at least 0 and below 1, got {validation_fraction!r}."
+        )
+
+
+def _load_digits(validation_fraction: float, image_size: int) -> tuple[dict[str, Split], int]:
+    """The 1,797 handwritten digits that scikit-learn bundles, a fifth of each class for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = tf.image.resize(digits.images[..., None] * (255 / 16), [image_size, image_size], antialias=True)
+    images = tf.cast(tf.round(images), tf.uint8).numpy()
+    train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
+    first_held_out = len(train) - round(len(train) * validation_fraction)
+    parts = {"train": train[:first_held_out], "validation": train[first_held_out:], "test": test}
+    splits = {
+        part: Split(len(indices), arrays=(images[indices], digits.target[indices])) for part, indices in parts.items()
+    }
+    return splits, len(digits.target_names)
+
+
+def _load_tfds(
+    name: str, validation_fraction: float, image_size: int | None, data_dir: str | None
+) -> tuple[dict[str, Split], int]:
+    import tensorflow_datasets as tfds
+
+    builder = tfds_builder(name, data_dir)
+    features, keys = builder.info.features, builder.info.supervised_keys
+    if not (
+        keys
+        and len(keys) == 2
+        and isinstance(features.get(keys[0]), tfds.features.Image)
+        and isinstance(features.get(keys[1]), tfds.features.ClassLabel)
+    ):
+        raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
+    prepare(builder)
+    test_name = next((split for split in ("test", "validation") if split in builder.info.splits), None)
+    if "train" not in builder.info.splits or test_name is None:
+        raise ValueError(
+            f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
+            f"{', '.join(builder.info.splits)}."
+        )
+    total, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
+    first_held_out = total - round(total * validation_fraction)
+    image_feature = features[keys[0]]
+    height, width, channels = image_feature.shape
+    if image_size is not None:
+        height = width = image_size
+    elif None in (height, width):
+        raise ValueError(
+            f"The images of {name!r} differ in size: set data.load_datasets.image_size to the size they shall have."
+        )
+    channels = channels or 3
+    in_memory = (total + test_size) * height * width * channels <= MEMORY_LIMIT_BYTES
+
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        image = image_feature.decode_example(encoded)
+        if image_size is not None:
+            image = tf.image.resize_with_pad(image, image_size, image_size, antialias=True)
+            image = tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
+        return tf.ensure_shape(image, [height, width, channels])
+
+    def load_split(part: str, size: int) -> Split:
+        def stream() -> tf.data.Dataset:
+            return builder.as_dataset(
+                split=part,
+                as_supervised=True,
+                decoders={keys[0]: tfds.decode.SkipDecoding()},
+                read_config=tfds.ReadConfig(try_autocache=False),
+            )
+
+        split = Split(size, stream=stream, decode=decode)
+        if size == 0 or not in_memory:
+            return split
+        decoded = stream().map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
+        images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
+        return Split(size, arrays=(images, labels))
+
+    splits = {
+        "train": load_split(f"train[:{first_held_out}]", first_held_out),
+        "validation": load_split(f"train[{first_held_out}:]", total - first_held_out),
+        "test": load_split(test_name, test_size),
+    }
+    return splits, features[keys[1]].num_classes
+
+
+def tfds_builder(name: str, data_dir: str | None) -> Any:
+    """The builder of a set of TensorFlow Datasets.
+
+    Args:
+        name: of the set.
+        data_dir: where prepared sets are kept. The default of TensorFlow Datasets where None.
+
+    Returns:
+        A `tfds.core.DatasetBuilder`.
+
+    Raises:
+        ValueError: there is no set of that name.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except tfds.core.registered.DatasetNotFoundError:
+        near = difflib.get_close_matches(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)], n=3)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        raise ValueError(
+            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets.{hint}"
+        ) from None
+
+
+def prepare(builder: Any) -> None:
+    """Downloads and prepares a set of TensorFlow Datasets, where that has not been done.
+
+    Args:
+        builder: what `tfds_builder` gives.
+
+    Raises:
+        OSError: it could not be downloaded or written.
+    """
+    try:
+        builder.download_and_prepare()
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: {reason}"
+        ) from error
+
+
+def _decoder(split: Split) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    return lambda encoded, label: (split.decode(encoded), label)
+
+
+def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
+    """Shape of the images, and mean and standard deviation of each channel, images scaled to 0..1."""
+    if train.arrays is not None:
+        images = train.arrays[0]
+    else:
+        images = np.stack(list(train.stream().map(_decoder(train)).map(lambda image, label: image).take(1000)))
+    shape = tuple(images.shape[1:])
+    if name in _STATISTICS:
+        return shape, *_STATISTICS[name]
+    levels = np.arange(256) / 255
+    mean, std = [], []
+    for channel in np.moveaxis(images, -1, 0):
+        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+        mean.append(float(share @ levels))
+        std.append(max(float(np.sqrt(share @ (levels - mean[-1]) ** 2)), 1 / 255))
+    return shape, tuple(mean), tuple(std)

@@ -1,0 +1,98 @@
+"""Every name that a gin file can bind, registered in one place so that no other module needs gin.
+
+The names are those of the code released with DiffStride. Importing this module registers them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import gin
+import keras
+from absl import logging
+
+from diffstride_hybrid import command_line, data, pooling, resnet, training
+
+# What ties the parts together, so that a config of the release, which binds less, runs as it is.
+_DEFAULT_BINDINGS = """
+train.train.load_data_fn = @data.load_datasets
+train.train.loss_cls = @tf.keras.losses.CategoricalCrossentropy
+resnet.resnet18.resnet_cls = @resnet.Resnet
+resnet.resnet34.resnet_cls = @resnet.Resnet
+resnet.resnet56.resnet_cls = @resnet.Resnet
+resnet.Resnet.normalization_cls = @resnet.batch_norm
+"""
+
+
+def _register(target: Callable[..., Any], module: str, also: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Makes a function or class configurable by the parameters that its signature names, and by no others."""
+    parameters = inspect.signature(target).parameters.values()
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return gin.external_configurable(target, module=module, allowlist=[*named, *also])
+
+
+def _register_all(namespace: Any, base: type, module: str) -> None:
+    for name, member in vars(namespace).items():
+        if inspect.isclass(member) and issubclass(member, base) and member is not base and not name.startswith("_"):
+            _register(member, module)
+
+
+train = _register(training.train, "train")
+load_datasets = _register(data.load_datasets, "data")
+_register(data.augment, "data")
+
+_OF_LAYERS = ("dtype",)
+for _layer in (pooling.DiffStride, pooling.FixedSpectralPooling, pooling.SpectralPooling, pooling.SpatialPooling):
+    _register(_layer, "pooling", also=_OF_LAYERS)
+
+_register(resnet.Resnet, "resnet")
+_register(resnet.batch_norm, "resnet")
+_OF_RESNET = tuple(inspect.signature(resnet.Resnet).parameters)
+for _model in (resnet.resnet18, resnet.resnet34, resnet.resnet56):
+    _register(_model, "resnet", also=_OF_RESNET)
+
+_register_all(keras.optimizers, keras.optimizers.Optimizer, "tf.keras.optimizers")
+_register_all(
+    keras.optimizers.schedules, keras.optimizers.schedules.LearningRateSchedule, "tf.keras.optimizers.schedules"
+)
+_register_all(keras.losses, keras.losses.Loss, "tf.keras.losses")
+
+
+def parse(files: list[str], bindings: list[str]) -> None:
+    """Reads gin files, then single bindings; the later of two wins.
+
+    A file may include shipped files by their names, and files of its own folder.
+
+    Args:
+        files: paths of gin files.
+        bindings: such as `train.train.num_epochs = 3`.
+
+    Raises:
+        ValueError: a name or parameter does not exist.
+        SyntaxError: a file or binding is not gin.
+        OSError: a file cannot be read.
+    """
+    gin.clear_config()
+    gin.parse_config(_DEFAULT_BINDINGS)
+    for folder in (command_line.shipped_configs(), *(pathlib.Path(file).parent for file in files)):
+        gin.add_config_file_search_path(str(folder))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)  # Gin logs an error for every folder where an included file is not.
+    try:
+        gin.parse_config_files_and_bindings(files, bindings)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def unread_bindings() -> list[str]:
+    """Bindings that nothing has asked for so far, such as those of a layer that is not in the model."""
+    defaults = {line.split(" = ")[0] for line in _DEFAULT_BINDINGS.strip().splitlines()}
+    unread = []
+    for (scope, selector), parameters in gin.config._CONFIG.items():
+        read = gin.config._OPERATIVE_CONFIG.get((scope, selector), {})
+        name = f"{scope}/{selector}" if scope else selector
+        unread += [f"{name}.{parameter}" for parameter in parameters if parameter not in read]
+    return [binding for binding in unread if binding not in defaults]

@@ -1,0 +1,104 @@
+"""The folder of one training run: where its files lie, written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+
+class RunFolder:
+    """Files of one run. The last one written is `summary.json`: a folder that has it holds a finished run.
+
+    Args:
+        path: the folder, made where it does not exist.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = pathlib.Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise OSError(f"The workdir {self.path} cannot be written to: {error.strerror}.") from error
+
+    @property
+    def backup(self) -> pathlib.Path:
+        """Where the checkpoints for resuming are."""
+        return self.path / "backup"
+
+    @property
+    def tensorboard(self) -> pathlib.Path:
+        """Where the TensorBoard events are."""
+        return self.path / "tensorboard"
+
+    def is_finished(self) -> bool:
+        """Whether a run has ended here."""
+        return (self.path / "summary.json").exists()
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a text file."""
+        partial = self._partial(name)
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path / name)
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Writes a JSON file."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Reads a JSON file."""
+        return json.loads((self.path / name).read_text(encoding="utf-8"))
+
+    def write_model(self, name: str, model: keras.Model) -> None:
+        """Saves a model in Keras's `.keras` format."""
+        partial = self._partial(name)
+        model.save(partial)
+        os.replace(partial, self.path / name)
+
+    def write_figure(self, name: str, figure: Any) -> None:
+        """Saves a matplotlib figure."""
+        partial = self._partial(name)
+        figure.savefig(partial, dpi=150)
+        os.replace(partial, self.path / name)
+
+    def read_rows(self, name: str) -> list[dict[str, str]]:
+        """The rows of a CSV file, none where it does not exist."""
+        path = self.path / name
+        if not path.exists():
+            return []
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+    def write_epoch_row(self, name: str, row: Mapping[str, Any]) -> None:
+        """Adds the row of an epoch to a CSV file, in place of its own and later rows, which a resumed run may find.
+
+        Args:
+            name: of the file.
+            row: its columns, `epoch` among them.
+        """
+        rows = [earlier for earlier in self.read_rows(name) if int(earlier["epoch"]) < row["epoch"]]
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*rows, row])
+        self.write_text(name, text.getvalue())
+
+    def _partial(self, name: str) -> pathlib.Path:
+        path = self.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f".partial.{path.name}")

@@ -1,0 +1,80 @@
+r"""Trains a model as gin files say.
+
+python -m diffstride_hybrid.train --gin_file=digits_hybrid
+python -m diffstride_hybrid.train --gin_file=cifar10_hybrid --gin_bindings="train.train.num_epochs = 10"
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import keras
+from absl import app, flags, logging
+
+from diffstride_hybrid import command_line, gin_registry
+from diffstride_hybrid.run_folder import RunFolder
+
+_GIN_FILES = flags.DEFINE_multi_string(
+    "gin_file", None, "A gin file: its path, or the name of a shipped one. May be given again.", required=True
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "A binding that overrides the files, such as 'train.train.num_epochs = 3'. May be given again."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. runs/<name of the last gin file> where not given.")
+_SEED = flags.DEFINE_integer("seed", 1, "Fixes initial weights, order of the data, augmentation and mixup.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps prepared sets.")
+
+
+class GinRecord(keras.callbacks.Callback):
+    """Writes the config that a run really uses, and warns of bindings that it does not."""
+
+    def __init__(self, workdir: str):
+        super().__init__()
+        self._folder = RunFolder(workdir)
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        for binding in gin_registry.unread_bindings():
+            logging.warning("%s is bound, but nothing in this run reads it", binding)
+        self._folder.write_text("operative_config.gin", gin.operative_config_str())
+
+
+def main(argv: Sequence[str]) -> None:
+    """Parses the flags and the gin files, trains, and prints a summary."""
+    del argv
+    files = [command_line.find_gin_file(name) for name in _GIN_FILES.value]
+    bindings = [*_GIN_BINDINGS.value, f"train.train.seed = {_SEED.value}"]
+    if _DATA_DIR.value is not None:
+        bindings.append(f"data.load_datasets.data_dir = {_DATA_DIR.value!r}")
+    gin_registry.parse(files, bindings)
+    workdir = _WORKDIR.value or _bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
+    summary = gin_registry.train(workdir=workdir, callbacks=[GinRecord(workdir)])
+    print(format_summary(summary, workdir))
+
+
+def format_summary(summary: Mapping[str, Any], workdir: str) -> str:
+    """A finished run in a few lines."""
+    lines = [
+        f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs, {summary['steps']:,} steps, "
+        f"{summary['training_seconds']:.0f} s of training",
+        f"{summary['parameters']:,} parameters, {summary['macs'] / 1e9:.3f} G MACs an image in convolutions and dense "
+        f"layers, {summary['pooling_macs'] / 1e9:.3f} G in poolings",
+    ]
+    for pooling in summary["poolings"]:
+        sizes = " -> ".join(f"{height}x{width}" for height, width in (pooling["input_size"], pooling["output_size"]))
+        strides = "  strides {:.3f}, {:.3f}".format(*pooling["strides"]) if pooling["strides"] else ""
+        lines.append(f"  {pooling['layer']:<24}  {sizes:<16}{strides}".rstrip())
+    return "\n".join([*lines, f"files are in {workdir}"])
+
+
+def _bound_workdir() -> str | None:
+    try:
+        return gin.query_parameter("train.train.workdir")
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))

@@ -1,0 +1,32 @@
+"""Installs diffstride_hybrid."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="diffstride_hybrid",
+    version="0.1.0",
+    description="Learned downsampling in the Fourier domain for Keras: DiffStride, spectral pooling and their hybrid.",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=["diffstride_hybrid", "diffstride_hybrid.gin_configs"],
+    package_dir={"diffstride_hybrid.gin_configs": "gin_configs"},
+    package_data={"diffstride_hybrid.gin_configs": ["*.gin"]},
+    install_requires=[
+        "tensorflow>=2.20",
+        "keras>=3.10",
+        "numpy",
+        "absl-py",
+        "gin-config>=0.5",
+        "tensorflow-datasets>=4.9.7",
+        "importlib_resources",  # TensorFlow Datasets imports it and does not ask for it.
+        "tensorboard",
+        "scikit-learn",
+        "matplotlib",
+        "tqdm",
+    ],
+    extras_require={"test": ["pytest", "ruff", "scipy"]},
+)
