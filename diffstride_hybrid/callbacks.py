@@ -37,7 +37,7 @@ def stride_row(model: keras.Model, input_shape: Sequence[int]) -> dict[str, floa
 
 
 class StrideLog(keras.callbacks.Callback):
-    """Writes a row an epoch to `strides.csv`, one for the start included: strides and real output size of every pooling layer, and MACs.
+    """Writes strides, real output sizes and MACs to `strides.csv`, a row an epoch and one for the start.
 
     Args:
         folder: the run's folder, or its path.

@@ -1,0 +1,52 @@
+r"""Evaluates a model that a run has saved.
+
+python -m diffstride_hybrid.evaluate --workdir=runs/digits_hybrid
+python -m diffstride_hybrid.evaluate --workdir=runs/digits_hybrid --model=best.keras --split=validation
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import gin
+import keras
+from absl import app, flags
+
+from diffstride_hybrid import command_line, complexity, gin_registry, training
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_MODEL = flags.DEFINE_enum(
+    "model", training.FINAL_MODEL, [training.FINAL_MODEL, training.BEST_MODEL], "Which of the run's models."
+)
+_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of the data.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where TensorFlow Datasets keeps prepared sets, if not as in the run."
+)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
+    del argv
+    workdir = pathlib.Path(_WORKDIR.value)
+    model_path, config_path = workdir / _MODEL.value, workdir / "operative_config.gin"
+    for path in (config_path, model_path):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {path}: --workdir must be the folder of a run that has come that far."
+            )
+    bindings = [] if _DATA_DIR.value is None else [f"data.load_datasets.data_dir = {_DATA_DIR.value!r}"]
+    gin_registry.parse([str(config_path)], bindings)
+    run = gin.get_bindings("train.train")
+    datasets = run["load_data_fn"](seed=run["seed"])
+    model = keras.models.load_model(model_path)
+    results = training.evaluate(model, run["loss_cls"](), datasets, _SPLIT.value)
+    print(
+        f"{_SPLIT.value} accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}, on "
+        f"{datasets.splits[_SPLIT.value].size:,} images, "
+        f"{complexity.macs(model, datasets.image_shape).macs / 1e9:.3f} G MACs an image, {model_path}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))

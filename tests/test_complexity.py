@@ -1,0 +1,180 @@
+from functools import partial
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling, macs, resnet18
+from diffstride_hybrid.complexity import diffstride_layers
+
+
+def resnet18_macs(sizes: tuple[int, int, int, int], pooled: bool) -> int:
+    """By hand. Pooling leaves the first convolution of a block at the size of its input, a stride does not."""
+    total = sizes[0] ** 2 * 9 * 3 * 64 + 4 * sizes[0] ** 2 * 9 * 64**2
+    for before, after, channels in zip(sizes, sizes[1:], (64, 128, 256)):
+        total += (before if pooled else after) ** 2 * 9 * channels * 2 * channels
+        total += after**2 * channels * 2 * channels
+        total += 3 * after**2 * 9 * (2 * channels) ** 2
+    return total + 512 * 10
+
+
+@pytest.mark.parametrize(
+    ("pooling_cls", "sizes", "expected"),
+    [
+        (None, (32, 16, 8, 4), 555_422_720),
+        (DiffStride, (32, 24, 20, 18), 4_186_117_120),
+    ],
+)
+def test_resnet18_costs_what_the_hand_count_says(pooling_cls: Any, sizes: tuple[int, int, int, int], expected: int):
+    model = resnet18(num_output_classes=10, pooling_cls=pooling_cls)
+    model.build((None, 32, 32, 3))
+    assert macs(model).macs == expected == resnet18_macs(sizes, pooled=pooling_cls is not None)
+    assert macs(model, (32, 32, 3)).macs == expected
+
+
+def test_a_small_model_costs_what_the_hand_count_says():
+    model = keras.Sequential(
+        [
+            keras.Input((12, 10, 3)),
+            keras.layers.Conv2D(8, (3, 5), padding="same"),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Conv2D(4, 3, strides=2, groups=2, use_bias=False),
+            keras.layers.DepthwiseConv2D(3, depth_multiplier=2),
+            keras.layers.SeparableConv2D(6, 2, padding="same"),
+            keras.layers.Conv2DTranspose(5, 3, strides=2, padding="same"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(7),
+        ]
+    )
+    cost = macs(model)
+    assert [(type(entry.layer).__name__, entry.output_shape, entry.macs) for entry in cost.layers] == [
+        ("Conv2D", (12, 10, 8), 12 * 10 * 3 * 5 * 3 * 8),
+        ("Conv2D", (5, 4, 4), 5 * 4 * 3 * 3 * 4 * 4),
+        ("DepthwiseConv2D", (3, 2, 8), 3 * 2 * 3 * 3 * 4 * 2),
+        ("SeparableConv2D", (3, 2, 6), 3 * 2 * (2 * 2 * 8 + 8 * 6)),
+        ("Conv2DTranspose", (6, 4, 5), 3 * 2 * 3 * 3 * 6 * 5),
+        ("Dense", (7,), 6 * 4 * 5 * 7),
+    ]
+    assert cost.macs == sum(entry.macs for entry in cost.layers)
+    assert cost.pooling_macs == 0
+    assert cost.pooling_sizes() == {}
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "expected"),
+    [
+        (DiffStride((3.0, 2.5), smoothness_factor=2), (8, 10), 2 * 3 * (8 * 12 * 10 * 1 + 8 * 10 * 10)),
+        (DiffStride((3.0, 2.5), smoothness_factor=2, mask="symmetric"), (7, 7), 3 * (7 * 12 * 10 + 7 * 7 * 10)),
+        (FixedSpectralPooling((3, 2)), (4, 5), 2 * 3 * (4 * 12 * 10 + 4 * 5 * 10)),
+        (SpectralPooling((3, 2)), (4, 5), 3 * (4 * 12 * 10 + 4 * 5 * 10)),
+        (SpatialPooling((2, 3), (3, 2)), (4, 5), 4 * 5 * 3 * 2 * 3),
+    ],
+    ids=lambda value: value.name if isinstance(value, keras.layers.Layer) else None,
+)
+def test_poolings_cost_their_matrix_products(layer: keras.layers.Layer, size: tuple[int, int], expected: int):
+    cost = macs(keras.Sequential([keras.Input((12, 10, 3)), layer]))
+    assert cost.pooling_sizes() == {layer.path: ((12, 10), size)}
+    assert cost.pooling_macs == expected
+    assert cost.macs == 0
+    assert [entry.is_pooling for entry in cost.layers] == [True]
+
+
+def test_channels_first_costs_the_same():
+    layer = FixedSpectralPooling((3, 2), data_format="channels_first")
+    cost = macs(keras.Sequential([keras.Input((3, 12, 10)), layer]))
+    assert cost.pooling_sizes() == {layer.path: ((12, 10), (4, 5))}
+    assert cost.pooling_macs == 2 * 3 * (4 * 12 * 10 + 4 * 5 * 10)
+
+
+def test_sizes_are_those_of_the_strides_as_they_are_now():
+    model = keras.Sequential([keras.Input((16, 16, 2)), DiffStride(), keras.layers.Conv2D(3, 1)])
+    before = macs(model)
+    model.layers[0].strides.assign([8.0, 4.0])
+    after = macs(model)
+    assert [size for _, size in before.pooling_sizes().values()] == [(16, 16)]
+    assert [size for _, size in after.pooling_sizes().values()] == [(10, 12)]
+    assert (before.macs, after.macs) == (16 * 16 * 2 * 3, 10 * 12 * 2 * 3)
+
+
+def test_input_shape_overrides_the_models_own():
+    model = keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(2, 3, padding="same")])
+    assert macs(model, (6, 5, 3)).macs == 6 * 5 * 9 * 3 * 2
+
+
+def test_a_layer_called_twice_is_counted_twice():
+    convolution, pooling = keras.layers.Conv2D(3, 3, padding="same"), DiffStride(1.5)
+    inputs = keras.Input((12, 12, 3))
+    cost = macs(keras.Model(inputs, convolution(pooling(convolution(pooling(inputs))))))
+    assert [entry.layer for entry in cost.layers] == [pooling, convolution, pooling, convolution]
+    assert len(cost.pooling_sizes()) == 1
+    sizes = [entry.output_shape[:2] for entry in cost.layers if entry.layer is convolution]
+    assert cost.macs == sum(height * width * 9 * 3 * 3 for height, width in sizes)
+
+
+def test_layers_inside_layers_are_counted_once_each():
+    inner = keras.Sequential([keras.layers.Conv2D(3, 1), keras.layers.Conv2D(3, 1)])
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.Sequential([inner]), keras.layers.Conv2D(3, 1)])
+    assert macs(model).macs == 3 * 4 * 4 * 9
+
+
+def test_counting_leaves_the_model_as_it_was():
+    model = resnet18(width=4, num_output_classes=10, pooling_cls=partial(DiffStride, strides=2))
+    model.build((None, 16, 16, 3))
+    layers = model._flatten_layers()
+    calls = {layer: layer.call for layer in layers}
+    weights = model.get_weights()
+    x = tf.ones([1, 16, 16, 3])
+    before = model(x)
+    macs(model)
+    with pytest.raises(ValueError):
+        macs(model, (16, 16))
+    for layer, call in calls.items():
+        assert layer.call == call
+        assert layer.call.__func__ is type(layer).call
+        assert "call" not in vars(layer)
+    for actual, expected in zip(model.get_weights(), weights):
+        np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(model(x), before)
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_the_count_does_not_depend_on_the_dtype(dtype: str):
+    counts = []
+    for policy in ("float32", dtype):
+        model = resnet18(width=4, num_output_classes=10, pooling_cls=DiffStride, dtype=policy)
+        model.build((None, 16, 16, 3))
+        counts.append((macs(model).macs, macs(model).pooling_macs))
+    assert counts[0] == counts[1]
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.pooling = DiffStride()
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.pooling(inputs)
+
+
+def test_an_unknown_input_shape_is_an_error():
+    unknown = keras.Sequential([keras.Input((None, None, 3)), DiffStride()])
+    unbuilt = keras.Sequential([DiffStride()])
+    for model in (unknown, unbuilt, Subclassed()):
+        with pytest.raises(ValueError, match="input_shape must be given"):
+            macs(model)
+    assert list(macs(Subclassed(), (8, 8, 3)).pooling_sizes().values()) == [((8, 8), (8, 8))]
+
+
+def test_diffstride_layers_come_once_each_in_the_order_of_the_model():
+    first, second = DiffStride(name="first"), DiffStride(name="second")
+    inputs = keras.Input((12, 12, 3))
+    inner = keras.Sequential([second, keras.layers.ReLU()])
+    model = keras.Model(inputs, inner(first(inner(first(inputs)))))
+    assert diffstride_layers(model) == [first, second]
+    model = resnet18(width=4, num_output_classes=10, pooling_cls=DiffStride)
+    model.build((None, 16, 16, 3))
+    blocks = [layer.path.split("/")[1] for layer in diffstride_layers(model)]
+    assert blocks == ["pooling", "block_2", "block_3", "block_4"]
