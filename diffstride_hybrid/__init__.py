@@ -1,6 +1,7 @@
 """Learned downsampling in the Fourier domain for Keras."""
 
 from diffstride_hybrid.complexity import macs
+from diffstride_hybrid.normalization import FusedBatchNormalization
 from diffstride_hybrid.pooling import (
     DiffStride,
     FixedSpectralPooling,
@@ -13,6 +14,7 @@ from diffstride_hybrid.resnet import ResidualLayer, Resnet, ResnetBlock, resnet1
 __all__ = [
     "DiffStride",
     "FixedSpectralPooling",
+    "FusedBatchNormalization",
     "ResidualLayer",
     "Resnet",
     "ResnetBlock",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import difflib
 import functools
 import pathlib
@@ -47,6 +48,22 @@ def one_line(error: BaseException) -> str:
     # Gin appends where in the configuration the error arose.
     text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
     return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library hand out again the memory that it was given back, in place of returning it to the system.
+
+    TensorFlow on a CPU allocates and frees every feature map in every step. By default glibc asks the system for each
+    large one anew, and the system clears its pages each time. Does nothing where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    mallopt(mmap_max, 0)
+    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(top_pad, 2**28)
 
 
 def shipped_configs() -> pathlib.Path:

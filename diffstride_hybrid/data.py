@@ -331,14 +331,13 @@ def _load_tfds(
     import tensorflow_datasets as tfds
 
     builder = tfds_builder(name, data_dir)
-    features, keys = builder.info.features, builder.info.supervised_keys
-    if not (
-        keys
-        and len(keys) == 2
-        and isinstance(features.get(keys[0]), tfds.features.Image)
-        and isinstance(features.get(keys[1]), tfds.features.ClassLabel)
+    keys = builder.info.supervised_keys or ()
+    features = [dict(builder.info.features.items()).get(key) for key in keys]
+    if len(keys) != 2 or not (
+        isinstance(features[0], tfds.features.Image) and isinstance(features[1], tfds.features.ClassLabel)
     ):
         raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
+    image_feature, label_feature = features
     prepare(builder)
     test_name = next((split for split in ("test", "validation") if split in builder.info.splits), None)
     if "train" not in builder.info.splits or test_name is None:
@@ -348,7 +347,6 @@ def _load_tfds(
         )
     total, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
     first_held_out = total - round(total * validation_fraction)
-    image_feature = features[keys[0]]
     height, width, channels = image_feature.shape
     if image_size is not None:
         height = width = image_size
@@ -387,7 +385,7 @@ def _load_tfds(
         "validation": load_split(f"train[{first_held_out}:]", total - first_held_out),
         "test": load_split(test_name, test_size),
     }
-    return splits, features[keys[1]].num_classes
+    return splits, label_feature.num_classes
 
 
 def tfds_builder(name: str, data_dir: str | None) -> Any:

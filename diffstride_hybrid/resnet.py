@@ -12,6 +12,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.normalization import FusedBatchNormalization
+
 LayerFactory = Callable[..., keras.layers.Layer]
 """Makes a layer from keyword arguments: a layer class, or a function."""
 
@@ -30,14 +32,12 @@ def batch_norm(
         momentum: of the moving mean and variance.
         epsilon: added to the variance.
         synchronized: whether the statistics are taken over all replicas of a distribution strategy.
-        **kwargs: for `keras.layers.BatchNormalization`.
+        **kwargs: for `FusedBatchNormalization`.
 
     Returns:
         A batch normalisation layer.
     """
-    return keras.layers.BatchNormalization(
-        axis=axis, momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs
-    )
+    return FusedBatchNormalization(axis=axis, momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs)
 
 
 @_register

@@ -44,6 +44,7 @@ class GinRecord(keras.callbacks.Callback):
 def main(argv: Sequence[str]) -> None:
     """Parses the flags and the gin files, trains, and prints a summary."""
     del argv
+    command_line.keep_freed_memory()
     files = [command_line.find_gin_file(name) for name in _GIN_FILES.value]
     bindings = [*_GIN_BINDINGS.value, f"train.train.seed = {_SEED.value}"]
     if _DATA_DIR.value is not None:

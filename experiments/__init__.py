@@ -1,0 +1,1 @@
+"""Experiments on diffstride_hybrid: what is measured, and how."""
