@@ -80,9 +80,10 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
     Raises:
         ValueError: `input_shape` is None and the model's is not known.
     """
-    shape = tuple(model.input_shape[1:] if input_shape is None else input_shape)
-    if None in shape:
-        raise ValueError(f"input_shape must be given for a model of input shape {model.input_shape}.")
+    own_shape = getattr(model, "input_shape", None)
+    shape = own_shape and own_shape[1:] if input_shape is None else input_shape
+    if shape is None or None in shape:
+        raise ValueError(f"input_shape must be given for a model of input shape {own_shape}.")
     costs: list[LayerCost] = []
     with _observed_calls(model, costs):
         model(tf.zeros([1, *shape], model.compute_dtype), training=False)
@@ -123,9 +124,13 @@ def _observed_calls(model: keras.Model, costs: list[LayerCost]) -> Iterator[None
             object.__delattr__(layer, "call")
 
 
+_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
+
 _COUNTED = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    *_TRANSPOSED,
     keras.layers.DepthwiseConv2D,
     keras.layers.SeparableConv2D,
     keras.layers.Dense,
@@ -141,6 +146,8 @@ def _layer_macs(layer: keras.layers.Layer, input_shape: tuple[int, ...], output_
         return math.prod(output_shape) * math.prod(layer.pool_size)
     if isinstance(layer, keras.layers.Dense):
         return math.prod(output_shape) * input_shape[-1]
+    if isinstance(layer, _TRANSPOSED):
+        output_shape = input_shape
     positions = math.prod(output_shape[1:] if layer.data_format == "channels_first" else output_shape[:-1])
     if isinstance(layer, keras.layers.SeparableConv2D):
         return positions * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))

@@ -23,6 +23,9 @@ DIGITS = "digits"
 MEMORY_LIMIT_BYTES = 2 << 30
 MIXUPS = ("pairs", "batch")
 
+# AutoGraph would read this file anew when a pipeline is built, maybe long after it was imported.
+_as_written = tf.autograph.experimental.do_not_convert
+
 # Mean and standard deviation of each channel, images scaled to 0..1. For CIFAR-10 as in the code released with
 # DiffStride, for ImageNet as is customary. Every other set is measured on its training images.
 _STATISTICS = {
@@ -91,6 +94,8 @@ class Datasets:
     def train(self, first_step: int = 0) -> tf.data.Dataset:
         """Training batches without end.
 
+        The order of a set that is streamed depends on TensorFlow's global seed, too.
+
         Args:
             first_step: the step, counted over all epochs, whose batch comes first.
 
@@ -100,6 +105,7 @@ class Datasets:
         split = self.splits["train"]
         step_batches = self._batches_in_memory(split, first_step) if split.arrays else self._stream(split, first_step)
 
+        @_as_written
         def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(self.seed, tf.int64), step]), 2)
             images = self._normalise(images)
@@ -124,6 +130,7 @@ class Datasets:
         """
         split = self.splits[split_name]
 
+        @_as_written
         def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             return self._normalise(images), tf.one_hot(labels, self.num_classes)
 
@@ -139,6 +146,7 @@ class Datasets:
             images, labels = (tf.constant(array) for array in split.arrays)
         steps = self.steps_per_epoch
 
+        @_as_written
         def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.random.experimental.stateless_shuffle(
                 tf.range(split.size), tf.stack([tf.cast(self.seed, tf.int64), epoch])
@@ -146,6 +154,7 @@ class Datasets:
             order = tf.reshape(order[: steps * self.images_per_step], [steps, self.images_per_step])
             return tf.data.Dataset.from_tensor_slices((epoch * steps + tf.range(steps, dtype=tf.int64), order))
 
+        @_as_written
         def gather(step: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             return step, tf.gather(images, indices), tf.gather(labels, indices)
 
@@ -160,7 +169,7 @@ class Datasets:
         )
         dataset = dataset.map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(self.images_per_step, drop_remainder=True)
-        return dataset.enumerate(first_step).map(lambda step, batch: (step, *batch))
+        return dataset.enumerate(first_step).map(_as_written(lambda step, batch: (step, *batch)))
 
     def _normalise(self, images: tf.Tensor) -> tf.Tensor:
         mean, std = (np.asarray(statistic, np.float32) for statistic in (self.mean, self.std))
@@ -202,10 +211,16 @@ def load_datasets(
         OSError: the set is not prepared and cannot be downloaded.
     """
     _check_arguments(batch_size, mixup_alpha, mixup, validation_fraction, image_size)
+    if augment_fn is not None and not callable(augment_fn):
+        raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
     if name == DIGITS:
         splits, num_classes = _load_digits(validation_fraction, image_size or 32)
     else:
         splits, num_classes = _load_tfds(name, validation_fraction, image_size, data_dir)
+    if splits["train"].size == 0:
+        raise ValueError(
+            f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
+        )
     image_shape, mean, std = _measure(name, splits["train"])
     datasets = Datasets(
         name=name,
@@ -225,6 +240,8 @@ def load_datasets(
             f"data.load_datasets.batch_size is too large: {name} has {splits['train'].size:,} training images, and one "
             f"step takes {datasets.images_per_step:,}."
         )
+    if augment_fn is not None:
+        _check_augmentation(augment_fn, (batch_size, *image_shape))
     return datasets
 
 
@@ -240,6 +257,8 @@ def augment(images: tf.Tensor, seed: tf.Tensor, pad_size: int = 2, flip: bool = 
     Returns:
         Images of the same shape.
     """
+    if not isinstance(pad_size, int) or pad_size < 0:
+        raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
     batch = tf.shape(images)[0]
     height, width = images.shape[1:3]
     seeds = tf.random.experimental.stateless_split(seed, 2)
@@ -293,11 +312,9 @@ def _sample_beta(count: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
 
 
 def _check_arguments(batch_size: Any, mixup_alpha: Any, mixup: Any, validation_fraction: Any, image_size: Any) -> None:
-    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
-        if value is not None and not (isinstance(value, int) and value >= 1):
+    for name, value, optional in (("batch_size", batch_size, False), ("image_size", image_size, True)):
+        if not (isinstance(value, int) and value >= 1) and not (optional and value is None):
             raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
-    if batch_size is None:
-        raise ValueError("data.load_datasets.batch_size must be a whole number of at least 1, got None.")
     if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
         raise ValueError(f"data.load_datasets.mixup_alpha must be a number of at least 0, got {mixup_alpha!r}.")
     if mixup not in MIXUPS:
@@ -305,6 +322,15 @@ def _check_arguments(batch_size: Any, mixup_alpha: Any, mixup: Any, validation_f
     if not (isinstance(validation_fraction, (int, float)) and 0 <= validation_fraction < 1):
         raise ValueError(
             f"data.load_datasets.validation_fraction must be at least 0 and below 1, got {validation_fraction!r}."
+        )
+
+
+def _check_augmentation(augment_fn: AugmentFn, shape: tuple[int, ...]) -> None:
+    specs = tf.TensorSpec(shape, tf.float32), tf.TensorSpec([2], tf.int64)
+    augmented = tf.function(augment_fn, autograph=False).get_concrete_function(*specs).structured_outputs
+    if not augmented.shape.is_compatible_with(shape):
+        raise ValueError(
+            f"data.load_datasets.augment_fn must keep the shape of its images, {shape}, got {tuple(augmented.shape)}."
         )
 
 
@@ -339,7 +365,8 @@ def _load_tfds(
         raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
     image_feature, label_feature = features
     prepare(builder)
-    test_name = next((split for split in ("test", "validation") if split in builder.info.splits), None)
+    candidates = (name for name in ("test", "validation") if name in builder.info.splits)
+    test_name = next((name for name in candidates if _is_labelled(builder, name)), None)
     if "train" not in builder.info.splits or test_name is None:
         raise ValueError(
             f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
@@ -357,6 +384,7 @@ def _load_tfds(
     channels = channels or 3
     in_memory = (total + test_size) * height * width * channels <= MEMORY_LIMIT_BYTES
 
+    @_as_written
     def decode(encoded: tf.Tensor) -> tf.Tensor:
         image = image_feature.decode_example(encoded)
         if image_size is not None:
@@ -403,9 +431,11 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
     """
     import tensorflow_datasets as tfds
 
+    if not isinstance(name, str):
+        raise ValueError(f"data.load_datasets.name must be the name of a data set, got {name!r}.")
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
+    except ValueError:  # Of unknown names, and of names that none can have.
         near = difflib.get_close_matches(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
@@ -424,15 +454,20 @@ def prepare(builder: Any) -> None:
     """
     try:
         builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, AssertionError) as error:  # An assertion asks for files that have to be downloaded by hand.
         reason = str(error).splitlines()[0]
         raise OSError(
             f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: {reason}"
         ) from error
 
 
+def _is_labelled(builder: Any, split: str) -> bool:
+    """Whether a split has labels; where they are secret, as in ImageNet's test split, TensorFlow Datasets puts -1."""
+    return all(label >= 0 for _, label in builder.as_dataset(split=f"{split}[:1]", as_supervised=True))
+
+
 def _decoder(split: Split) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    return lambda encoded, label: (split.decode(encoded), label)
+    return _as_written(lambda encoded, label: (split.decode(encoded), label))
 
 
 def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
@@ -440,7 +475,9 @@ def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float
     if train.arrays is not None:
         images = train.arrays[0]
     else:
-        images = np.stack(list(train.stream().map(_decoder(train)).map(lambda image, label: image).take(1000)))
+        images = np.stack(
+            list(train.stream().map(_decoder(train)).map(_as_written(lambda image, label: image)).take(1000))
+        )
     shape = tuple(images.shape[1:])
     if name in _STATISTICS:
         return shape, *_STATISTICS[name]

@@ -77,14 +77,17 @@ def parse(files: list[str], bindings: list[str]) -> None:
     """
     gin.clear_config()
     gin.parse_config(_DEFAULT_BINDINGS)
-    for folder in (command_line.shipped_configs(), *(pathlib.Path(file).parent for file in files)):
-        gin.add_config_file_search_path(str(folder))
+    search_paths = gin.config._LOCATION_PREFIXES
+    search_paths_before = list(search_paths)
+    folders = (command_line.shipped_configs(), *(pathlib.Path(file).parent for file in files))
+    search_paths.extend(str(folder) for folder in folders)
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)  # Gin logs an error for every folder where an included file is not.
     try:
         gin.parse_config_files_and_bindings(files, bindings)
     finally:
         logging.set_verbosity(verbosity)
+        search_paths[:] = search_paths_before
 
 
 def unread_bindings() -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid import spectral
@@ -78,12 +79,7 @@ class FourierPooling(keras.layers.Layer):
         self.method = _one_of("method", method, spectral.METHODS)
 
     def build(self, input_shape: Sequence[int | None]) -> None:
-        for length in self._spatial_shape(input_shape):
-            if length is not None and length < 2:
-                raise ValueError(
-                    f"{type(self).__name__} needs a feature map of at least 2x2 to pool, got {tuple(input_shape)} "
-                    f"({self.data_format})."
-                )
+        self._check_shape(input_shape)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         height, width = self._pooled_shape(*self._spatial_shape(input_shape))
@@ -91,8 +87,13 @@ class FourierPooling(keras.layers.Layer):
             return (input_shape[0], height, width, input_shape[3])
         return (input_shape[0], input_shape[1], height, width)
 
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        _check_floating(self, inputs)
+        self._check_shape(tuple(inputs.shape))
+        return self._pool(inputs)
+
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
-        self._check_floating(inputs)
+        _check_floating(self, inputs)
         return super().compute_output_spec(inputs)
 
     def get_config(self) -> dict[str, Any]:
@@ -130,13 +131,17 @@ class FourierPooling(keras.layers.Layer):
         first = 1 if self.data_format == "channels_last" else 2
         return shape[first], shape[first + 1]
 
-    def _check_floating(self, inputs: Any) -> None:
-        dtype = keras.backend.standardize_dtype(inputs.dtype)
-        if "float" not in dtype:
-            raise TypeError(
-                f"{type(self).__name__} needs floating-point input, got {dtype}: cast it first, for instance with "
-                "keras.layers.Rescaling(1 / 255)."
-            )
+    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def _check_shape(self, shape: Sequence[int | None]) -> None:
+        """Raises if a feature map of this shape, so far as it is known, cannot be pooled."""
+        for length in self._spatial_shape(shape):
+            if length is not None and length < 2:
+                raise ValueError(
+                    f"{type(self).__name__} needs a feature map of at least 2x2 to pool, got {tuple(shape)} "
+                    f"({self.data_format})."
+                )
 
 
 @_register
@@ -187,7 +192,7 @@ class DiffStride(FourierPooling):
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, data_format=data_format, norm=norm, method=method, **kwargs)
-        self.initial_strides = _strides(strides)
+        self.initial_strides = validated_strides(strides)
         self.smoothness_factor = _number("smoothness_factor", smoothness_factor, at_least=0.0)
         self.cropping = _flag("cropping", cropping)
         self.shared_stride = _flag("shared_stride", shared_stride)
@@ -203,19 +208,17 @@ class DiffStride(FourierPooling):
                 f"{upper_limit_stride}."
             )
         self.supports_jit = self.static_crop or not self.cropping
-        self._crop: tuple[int, int] | None = None
-        self._crop_was_saved = False
-        self._built_size: tuple[int | None, int | None] = (None, None)
+        self._crops: dict[tuple[int, int], tuple[int, int]] = {}
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
-        self._built_size = self._spatial_shape(input_shape)
-        if self.static_crop and None in self._built_size:
+        size = self._spatial_shape(input_shape)
+        if self.static_crop and None in size:
             raise ValueError(
                 f"static_crop=True needs a known height and width, got {tuple(input_shape)}. A DiffStride before this "
                 "one must have static_crop=True as well."
             )
-        minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in self._built_size]
+        minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         if self.shared_stride:
             minima = [max(minima)]
         constraint = StrideConstraint(
@@ -232,15 +235,14 @@ class DiffStride(FourierPooling):
             autocast=False,
         )
         if self.static_crop:
-            self._crop = self._crop_for(initial)
+            self._crop_at(size, initial)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        self._check_floating(inputs)
+    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         return spectral.diffstride(
             inputs,
             tf.convert_to_tensor(self.strides),
             cropping=self.cropping,
-            kept=self._crop,
+            kept=self._crop_at(self._spatial_shape(inputs.shape)) if self.static_crop else None,
             **self._window_options(),
             **self._options(),
         )
@@ -254,10 +256,10 @@ class DiffStride(FourierPooling):
         Returns:
             Whether the crop changed.
         """
-        if not self.static_crop:
-            return False
-        before, self._crop = self._crop, self._crop_for(self.strides.numpy())
-        return self._crop != before
+        before, self._crops = self._crops, {}
+        for size in before:
+            self._crop_at(size)
+        return self._crops != before
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -272,18 +274,16 @@ class DiffStride(FourierPooling):
             "static_crop": self.static_crop,
         }
 
-    def get_build_config(self) -> dict[str, Any] | None:
-        config = super().get_build_config()
-        return config and {**config, "crop": self._crop}
-
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        super().build_from_config({"input_shape": config["input_shape"]})
-        self._crop = config["crop"] and tuple(config["crop"])
-        self._crop_was_saved = True
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        if self.static_crop:
+            store["crops"] = np.array([(*size, *crop) for size, crop in self._crops.items()], "int32")
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables(store)
-        if not self._crop_was_saved:
+        self.strides.assign(store["0"])
+        if self.static_crop and "crops" in store:
+            self._crops = {(h, w): (rows, columns) for h, w, rows, columns in np.array(store["crops"]).tolist()}
+        else:
             self.refresh_crop()
 
     def _matrix_parts(self) -> int:
@@ -292,9 +292,9 @@ class DiffStride(FourierPooling):
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
             return height, width if self.mask == "symmetric" else width - width % 2
-        if self._crop is None:
+        if not self.static_crop or not self.built or None in (height, width):
             return None, None
-        rows, columns = self._crop
+        rows, columns = self._crop_at((height, width))
         return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
 
     def _window_options(self) -> dict[str, Any]:
@@ -305,12 +305,14 @@ class DiffStride(FourierPooling):
             "mask": self.mask,
         }
 
-    def _crop_for(self, strides: Sequence[float]) -> tuple[int, int]:
-        with tf.init_scope():
-            windows = spectral.diffstride_windows(
-                *self._built_size, tf.constant(strides, tf.float32), cropping=self.cropping, **self._window_options()
-            )
-            return spectral.kept_bins(*windows)
+    def _crop_at(self, size: tuple[int, int], strides: np.ndarray | None = None) -> tuple[int, int]:
+        """The crop of a map of this size: what the strides asked for when it was first met or last refreshed."""
+        if size not in self._crops:
+            with tf.init_scope():
+                strides = tf.constant(self.strides.numpy() if strides is None else strides)
+                windows = spectral.diffstride_windows(*size, strides, cropping=self.cropping, **self._window_options())
+                self._crops[size] = spectral.kept_bins(*windows)
+        return self._crops[size]
 
 
 @_register
@@ -337,10 +339,9 @@ class FixedSpectralPooling(FourierPooling):
         **kwargs: Any,
     ):
         super().__init__(data_format=data_format, norm=norm, method=method, **kwargs)
-        self.strides = _strides(strides)
+        self.strides = validated_strides(strides)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        self._check_floating(inputs)
+    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         return spectral.fixed_spectral_pooling(inputs, self.strides, **self._options())
 
     def get_config(self) -> dict[str, Any]:
@@ -386,19 +387,18 @@ class SpectralPooling(FourierPooling):
         **kwargs: Any,
     ):
         super().__init__(data_format=data_format, norm=norm, method=method, **kwargs)
-        self.strides = _strides(strides)
+        self.strides = validated_strides(strides)
         self.output_size = None if output_size is None else _size("output_size", output_size)
 
-    def build(self, input_shape: Sequence[int | None]) -> None:
-        super().build(input_shape)
-        sizes = self._spatial_shape(input_shape)
+    def _check_shape(self, shape: Sequence[int | None]) -> None:
+        super()._check_shape(shape)
+        sizes = self._spatial_shape(shape)
         if self.output_size and any(n is not None and n < size for n, size in zip(sizes, self.output_size)):
             raise ValueError(
                 f"output_size must not exceed the feature map, got {self.output_size} for a map of {sizes}."
             )
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        self._check_floating(inputs)
+    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         size = self.output_size
         if size is None:
             size = spectral.spectral_output_lengths(*spectral.spatial_lengths(inputs, self.data_format), self.strides)
@@ -436,9 +436,10 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
-        strides = _strides(strides)
+        strides = validated_strides(strides)
         if any(stride != int(stride) for stride in strides):
             raise ValueError(f"SpatialPooling needs whole strides, got {strides}.")
+        padding = _one_of("padding", padding, ("same", "valid"))
         super().__init__(
             pool_size=_size("pool_size", pool_size),
             strides=tuple(int(stride) for stride in strides),
@@ -447,8 +448,28 @@ class SpatialPooling(keras.layers.AveragePooling2D):
             **kwargs,
         )
 
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        _check_floating(self, inputs)
+        return super().call(inputs)
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        _check_floating(self, inputs)
+        return super().compute_output_spec(inputs)
+
 
 # --- Checks of arguments ---------------------------------------------------------------------------------------------
+
+
+def _check_floating(layer: keras.layers.Layer, inputs: Any) -> None:
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "float" not in dtype:
+        raise TypeError(
+            f"{type(layer).__name__} needs floating-point input, got {dtype}: cast it first, for instance with "
+            "keras.layers.Rescaling(1 / 255)."
+        )
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> Any:
@@ -475,7 +496,8 @@ def _limit(name: str, value: Any) -> float | None:
     return None if value is None else _number(name, value, at_least=1.0)
 
 
-def _strides(value: Any) -> tuple[float, float]:
+def validated_strides(value: Any) -> tuple[float, float]:
+    """Strides as (vertical, horizontal); raises TypeError or ValueError where they are not numbers of at least 1."""
     pair = (value, value) if isinstance(value, numbers.Real) else value
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise TypeError(f"strides must be a number or a pair (vertical, horizontal), got {value!r}.")
@@ -486,7 +508,11 @@ def _strides(value: Any) -> tuple[float, float]:
 
 def _size(name: str, value: Any) -> tuple[int, int]:
     pair = (value, value) if isinstance(value, numbers.Integral) else value
-    if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(n, numbers.Integral) for n in pair):
+    if (
+        not isinstance(pair, Sequence)
+        or len(pair) != 2
+        or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in pair)
+    ):
         raise TypeError(f"{name} must be a whole number or a pair (height, width), got {value!r}.")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 along both axes, got {value!r}.")

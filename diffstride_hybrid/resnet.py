@@ -13,6 +13,7 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid.normalization import FusedBatchNormalization
+from diffstride_hybrid.pooling import validated_strides
 
 LayerFactory = Callable[..., keras.layers.Layer]
 """Makes a layer from keyword arguments: a layer class, or a function."""
@@ -172,6 +173,7 @@ class ResnetBlock(keras.Sequential):
             ],
             name=name,
         )
+        self.dtype_policy = self.layers[0].dtype_policy
         self.project_first = project_first
 
     def get_config(self) -> dict[str, Any]:
@@ -230,6 +232,11 @@ class Resnet(keras.Sequential):
         dtype: Any = None,
         name: str | None = None,
     ):
+        if not isinstance(strides, Sequence) or isinstance(strides, str):
+            raise TypeError(
+                f"strides must list those of the first convolution and of each block, {len(filters)} in all, got "
+                f"{strides!r}."
+            )
         if len(filters) != len(strides):
             raise ValueError(
                 f"filters and strides must have one entry for the first convolution and one for each block, got "
@@ -339,7 +346,7 @@ def resnet18(
     Returns:
         The model, not built.
     """
-    filters = [width * factor for factor in (1, 1, 2, 4, 8)]
+    filters = _widths(width, (1, 1, 2, 4, 8))
     return resnet_cls(filters, strides, id_only=[0], num_layers=2, kernel_size=3, **kwargs)
 
 
@@ -360,7 +367,7 @@ def resnet34(
     Returns:
         The model, not built.
     """
-    filters = [width * factor for factor in (1, 1, 2, 4, 8)]
+    filters = _widths(width, (1, 1, 2, 4, 8))
     return resnet_cls(filters, strides, id_only=[0], num_layers=[3, 4, 6, 3], kernel_size=3, **kwargs)
 
 
@@ -381,8 +388,14 @@ def resnet56(
     Returns:
         The model, not built.
     """
-    filters = [width * factor for factor in (1, 1, 2, 4)]
+    filters = _widths(width, (1, 1, 2, 4))
     return resnet_cls(filters, strides, num_layers=9, kernel_size=3, **kwargs)
+
+
+def _widths(width: int, factors: Sequence[int]) -> list[int]:
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"width must be a whole number of at least 1, got {width!r}.")
+    return [width * factor for factor in factors]
 
 
 def _conv2d(
@@ -410,8 +423,8 @@ def _channel_axis(channels_first: bool) -> int:
 
 
 def _whole_strides(strides: float | Sequence[float]) -> tuple[int, int]:
-    pair = tuple(strides) if isinstance(strides, Sequence) else (strides, strides)
-    if any(stride != int(stride) or stride < 1 for stride in pair):
+    pair = validated_strides(strides)
+    if any(stride != int(stride) for stride in pair):
         raise ValueError(f"Strided convolutions need whole strides of at least 1, got {strides!r}; poolings take any.")
     return int(pair[0]), int(pair[1])
 
@@ -425,9 +438,14 @@ def _template(layer: keras.layers.Layer | None, without: Sequence[str]) -> dict[
     return {**{k: saved[k] for k in ("module", "class_name", "registered_name")}, "config": config}
 
 
-def _factory(source: LayerFactory | dict[str, Any] | None) -> LayerFactory | None:
-    if not isinstance(source, dict):
+def _factory(source: LayerFactory | dict[str, Any]) -> LayerFactory:
+    if callable(source):
         return source
+    if not isinstance(source, dict):
+        raise TypeError(
+            "pooling_cls, head_pooling_cls and normalization_cls must be layer classes or functions that make a layer; "
+            f"got {source!r}."
+        )
 
     def create(**arguments: Any) -> keras.layers.Layer:
         return keras.saving.deserialize_keras_object({**source, "config": {**source["config"], **arguments}})

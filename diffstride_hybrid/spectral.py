@@ -181,11 +181,11 @@ def spectral_pooling(
 # --- Strides and sizes -----------------------------------------------------------------------------------------------
 
 
-def minimum_stride(length: Length, smoothness_factor: float) -> float | tf.Tensor:
+def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = tf.float32) -> float | tf.Tensor:
     """The stride `n / (n - R)` at which the window's ramp ends at the highest frequency; 1 where `n <= R`."""
     if isinstance(length, int):
         return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
-    length = tf.cast(length, tf.float32)
+    length = tf.cast(length, dtype)
     room = length - smoothness_factor
     return tf.where(room > 0, length / tf.where(room > 0, room, 1.0), 1.0)
 
@@ -197,7 +197,7 @@ def effective_stride(
 
     The gradient passes the minimum as if it were not there, so that a stride that has shrunk to it can grow again.
     """
-    minimum = tf.cast(minimum, stride.dtype)
+    minimum = tf.convert_to_tensor(minimum, stride.dtype)
     stride = stride + tf.stop_gradient(tf.maximum(stride, minimum) - stride)
     upper = stride.dtype.max if upper_limit is None else upper_limit
     return tf.clip_by_value(stride, 1.0 if lower_limit is None else lower_limit, upper)
@@ -268,7 +268,9 @@ def diffstride_windows(
     Returns:
         The window over rows, two-sided, and the window over columns, one-sided.
     """
-    minima = [minimum_stride(length, smoothness_factor) for length in (height, width)]
+    minima = [
+        tf.convert_to_tensor(minimum_stride(length, smoothness_factor, dtype), dtype) for length in (height, width)
+    ]
     if strides.shape[0] == 1:
         minima = [tf.maximum(*minima)] * 2
     row_stride, column_stride = (

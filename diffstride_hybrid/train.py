@@ -6,6 +6,7 @@ python -m diffstride_hybrid.train --gin_file=cifar10_hybrid --gin_bindings="trai
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,12 +25,18 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A binding that overrides the files, such as 'train.train.num_epochs = 3'. May be given again."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. runs/<name of the last gin file> where not given.")
-_SEED = flags.DEFINE_integer("seed", 1, "Fixes initial weights, order of the data, augmentation and mixup.")
+_SEED = flags.DEFINE_integer(
+    "seed", None, "Fixes initial weights, order of the data, augmentation and mixup. As bound, or 1, where not given."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps prepared sets.")
 
 
 class GinRecord(keras.callbacks.Callback):
-    """Writes the config that a run really uses, and warns of bindings that it does not."""
+    """Records the config that a run uses, warns of unused bindings, and refuses a folder begun with another config.
+
+    Args:
+        workdir: folder of the run.
+    """
 
     def __init__(self, workdir: str):
         super().__init__()
@@ -38,7 +45,14 @@ class GinRecord(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         for binding in gin_registry.unread_bindings():
             logging.warning("%s is bound, but nothing in this run reads it", binding)
-        self._folder.write_text("operative_config.gin", gin.operative_config_str())
+        config = gin.operative_config_str()
+        path = self._folder.path / "operative_config.gin"
+        if path.exists():
+            lines = difflib.unified_diff(path.read_text(encoding="utf-8").splitlines(), config.splitlines(), n=0)
+            changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+            if changed:
+                raise ValueError(f"{self._folder.path} was begun with another config: {'; '.join(changed)}")
+        self._folder.write_text("operative_config.gin", config)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +60,9 @@ def main(argv: Sequence[str]) -> None:
     del argv
     command_line.keep_freed_memory()
     files = [command_line.find_gin_file(name) for name in _GIN_FILES.value]
-    bindings = [*_GIN_BINDINGS.value, f"train.train.seed = {_SEED.value}"]
+    bindings = list(_GIN_BINDINGS.value)
+    if _SEED.value is not None:
+        bindings.append(f"train.train.seed = {_SEED.value}")
     if _DATA_DIR.value is not None:
         bindings.append(f"data.load_datasets.data_dir = {_DATA_DIR.value!r}")
     gin_registry.parse(files, bindings)

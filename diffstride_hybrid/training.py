@@ -7,9 +7,13 @@ and the device never wait for each other within an epoch.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import math
+import pathlib
 import platform
+import reprlib
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +73,14 @@ def train(
     _check_whole("steps_per_execution", steps_per_execution)
     if steps_per_epoch is not None:
         _check_whole("steps_per_epoch", steps_per_epoch)
+    for name, maker in (
+        ("load_data_fn", load_data_fn),
+        ("model_cls", model_cls),
+        ("optimizer_cls", optimizer_cls),
+        ("loss_cls", loss_cls),
+    ):
+        if not callable(maker) or isinstance(maker, keras.losses.Loss):
+            raise TypeError(f"train.train.{name} must be a class or a function, got {reprlib.repr(maker)}.")
     folder = RunFolder(workdir)
     if folder.is_finished():
         raise ValueError(f"{folder.path} holds a finished run: choose another workdir, or move that one away.")
@@ -110,6 +122,21 @@ def evaluate(model: keras.Model, loss: keras.losses.Loss, datasets: Datasets, sp
     return TrainingLoop(model, None, loss, datasets, tf.distribute.get_strategy()).evaluate(split)
 
 
+# AutoGraph would read the source files anew when a function is first called, which may be long after the start, and
+# compile whatever stands there by then. Nothing here needs it.
+_compiled = functools.partial(tf.function, autograph=False, reduce_retracing=True)
+
+
+def _repeat(count: tf.Tensor, step: Callable[[], Any]) -> None:
+    """Runs a step `count` times within a graph."""
+
+    def body(done: tf.Tensor) -> tuple[tf.Tensor]:
+        step()
+        return (done + 1,)
+
+    tf.while_loop(lambda done: done < count, body, [tf.constant(0)])
+
+
 class TrainingLoop:
     """The steps of training and evaluation, compiled, and the state that they change.
 
@@ -137,6 +164,7 @@ class TrainingLoop:
         with strategy.scope():
             self._metrics = {"loss": keras.metrics.Mean(), "accuracy": keras.metrics.CategoricalAccuracy()}
         self._train_iterator: Iterator[Any] | None = None
+        self._evaluation_batches: dict[str, Any] = {}
 
     def start(self, first_step: int) -> None:
         """Sets the training data to the batch of a step, counted over all epochs."""
@@ -149,10 +177,12 @@ class TrainingLoop:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Loss and accuracy on a whole split."""
-        batches = self._strategy.experimental_distribute_dataset(self.datasets.evaluation(split))
+        if split not in self._evaluation_batches:
+            batches = self.datasets.evaluation(split)
+            self._evaluation_batches[split] = self._strategy.experimental_distribute_dataset(batches)
         count = math.ceil(self.datasets.splits[split].size / self.datasets.batch_size)
         self.results()
-        self._evaluation_steps(iter(batches), tf.constant(count))
+        self._evaluation_steps(iter(self._evaluation_batches[split]), tf.constant(count))
         return self.results()
 
     def results(self) -> dict[str, float]:
@@ -162,15 +192,13 @@ class TrainingLoop:
             metric.reset_state()
         return results
 
-    @tf.function(reduce_retracing=True)
+    @_compiled
     def _train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
-        for _ in tf.range(count):
-            self._strategy.run(self._train_step, next(batches))
+        _repeat(count, lambda: self._strategy.run(self._train_step, next(batches)))
 
-    @tf.function(reduce_retracing=True)
+    @_compiled
     def _evaluation_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
-        for _ in tf.range(count):
-            self._strategy.run(self._evaluation_step, next(batches))
+        _repeat(count, lambda: self._strategy.run(self._evaluation_step, next(batches)))
 
     def _train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         with tf.GradientTape() as tape:
@@ -187,7 +215,8 @@ class TrainingLoop:
         self._update_metrics(self._total_loss(labels, outputs), labels, outputs)
 
     def _total_loss(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([self._loss(labels, outputs), *self.model.losses])
+        loss = self._loss(labels, outputs)
+        return tf.add_n([loss, *(tf.cast(penalty, loss.dtype) for penalty in self.model.losses)])
 
     def _update_metrics(self, loss: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor) -> None:
         self._metrics["loss"].update_state(loss, sample_weight=tf.cast(tf.shape(labels)[0], loss.dtype))
@@ -206,21 +235,27 @@ def _run(
     model, datasets = loop.model, loop.datasets
     steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
     epochs_done, best_accuracy = tf.Variable(0, dtype=tf.int64), tf.Variable(-1.0)
+    # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
     checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=loop.optimizer, epochs_done=epochs_done, best_accuracy=best_accuracy
+        model=[variable.value for variable in model.variables],
+        optimizer=[variable.value for variable in loop.optimizer.variables],
+        epochs_done=epochs_done,
+        best_accuracy=best_accuracy,
     )
     manager = tf.train.CheckpointManager(checkpoint, str(folder.backup), max_to_keep=2)
     if manager.latest_checkpoint:
-        checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+        _restore(checkpoint, manager.latest_checkpoint, folder)
         print(f"resuming {folder.path} after epoch {int(epochs_done)}", flush=True)
-    folder.write_json("run.json", _run_record(loop, seed))
+    first_epoch = int(epochs_done)
 
+    # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
     recorders = [recording.MetricsLog(folder), recording.StrideLog(folder, datasets.image_shape)]
-    listeners = keras.callbacks.CallbackList([*recorders, *callbacks], model=model, epochs=num_epochs)
-    loop.start(first_step=int(epochs_done) * steps_per_epoch)
+    listeners = keras.callbacks.CallbackList([*callbacks, *recorders], model=model, epochs=num_epochs)
+    loop.start(first_step=first_epoch * steps_per_epoch)
     listeners.on_train_begin()
+    folder.write_json("run.json", _run_record(loop, seed))
     began = time.perf_counter()
-    for epoch in range(int(epochs_done), num_epochs):
+    for epoch in range(first_epoch, num_epochs):
         listeners.on_epoch_begin(epoch)
         logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution)
         if datasets.splits["validation"].size:
@@ -240,6 +275,13 @@ def _run(
     summary = _summary(loop, num_epochs, training_seconds, float(best_accuracy))
     folder.write_json("summary.json", summary)
     return summary
+
+
+def _restore(checkpoint: tf.train.Checkpoint, path: str, folder: RunFolder) -> None:
+    try:
+        checkpoint.restore(path).assert_consumed()
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"{folder.path} holds the backup of another model: choose another workdir.") from error
 
 
 def _train_epoch(
@@ -279,6 +321,7 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
     return {
         "seed": seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "commit": _commit(),
         "command": sys.argv,
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "strategy": type(tf.distribute.get_strategy()).__name__,
@@ -330,11 +373,12 @@ def _check_whole(name: str, value: Any) -> None:
 
 def _check_outputs(model: keras.Model, loss: keras.losses.Loss) -> None:
     """Refuses probabilities where the loss takes logits, and logits where it takes probabilities."""
-    if not isinstance(loss, keras.losses.CategoricalCrossentropy):
+    activation = getattr(model.layers[-1], "activation", None)
+    if activation is None or not isinstance(loss, keras.losses.CategoricalCrossentropy):
         return
     takes_logits = loss.get_config()["from_logits"]
-    if takes_logits != (model.layers[-1].activation is keras.activations.linear):
-        name = keras.activations.serialize(model.layers[-1].activation)
+    if takes_logits != (activation is keras.activations.linear):
+        name = keras.activations.serialize(activation)
         raise ValueError(
             "resnet.Resnet.output_activation must be 'softmax', or None together with "
             f"tf.keras.losses.CategoricalCrossentropy.from_logits = True; got {name!r} and {takes_logits}."
@@ -352,6 +396,19 @@ def _global_dtype_policy(name: str) -> Iterator[None]:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package runs from, None where it is installed."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        head, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "."))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{head}-dirty" if changes else head
 
 
 def _version(package: str) -> str | None:

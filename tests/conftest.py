@@ -1,18 +1,15 @@
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 import keras
 import pytest
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Keras calls np.array on TensorFlow variables and bfloat16 tensors, which do not know NumPy 2's copy keyword.
-    config.addinivalue_line(
-        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"
-    )
 
 
 @pytest.fixture(autouse=True)
@@ -22,3 +19,44 @@ def fresh_keras() -> Iterator[None]:
     keras.utils.set_random_seed(1)
     yield
     keras.utils.clear_session(free_memory=False)
+
+
+@pytest.fixture(autouse=True)
+def fresh_gin() -> Iterator[None]:
+    yield
+    if "gin" in sys.modules:
+        sys.modules["gin"].clear_config()
+
+
+@pytest.fixture(scope="session")
+def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the data sets of `tiny_datasets.SIZES` are prepared."""
+    import tiny_datasets
+
+    data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
+    for name in tiny_datasets.SIZES:
+        tiny_datasets.prepare(name, data_dir)
+    return data_dir
+
+
+@contextlib.contextmanager
+def run_steps_eagerly() -> Iterator[None]:
+    from diffstride_hybrid.training import TrainingLoop
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_train_steps", "_evaluation_steps"):
+            patch.setattr(TrainingLoop, name, vars(TrainingLoop)[name].python_function)
+        yield
+
+
+@pytest.fixture(scope="session")
+def eager_steps() -> Callable[[], AbstractContextManager[None]]:
+    """A context in which the steps of the training loop run eagerly: for one or two, tracing them takes longer."""
+    return run_steps_eagerly
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """Runs the test in the context of `eager_steps`."""
+    with run_steps_eagerly():
+        yield

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling, macs, resnet18
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, Resnet, SpatialPooling, SpectralPooling, macs, resnet18
 from diffstride_hybrid.complexity import diffstride_layers
 
 
@@ -161,7 +161,7 @@ def test_counting_leaves_the_model_as_it_was():
 def test_the_count_does_not_depend_on_the_dtype(dtype: str):
     counts = []
     for policy in ("float32", dtype):
-        model = resnet18(width=4, num_output_classes=10, pooling_cls=DiffStride, dtype=policy)
+        model = Resnet([4, 6], [1, 2], 10, num_layers=1, pooling_cls=DiffStride, dtype=policy)
         model.build((None, 16, 16, 3))
         counts.append((macs(model).macs, macs(model).pooling_macs))
     assert counts[0] == counts[1]

@@ -27,6 +27,7 @@ every_engine = pytest.mark.parametrize("method", ENGINES)
 every_mask = pytest.mark.parametrize("mask", MASKS)
 every_norm = pytest.mark.parametrize("norm", NORMS)
 every_data_format = pytest.mark.parametrize("data_format", DATA_FORMATS)
+even_and_odd = pytest.mark.parametrize("size", [SIZES["even"], SIZES["odd"]], ids=["even", "odd"])
 every_size = pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
 
 
@@ -104,9 +105,11 @@ def test_the_recorded_cases_are_all_there():
 
 
 @every_size
-@pytest.mark.parametrize("smoothness_factor", [0.0, 0.5, 4.0, 100.0])
+@pytest.mark.parametrize(
+    ("smoothness_factor", "norm"),
+    [(0.0, "backward"), (0.5, "backward"), (4.0, "backward"), (100.0, "backward"), (0.5, "forward"), (4.0, "ortho")],
+)
 @pytest.mark.parametrize("cropping", [True, False], ids=["cropped", "uncropped"])
-@every_norm
 @every_mask
 def test_diffstride_equals_direct_sums(
     mask: str, norm: str, cropping: bool, smoothness_factor: float, size: tuple[int, int]
@@ -116,7 +119,7 @@ def test_diffstride_equals_direct_sums(
     assert_matches_reference(partial(diffstride, **options), x, numpy_reference.diffstride(x, STRIDES, **options))
 
 
-@every_size
+@even_and_odd
 @every_mask
 @pytest.mark.parametrize(
     ("strides", "limits"),
@@ -149,7 +152,7 @@ def test_a_crop_that_lags_behind_the_strides_equals_direct_sums(change: tuple[in
 
 @every_size
 @every_norm
-@pytest.mark.parametrize("strides", [(1.0, 1.0), (1.5, 2.7), (2.0, 2.0), (9.0, 9.0)])
+@pytest.mark.parametrize("strides", [(1.0, 2.0), (1.5, 2.7), (9.0, 9.0)])
 def test_fixed_spectral_pooling_equals_direct_sums(strides: tuple[float, float], norm: str, size: tuple[int, int]):
     x = images(size)
     expected = numpy_reference.fixed_spectral_pooling(x, strides, norm)
@@ -158,7 +161,7 @@ def test_fixed_spectral_pooling_equals_direct_sums(strides: tuple[float, float],
 
 @every_size
 @every_norm
-@pytest.mark.parametrize("output_size", [(6, 6), (5, 3), (1, 4), (2, 1)])
+@pytest.mark.parametrize("output_size", [(6, 3), (5, 6), (1, 2)])
 def test_spectral_pooling_equals_direct_sums(output_size: tuple[int, int], norm: str, size: tuple[int, int]):
     x = images(size)
     expected = numpy_reference.spectral_pooling(x, output_size, norm)
@@ -214,7 +217,7 @@ def stride_gradient(
     return tape.gradient(loss, strides).numpy()
 
 
-@every_size
+@even_and_odd
 @every_mask
 @every_engine
 @pytest.mark.parametrize("strides", [STRIDES, (2.15,)], ids=["two", "shared"])
@@ -246,7 +249,7 @@ POOLS: dict[str, Callable[..., tf.Tensor]] = {
 every_pool = pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
 
 
-@every_size
+@even_and_odd
 @every_data_format
 @every_engine
 @every_pool
@@ -318,8 +321,10 @@ def test_engines_agree_in_half_precision(
             assert_close(tf.cast(y, tf.float64), in_format(exact, data_format), tolerance)
 
 
-@every_data_format
-@every_engine
+@pytest.mark.parametrize(
+    ("method", "data_format"),
+    [("fft", "channels_last"), ("matmul", "channels_last"), ("matmul", "channels_first")],
+)
 @every_pool
 def test_unknown_sizes_give_what_known_sizes_give(pool: Callable[..., tf.Tensor], method: str, data_format: str):
     options = {"method": method, "data_format": data_format, "norm": "ortho"}
@@ -346,7 +351,7 @@ def test_unknown_sizes_have_the_minimum_stride_of_known_sizes(mask: str, strides
         assert_close(traced(x), expected.numpy(), 1e-6 if dtype == tf.float32 else 1e-12)
 
 
-@every_size
+@even_and_odd
 @every_engine
 @every_norm
 @every_pool

@@ -1,0 +1,561 @@
+import contextlib
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import keras
+import numpy as np
+import PIL.Image
+import pytest
+import tensorflow as tf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, data, macs, resnet18, training
+from diffstride_hybrid.callbacks import MetricsLog, StrideLog, stride_row
+from diffstride_hybrid.complexity import diffstride_layers
+
+digits = partial(data.load_datasets, "digits", batch_size=64)
+small_digits = partial(digits, image_size=16)
+random_digits = partial(small_digits, augment_fn=data.augment, mixup_alpha=0.2)
+
+hybrid = {"output_activation": "softmax", "pooling_cls": DiffStride, "head_pooling_cls": SpectralPooling}
+small = partial(Resnet, [4, 6], [1, 2], num_layers=1, **hybrid)
+
+Schedule = partial(keras.optimizers.schedules.PiecewiseConstantDecay, [2], [0.1, 0.05])
+
+
+def optimizer() -> keras.optimizers.Optimizer:
+    return keras.optimizers.SGD(Schedule(), momentum=0.9)
+
+
+def train(workdir: Path, **options: Any) -> dict[str, Any]:
+    arguments = {
+        "load_data_fn": random_digits,
+        "model_cls": small,
+        "optimizer_cls": optimizer,
+        "num_epochs": 2,
+        "steps_per_epoch": 2,
+        "workdir": str(workdir),
+        **options,
+    }
+    return training.train(**arguments)
+
+
+def train_a_step(workdir: Path, **options: Any) -> dict[str, Any]:
+    return train(workdir, **{"load_data_fn": small_digits, "num_epochs": 1, "steps_per_epoch": 1, **options})
+
+
+def functional(num_output_classes: int, activation: keras.layers.Layer | None = None) -> keras.Model:
+    """A small model that is not a `Resnet`."""
+    inputs = keras.Input((16, 16, 1))
+    x = keras.layers.Conv2D(4, 3, activation="relu")(inputs)
+    x = keras.layers.ReLU()(DiffStride(strides=2, name="learned")(x))
+    x = SpectralPooling(strides=2, name="fixed")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = keras.layers.Dense(num_output_classes, activation=None if activation else "softmax")(x)
+    return keras.Model(inputs, activation(outputs) if activation else outputs)
+
+
+def load(folder: Path, name: str = "final.keras") -> keras.Model:
+    return keras.saving.load_model(folder / name)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def json_of(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same_weights(model: keras.Model, other: keras.Model) -> None:
+    for weight, other_weight in zip(model.weights, other.weights, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), other_weight.numpy(), err_msg=weight.path)
+
+
+# --- The folder of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A run of the hybrid ResNet-18: its folder, what it returned, what it printed."""
+    folder = tmp_path_factory.mktemp("runs") / "made" / "here"
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        summary = train(folder, load_data_fn=digits, model_cls=partial(resnet18, width=4, **hybrid), seed=5)
+    return folder, summary, output.getvalue()
+
+
+@pytest.fixture
+def folder(full_run: tuple[Path, dict[str, Any], str]) -> Path:
+    return full_run[0]
+
+
+def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
+    entries = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    assert not [entry for entry in entries if "partial" in entry]
+    assert {entry for entry in entries if not entry.startswith(("backup/", "tensorboard/"))} == {
+        "run.json",
+        "metrics.csv",
+        "strides.csv",
+        "tensorboard",
+        "backup",
+        "best.keras",
+        "final.keras",
+        "figures",
+        "figures/curves.png",
+        "figures/strides.png",
+        "summary.json",
+    }
+    assert max(folder.rglob("*"), key=lambda path: path.stat().st_mtime_ns).name == "summary.json"
+    assert tf.train.latest_checkpoint(folder / "backup")
+
+
+def test_run_json_says_what_was_run(folder: Path):
+    record, model = json_of(folder / "run.json"), load(folder)
+    assert record["seed"] == 5
+    assert set(record["versions"]) >= {"python", "diffstride_hybrid", "tensorflow", "keras", "numpy"}
+    assert record["versions"]["tensorflow"] == tf.__version__
+    assert record["dtype_policy"] == "float32"
+    assert record["parameters"] == model.count_params()
+    assert record["strategy"]
+    assert any("CPU" in device for device in record["devices"])
+    assert record["data"]["name"] == "digits"
+    assert record["data"]["split_sizes"] == {"train": 1293, "validation": 144, "test": 360}
+    assert record["macs"] == macs(resnet18_of_the_start(), (32, 32, 1)).macs
+
+
+def resnet18_of_the_start() -> keras.Model:
+    model = resnet18(width=4, num_output_classes=10, **hybrid)
+    model.build((None, 32, 32, 1))
+    return model
+
+
+def test_run_json_has_the_commit(folder: Path):
+    assert re.fullmatch(r"None|[0-9a-f]{7,40}(-dirty|\+)?", str(json_of(folder / "run.json")["commit"]))
+
+
+def test_metrics_csv_has_a_row_an_epoch(folder: Path):
+    rows = rows_of(folder / "metrics.csv")
+    assert set(rows[0]) == {
+        "epoch",
+        "step",
+        "learning_rate",
+        "loss",
+        "accuracy",
+        "val_loss",
+        "val_accuracy",
+        "seconds",
+        "images_per_second",
+    }
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert [float(row["step"]) for row in rows] == [2, 4]
+    np.testing.assert_allclose([float(row["learning_rate"]) for row in rows], [0.1, 0.05])
+    for row in rows:
+        assert all(np.isfinite(float(value)) for value in row.values())
+        assert 0 <= float(row["accuracy"]) <= 1
+        np.testing.assert_allclose(float(row["images_per_second"]) * float(row["seconds"]), 2 * 64, rtol=0.05)
+
+
+def test_strides_csv_has_strides_and_real_sizes_of_every_pooling(folder: Path):
+    rows, model = rows_of(folder / "strides.csv"), load(folder)
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    layers = diffstride_layers(model)
+    assert len(layers) == 4
+    for layer in layers:
+        name = layer.path.removeprefix(f"{model.name}/")
+        strides = [float(rows[-1][f"{name}/{direction}_stride"]) for direction in ("vertical", "horizontal")]
+        np.testing.assert_allclose(strides, layer.strides.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(float(rows[0]["block_2/layer_1/pooling/vertical_stride"]), 2)
+    assert rows[0]["block_2/layer_1/pooling/vertical_stride"] != rows[-1]["block_2/layer_1/pooling/vertical_stride"]
+    assert {name for name in rows[0] if name.startswith("head_pooling/")} == {
+        "head_pooling/height",
+        "head_pooling/width",
+    }
+    expected = {"epoch": 2, **stride_row(model, (32, 32, 1))}
+    assert {name: float(value) for name, value in rows[-1].items()} == pytest.approx(expected)
+    x, heights = tf.zeros([1, 32, 32, 1]), []
+    for layer in model.layers:
+        x = layer(x)
+        if layer.name in ("pooling", "block_1", "block_2", "block_3", "block_4", "head_pooling"):
+            heights.append(x.shape[1])
+    sizes = [int(rows[-1][f"{name}/height"]) for name in ("pooling", *POOLINGS_OF_BLOCKS, "head_pooling")]
+    assert sizes == [heights[0], *heights[2:]]
+
+
+POOLINGS_OF_BLOCKS = [f"block_{i}/layer_1/pooling" for i in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", ["curves.png", "strides.png"])
+def test_figures_are_images(folder: Path, name: str):
+    with PIL.Image.open(folder / "figures" / name) as image:
+        image.load()
+        assert min(image.size) > 300
+        assert len(np.unique(np.asarray(image.convert("L")))) > 20
+
+
+def test_tensorboard_events_hold_the_same_figures(folder: Path):
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    logged = {
+        tag: [float(tf.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)]
+        for tag in events.Tags()["tensors"]
+    }
+    rows = rows_of(folder / "metrics.csv")
+    for name in set(rows[0]) - {"epoch"}:
+        np.testing.assert_allclose(logged[name], [float(row[name]) for row in rows], rtol=1e-6)
+    strides = [tag for tag in logged if tag.startswith("strides/")]
+    assert len(strides) == 2 * 4
+    rows = rows_of(folder / "strides.csv")[1:]
+    expected = [float(row["block_3/layer_1/pooling/horizontal_stride"]) for row in rows]
+    np.testing.assert_allclose(logged["strides/block_3/layer_1/pooling/horizontal"], expected, rtol=1e-6)
+
+
+def test_summary_json_is_what_the_run_returned(full_run: tuple[Path, dict[str, Any], str]):
+    folder, summary, _ = full_run
+    assert json_of(folder / "summary.json") == json.loads(json.dumps(summary))
+    model = load(folder)
+    cost = macs(model, (32, 32, 1))
+    assert summary["macs"] == cost.macs
+    assert summary["pooling_macs"] == cost.pooling_macs
+    assert summary["parameters"] == model.count_params()
+    assert (summary["epochs"], summary["steps"]) == (2, 4)
+    poolings = {pooling["layer"]: pooling for pooling in summary["poolings"]}
+    assert list(poolings) == ["pooling", *POOLINGS_OF_BLOCKS, "head_pooling"]
+    assert poolings["head_pooling"]["strides"] is None
+    for layer in diffstride_layers(model):
+        pooling = poolings[layer.path.removeprefix(f"{model.name}/")]
+        np.testing.assert_array_equal(np.float32(pooling["strides"]), layer.strides.numpy())
+    for pooling, (input_size, output_size) in zip(poolings.values(), cost.pooling_sizes().values(), strict=True):
+        assert (tuple(pooling["input_size"]), tuple(pooling["output_size"])) == (input_size, output_size)
+
+
+def test_the_saved_models_give_the_accuracies_in_the_summary(
+    full_run: tuple[Path, dict[str, Any], str], uncompiled: None
+):
+    folder, summary, _ = full_run
+    datasets, loss = digits(seed=5), keras.losses.CategoricalCrossentropy()
+    test = training.evaluate(load(folder), loss, datasets)
+    assert test["accuracy"] == summary["test_accuracy"]
+    assert test["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
+    best = training.evaluate(load(folder, "best.keras"), loss, datasets, "validation")
+    rows = rows_of(folder / "metrics.csv")
+    assert best["accuracy"] == summary["best_validation_accuracy"] == max(float(row["val_accuracy"]) for row in rows)
+
+
+def test_a_run_prints_one_line_an_epoch(full_run: tuple[Path, dict[str, Any], str]):
+    lines = full_run[2].splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    for line in lines:
+        assert re.search(r"loss \d.* accuracy [\d.]+%.* validation [\d.]+%.* images/s", line)
+
+
+# --- Seeds and resuming ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    train(folder)
+    return folder
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit(small_run: Path, tmp_path: Path):
+    keras.utils.set_random_seed(99)
+    train(tmp_path, steps_per_execution=1)  # Nor does it matter how many steps run in one call.
+    assert_same_weights(load(tmp_path), load(small_run))
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path, uncompiled: None):
+    runs = [tmp_path / str(seed) for seed in (1, 2)]
+    for run in runs:
+        train_a_step(run, seed=int(run.name))
+    for weight, other in zip(*(load(run).trainable_weights for run in runs), strict=True):
+        if weight.name == "kernel":
+            assert not np.array_equal(weight.numpy(), other.numpy()), weight.path
+
+
+@contextlib.contextmanager
+def save_no_more_than(epochs: int) -> Iterator[None]:
+    """Ends a run when it is about to save the backup of a later epoch."""
+    save = tf.train.CheckpointManager.save
+
+    def save_or_stop(manager: tf.train.CheckpointManager, number: int, **options: Any) -> str:
+        if number > epochs:
+            raise InterruptedError("stopped")
+        return save(manager, number, **options)
+
+    with mock.patch.object(tf.train.CheckpointManager, "save", save_or_stop):
+        yield
+
+
+def read(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends a run by an exception."""
+
+    def __init__(self, event: str, epoch: int):
+        super().__init__()
+        setattr(self, event, partial(self.stop, epoch))
+
+    def stop(self, at_epoch: int, epoch: int, logs: Any = None) -> None:
+        if epoch == at_epoch:
+            raise InterruptedError("stopped")
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for stop in (
+        {"callbacks": [Stop("on_epoch_end", 0)]},  # Nothing is saved yet.
+        {"saved_epochs": 1},  # The second epoch is recorded, not saved.
+        {"callbacks": [Stop("on_epoch_begin", 1)]},  # Between two epochs.
+    ):
+        with save_no_more_than(stop.pop("saved_epochs", 2)), pytest.raises(InterruptedError):
+            train(tmp_path, **stop)
+        assert not (tmp_path / "summary.json").exists()
+    assert len(rows_of(tmp_path / "metrics.csv")) == 2
+    train(tmp_path)
+    lines = [line.split()[0] + " " + line.split()[-1 if "resuming" in line else 1] for line in read(capsys)]
+    assert lines == ["epoch 1/2", "resuming 1", "resuming 1", "epoch 2/2"]
+
+    for name in ("final.keras", "best.keras"):
+        assert_same_weights(load(tmp_path, name), load(small_run, name))
+    assert (tmp_path / "strides.csv").read_text() == (small_run / "strides.csv").read_text()
+    timed = {"seconds", "images_per_second"}
+    metrics, expected = (
+        [{name: value for name, value in row.items() if name not in timed} for row in rows_of(run / "metrics.csv")]
+        for run in (tmp_path, small_run)
+    )
+    assert metrics == expected
+    summary, expected = (json_of(run / "summary.json") for run in (tmp_path, small_run))
+    assert summary | {"training_seconds": 0} == expected | {"training_seconds": 0}
+
+
+def test_a_folder_with_the_backup_of_another_model_is_refused(tmp_path: Path, uncompiled: None):
+    with pytest.raises(InterruptedError):
+        train(tmp_path, callbacks=[Stop("on_epoch_begin", 1)])
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=rf"{tmp_path}.* another (model|run)"):
+        train(tmp_path, model_cls=partial(small, pooling_cls=None))
+    assert contents(tmp_path) == before
+
+
+# --- Folders that cannot be used -------------------------------------------------------------------------------------
+
+
+def test_a_finished_folder_is_refused_and_kept(small_run: Path):
+    before = contents(small_run)
+    with pytest.raises(ValueError, match=rf"{small_run} holds a finished run"):
+        train(small_run)
+    assert contents(small_run) == before
+
+
+@pytest.mark.parametrize("below", ["", "run", "run/1"])
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, below: str):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(OSError, match=rf"The workdir {file / below} cannot be written to"):
+        train(file / below)
+    assert file.read_text() == "mine"
+
+
+def test_what_is_in_the_folder_survives_a_failed_start(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="batch_size is too large"):
+        train(tmp_path, load_data_fn=partial(digits, batch_size=9999))
+    assert contents(tmp_path) == before
+
+
+# --- Loss, precision, evaluation -------------------------------------------------------------------------------------
+
+
+def cross_entropy(probabilities: np.ndarray, labels: np.ndarray, label_smoothing: float) -> float:
+    targets = labels * (1 - label_smoothing) + label_smoothing / labels.shape[1]
+    return float(-(targets * np.log(probabilities)).sum(axis=1).mean())
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluation_counts_every_image_once(split: str, uncompiled: None):
+    datasets = small_digits()
+    model = small(num_output_classes=10)
+    model.build((None, *datasets.image_shape))
+    batches = list(datasets.evaluation(split).as_numpy_iterator())
+    assert 0 < len(batches[-1][0]) < 64
+    images, labels = (np.concatenate(parts) for parts in zip(*batches))
+    probabilities = model.predict(images, verbose=0)
+    loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
+    results = training.evaluate(model, loss, datasets, split)
+    assert results["accuracy"] == pytest.approx(np.mean(probabilities.argmax(1) == labels.argmax(1)), abs=1e-6)
+    expected = cross_entropy(probabilities, labels, 0.2) + float(sum(model.losses))
+    assert results["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_label_smoothing_takes_effect_in_training(tmp_path: Path, uncompiled: None):
+    train_a_step(tmp_path, loss_cls=partial(keras.losses.CategoricalCrossentropy, label_smoothing=0.2))
+    keras.utils.set_random_seed(1)  # As `train` does, so this model is as that one was at the start.
+    model = small(num_output_classes=10)
+    model.build((None, 16, 16, 1))
+    images, labels = next(small_digits().train().as_numpy_iterator())
+    probabilities = np.asarray(model(images, training=True))
+    smoothed, plain = (cross_entropy(probabilities, labels, smoothing) for smoothing in (0.2, 0.0))
+    loss = float(rows_of(tmp_path / "metrics.csv")[0]["loss"]) - float(sum(model.losses))
+    assert loss == pytest.approx(smoothed, rel=1e-4)
+    assert loss != pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("activation", "from_logits", "message"),
+    [("softmax", True, "got 'softmax' and True"), (None, False, "got 'linear' and False")],
+)
+def test_a_loss_that_does_not_fit_the_outputs_is_refused(
+    tmp_path: Path, activation: str | None, from_logits: bool, message: str
+):
+    with pytest.raises(ValueError, match=rf"output_activation must be 'softmax', .*from_logits = True; {message}"):
+        train_a_step(
+            tmp_path,
+            model_cls=partial(small, output_activation=activation),
+            loss_cls=partial(keras.losses.CategoricalCrossentropy, from_logits=from_logits),
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {
+            "model_cls": partial(small, output_activation=None),
+            "loss_cls": partial(keras.losses.CategoricalCrossentropy, from_logits=True),
+        },
+        {"model_cls": partial(small, output_activation="sigmoid"), "loss_cls": keras.losses.BinaryCrossentropy},
+        {"model_cls": partial(functional, activation=keras.layers.Softmax())},
+    ],
+    ids=["logits", "another loss", "a model of one's own"],
+)
+def test_other_losses_and_models_train(tmp_path: Path, uncompiled: None, options: dict[str, Any]):
+    summary = train_a_step(tmp_path, **options)
+    assert np.isfinite(summary["test_loss"])
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.FixtureRequest, policy: str):
+    if policy != "mixed_float16":  # Whose loss scaling differs between eager and compiled steps.
+        request.getfixturevalue("uncompiled")
+    scaling = mock.Mock(wraps=keras.optimizers.LossScaleOptimizer)
+    with mock.patch.object(keras.optimizers, "LossScaleOptimizer", scaling):
+        summary = train(tmp_path, dtype_policy=policy, num_epochs=1)
+    assert scaling.call_count == (policy == "mixed_float16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert json_of(tmp_path / "run.json")["dtype_policy"] == policy
+    assert np.isfinite(summary["test_loss"])
+    model = load(tmp_path)
+    assert model.dtype_policy.name == policy
+    start = small(num_output_classes=10, dtype=policy)
+    start.build((None, 16, 16, 1))
+    for weight, initial in zip(model.trainable_weights, start.trainable_weights, strict=True):
+        assert np.isfinite(weight.numpy()).all()
+        assert weight.dtype == initial.dtype
+        if weight.name != "strides":  # They may have been held at their least value.
+            assert not np.array_equal(weight.numpy(), initial.numpy()), weight.path
+    results = training.evaluate(model, keras.losses.CategoricalCrossentropy(), small_digits())
+    assert results["accuracy"] == summary["test_accuracy"]
+
+
+def test_the_global_dtype_policy_is_restored_after_an_error(tmp_path: Path):
+    def fail(seed: int) -> data.Datasets:
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        raise OSError("no data")
+
+    with pytest.raises(OSError, match="no data"):
+        train(tmp_path, load_data_fn=fail, dtype_policy="mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_run_without_validation_split(tmp_path: Path, uncompiled: None):
+    load_data_fn = partial(small_digits, validation_fraction=0.0)
+    summary = train_a_step(tmp_path, load_data_fn=load_data_fn)
+    assert summary["best_validation_accuracy"] is None
+    assert not (tmp_path / "best.keras").exists()
+    assert (tmp_path / "figures" / "curves.png").exists()
+    assert not [name for name in rows_of(tmp_path / "metrics.csv")[0] if name.startswith("val_")]
+    with pytest.raises(ValueError, match="The validation split of digits has no images"):
+        training.evaluate(load(tmp_path), keras.losses.CategoricalCrossentropy(), load_data_fn(), "validation")
+
+
+def test_a_run_without_learned_strides_has_no_figure_of_them(tmp_path: Path, uncompiled: None):
+    train_a_step(tmp_path, model_cls=partial(small, pooling_cls=None, head_pooling_cls=None))
+    assert (tmp_path / "figures" / "curves.png").exists()
+    assert not (tmp_path / "figures" / "strides.png").exists()
+    assert set(rows_of(tmp_path / "strides.csv")[0]) == {"epoch", "macs"}
+
+
+def test_steps_per_epoch_is_one_pass_over_the_data_unless_given(tmp_path: Path, uncompiled: None):
+    summary = train_a_step(tmp_path, steps_per_epoch=None, load_data_fn=partial(small_digits, batch_size=600))
+    assert summary["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_epochs": 0}, r"train\.train\.num_epochs must be a whole number of at least 1, got 0\."),
+        ({"num_epochs": "three"}, r"train\.train\.num_epochs must be a whole number of at least 1, got 'three'\."),
+        ({"num_epochs": True}, r"train\.train\.num_epochs must be a whole number of at least 1, got True\."),
+        ({"steps_per_epoch": 0}, r"train\.train\.steps_per_epoch must be a whole number of at least 1, got 0\."),
+        ({"steps_per_epoch": 1.5}, r"train\.train\.steps_per_epoch must be a whole number of at least 1, got 1\.5\."),
+        ({"steps_per_execution": 0}, r"train\.train\.steps_per_execution must be a whole number of at least 1"),
+        ({"dtype_policy": "half"}, r"train\.train\.dtype_policy must be one of 'float32', .*, got 'half'\."),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_named(tmp_path: Path, options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, **options)
+
+
+# --- Callbacks in a user's own fit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path, as_path: Callable[[Path], str | Path]):
+    model = functional(10)
+    model.compile(keras.optimizers.SGD(0.5), "categorical_crossentropy", metrics=["accuracy"])
+    images, labels = next(small_digits().train().as_numpy_iterator())
+    folder = tmp_path / "fit"
+    callbacks = [StrideLog(as_path(folder)), MetricsLog(as_path(folder))]
+    model.fit(images, labels, batch_size=32, epochs=2, verbose=0, callbacks=callbacks)
+
+    rows = rows_of(folder / "strides.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert set(rows[0]) == {
+        "epoch",
+        "learned/vertical_stride",
+        "learned/horizontal_stride",
+        "learned/height",
+        "learned/width",
+        "fixed/height",
+        "fixed/width",
+        "macs",
+    }
+    np.testing.assert_array_equal([float(rows[0][f"learned/{name}_stride"]) for name in DIRECTIONS], [2, 2])
+    strides = [np.float32(rows[-1][f"learned/{name}_stride"]) for name in DIRECTIONS]
+    np.testing.assert_array_equal(strides, model.get_layer("learned").strides.numpy())
+    assert strides != [2, 2]
+    pooled = model.get_layer("learned")(tf.zeros([1, 14, 14, 4]))
+    assert (int(rows[-1]["learned/height"]), int(rows[-1]["learned/width"])) == tuple(pooled.shape[1:3])
+    metrics = rows_of(folder / "metrics.csv")
+    assert [list(row) for row in metrics] == 2 * [["epoch", "accuracy", "loss"]]
+
+
+DIRECTIONS = ("vertical", "horizontal")
