@@ -86,7 +86,7 @@ class ResidualLayer(keras.layers.Layer):
         normalization = _factory(normalization_cls)
         self._norms = [normalization(axis=_channel_axis(channels_first), name=f"norm_{i}", **shared) for i in (1, 2)]
         self._pooling = None
-        conv_strides = 1
+        conv_strides = (1, 1)
         if project and pooling_cls is not None:
             self._pooling = _factory(pooling_cls)(
                 strides=strides, data_format=_data_format(channels_first), name="pooling", **shared
@@ -98,7 +98,8 @@ class ResidualLayer(keras.layers.Layer):
         self._unstrided_conv = _conv2d(filters, kernel_size, name="conv_2", **convolution)
         self._shortcut_conv = None
         if project:
-            self._shortcut_conv = _conv2d(filters, 1, strides=conv_strides, name="shortcut", **convolution)
+            self._shortcut_conv = _conv2d(filters, 1, name="shortcut", **convolution)
+        self._shortcut_strides = conv_strides
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._norms[0].build(input_shape)
@@ -119,10 +120,22 @@ class ResidualLayer(keras.layers.Layer):
         x = self._unstrided_conv(tf.nn.relu(self._norms[1](x, training=training)))
         shortcut = inputs
         if self._shortcut_conv is not None:
-            if self._pooling is not None:
-                shortcut = self._pooling(shortcut)
+            shortcut = self._subsample(shortcut) if self._pooling is None else self._pooling(shortcut)
             shortcut = self._shortcut_conv(shortcut)
         return x + shortcut
+
+    def _subsample(self, inputs: tf.Tensor) -> tf.Tensor:
+        """What a strided 1x1 convolution reads of its input.
+
+        The convolution itself is not strided: the kernel gradient of a strided 1x1 convolution writes out of bounds in
+        the oneDNN of TensorFlow 2.21, on some CPUs.
+        """
+        vertical, horizontal = self._shortcut_strides
+        if (vertical, horizontal) == (1, 1):
+            return inputs
+        if self.channels_first:
+            return inputs[:, :, ::vertical, ::horizontal]
+        return inputs[:, ::vertical, ::horizontal]
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         shape = self._strided_conv.compute_output_shape(input_shape)

@@ -77,10 +77,18 @@ def test_only_the_seed_given_matters(load: Any, storage: str):
     assert_same(batches, take(load(seed=3, **RANDOM).train(), 2 * STEPS))
 
 
-@pytest.mark.parametrize("options", [{}, {"augment_fn": data.augment}, {"mixup_alpha": 0.2, "mixup": "batch"}])
-def test_another_seed_gives_other_batches(load: Any, storage: str, options: dict[str, Any]):
-    for (images, _), (others, _) in zip(*(take(load(seed=seed, **options).train(), 3) for seed in (3, 4))):
+def test_another_seed_gives_another_order(load: Any, storage: str):
+    for (images, _), (others, _) in zip(*(take(load(seed=seed).train(), 3) for seed in (3, 4))):
         assert not np.array_equal(images, others)
+
+
+def test_each_seed_and_step_draws_its_own_augmentation(load: Any, storage: str):
+    def draw(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(images) + tf.random.stateless_uniform([], seed)
+
+    batches = [take(load(seed=seed, augment_fn=draw).train(), 2 * STEPS) for seed in (3, 4)]
+    drawn = {float(images.max()) for run in batches for images, _ in run}
+    assert len(drawn) == 2 * 2 * STEPS
 
 
 def test_training_goes_on_from_any_step(load: Any, storage: str):
@@ -132,7 +140,7 @@ def test_mixup_of_pairs_halves_the_steps_and_keeps_the_batch(load: Any, options:
 # --- Splits, evaluation, normalisation -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("fraction", "validation_size"), [(0.0, 0), (0.1, 7), (0.5, 34)])
+@pytest.mark.parametrize(("fraction", "validation_size"), [(0.0, 0), (0.1, 7)])
 def test_splits_are_disjoint_and_complete(
     load: Any, storage: str, tiny_data_dir: Path, fraction: float, validation_size: int
 ):

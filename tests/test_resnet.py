@@ -383,7 +383,7 @@ def test_parts_of_the_network_save_by_themselves(make: Callable[..., keras.layer
         ({"strides": (1, 1.5)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1.5, 1)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1, (2, 1.5))}, r"whole strides of at least 1, got \(2, 1.5\)"),
-        ({"strides": (1, 0)}, "whole strides of at least 1, got 0"),
+        ({"strides": (1, 0)}, "strides must be finite and at least 1, got 0"),
         ({"strides": (1, 0.5), "pooling_cls": DiffStride}, "strides must be .*at least 1, got 0.5"),
         ({"strides": (1, 1.5), "pooling_cls": SpatialPooling}, r"whole strides, got \(1.5, 1.5\)"),
     ],
@@ -391,3 +391,13 @@ def test_parts_of_the_network_save_by_themselves(make: Callable[..., keras.layer
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Resnet(**{"filters": [4, 4], "strides": (1, 2), "num_output_classes": 10, **kwargs})
+
+
+def test_a_strided_layer_equals_a_strided_convolution_on_its_shortcut():
+    layer = ResidualLayer(6, strides=(2, 3), project=True)
+    images = tf.random.normal([2, 9, 11, 4], seed=1)
+    layer.build(images.shape)
+    outputs = layer(images)
+    shortcut = tf.nn.conv2d(images, layer._shortcut_conv.kernel.value, [1, 2, 3, 1], "SAME")
+    layer._shortcut_conv.kernel.assign(tf.zeros_like(layer._shortcut_conv.kernel))
+    np.testing.assert_allclose(outputs - layer(images), shortcut, rtol=1e-5, atol=1e-5)
