@@ -10,7 +10,6 @@ setuptools.setup(
     description="Learned downsampling in the Fourier domain for Keras: DiffStride, spectral pooling and their hybrid.",
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.10",
     packages=["diffstride_hybrid", "diffstride_hybrid.gin_configs"],
     package_dir={"diffstride_hybrid.gin_configs": "gin_configs"},
