@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 _AGAINST = flags.DEFINE_string("against", None, "A checkout of google-research/diffstride to compare with.")
 _PARTS = flags.DEFINE_list("parts", ["layer", "sizes", "step"], "What to measure: layer, sizes, step.")
@@ -122,27 +122,12 @@ def work(build: Callable[[Case], Callable[[], Any]]) -> None:
             runs[case] = build(case)
             for _ in range(2):
                 runs[case]()
-            answer = {"peak_mib": _peak_memory_of(runs[case])}
+            answer = {}
         else:
             began = time.perf_counter()
             runs[case]()
             answer = {"seconds": time.perf_counter() - began}
         print(json.dumps(answer), flush=True)
-
-
-def _peak_memory_of(run: Callable[[], Any]) -> float:
-    """Resident memory that a run adds at its peak, in MiB."""
-    resident = _status("VmRSS")
-    pathlib.Path("/proc/self/clear_refs").write_text("5")
-    run()
-    return (_status("VmHWM") - resident) / 1024
-
-
-def _status(field: str) -> int:
-    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1])
-    raise KeyError(field)
 
 
 def _timed(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
@@ -241,6 +226,10 @@ def _slice_of_same_size(keras: Any) -> Any:
             size = sizes[inputs.shape[1], self.stride]
             return inputs[:, :size, :size]
 
+        def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+            size = sizes[shape[1], self.stride]
+            return (shape[0], size, size, shape[3])
+
         def get_config(self) -> dict[str, Any]:
             return super().get_config()
 
@@ -331,8 +320,8 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
         against: a checkout of the released code, or None.
 
     Returns:
-        A row for each case: the case, milliseconds (median, least, most), peak memory in MiB, and, where there is a
-        release, how many times faster and how many times smaller than it the case is.
+        A row for each case: the case, milliseconds (median, least, most) and, where there is a release, how many times
+        faster than it the case is.
     """
     workers = {"ours": Worker("ours", {})}
     if against is not None:
@@ -343,7 +332,8 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
         listed = [("ours", case) for case in group]
         if against is not None:
             listed += [("release", other) for _, case in listed if (other := release_case(case))]
-        peaks = [workers[name].ask("build", case)["peak_mib"] for name, case in listed]
+        for name, case in listed:
+            workers[name].ask("build", case)
         seconds: list[list[float]] = [[] for _ in listed]
         for _ in range(repeats):
             for (name, case), measured in zip(listed, seconds):
@@ -354,14 +344,12 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
                 "milliseconds": round(1e3 * statistics.median(measured), 3),
                 "least": round(1e3 * min(measured), 3),
                 "most": round(1e3 * max(measured), 3),
-                "peak_mib": round(peak, 1),
             }
-            for (_, case), measured, peak in zip(listed, seconds, peaks)
+            for (_, case), measured in zip(listed, seconds)
         ]
         release = next((row for row in group_rows if row["variant"] == "release"), None)
         for row in group_rows:
             row["times_faster"] = release and round(release["milliseconds"] / row["milliseconds"], 2)
-            row["memory_share"] = release and round(row["peak_mib"] / release["peak_mib"], 2)
             print(format_row(row), flush=True)
         rows += group_rows
     for worker in workers.values():
@@ -373,13 +361,13 @@ def format_row(row: Mapping[str, Any]) -> str:
     """A row of the table, for people."""
     text = (
         f"{row['part']:<8}{row['place']:<20}{row['variant']:<20}{row['dtype']:<10}{row['milliseconds']:>9.2f} ms "
-        f"({row['least']:.2f} to {row['most']:.2f}) {row['peak_mib']:>8.1f} MiB"
+        f"({row['least']:.2f} to {row['most']:.2f})"
     )
     if row["part"] == "machine":
         return f"{text}  {2 * row['height'] ** 3 / row['milliseconds'] / 1e6:.0f} GFLOP/s"
     if row["times_faster"] is None:
         return text
-    return f"{text}  {row['times_faster']:.2f}x the release, {row['memory_share']:.2f} of its memory"
+    return f"{text}  {row['times_faster']:.2f}x the release"
 
 
 def geometric_means(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -422,6 +410,7 @@ def main(argv: Sequence[str]) -> None:
     """Measures, prints and writes."""
     del argv
     if _WORKER.value:
+        logging.set_verbosity(logging.ERROR)  # The release's gradient warns of a cast at every trace.
         work(build_ours if _WORKER.value == "ours" else build_release)
         return
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras"))
