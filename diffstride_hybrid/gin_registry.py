@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import pathlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -27,10 +28,14 @@ resnet.Resnet.normalization_cls = @resnet.batch_norm
 """
 
 
+_PARAMETERS: dict[str, list[str]] = {}
+
+
 def _register(target: Callable[..., Any], module: str, also: tuple[str, ...] = ()) -> Callable[..., Any]:
     """Makes a function or class configurable by the parameters that its signature names, and by no others."""
     parameters = inspect.signature(target).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    _PARAMETERS[f"{module}.{target.__name__}"] = [*named, *also]
     return gin.external_configurable(target, module=module, allowlist=[*named, *also])
 
 
@@ -85,6 +90,12 @@ def parse(files: list[str], bindings: list[str]) -> None:
     logging.set_verbosity(logging.FATAL)  # Gin logs an error for every folder where an included file is not.
     try:
         gin.parse_config_files_and_bindings(files, bindings)
+    except ValueError as error:
+        unknown = re.search(r"Configurable '(\S+)' doesn't include kwarg '(\w+)' in its allowlist", str(error))
+        if unknown is None:
+            raise
+        parameters = ", ".join(dict.fromkeys(_PARAMETERS[unknown[1]]))
+        raise ValueError(f"{unknown[1]} has no parameter {unknown[2]!r}; it has {parameters}.") from error
     finally:
         logging.set_verbosity(verbosity)
         search_paths[:] = search_paths_before

@@ -91,74 +91,24 @@ def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
-# --- A run, as a user starts it --------------------------------------------------------------------------------------
+@pytest.fixture(scope="module", autouse=True)
+def started_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
+    """A run of a shipped config, found by its bare name from a folder elsewhere, which goes on while tests pass."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    unread = {"pooling.FixedSpectralPooling.norm": "'ortho'"}
+    process = start_command("train", "--gin_file=digits_hybrid", "--seed=3", *options_of(unread), cwd=cwd)
+    with process:
+        yield cwd / "runs" / "digits_hybrid", process
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """The folder of a run of a shipped config, found by its bare name from a folder elsewhere, and how it ended."""
-    cwd = tmp_path_factory.mktemp("elsewhere")
-    unread = {"pooling.FixedSpectralPooling.norm": "'ortho'"}
-    result = wait_for(start_command("train", "--gin_file=digits_hybrid", "--seed=3", *options_of(unread), cwd=cwd))
+def finished(started_run: tuple[Path, subprocess.Popen[str]]) -> tuple[Path, Result]:
+    """The folder of that run, and how it ended."""
+    folder, process = started_run
+    result = wait_for(process)
     assert result.code == 0, result.err
-    return cwd / "runs" / "digits_hybrid", result
-
-
-def test_training_ends_with_a_summary(finished: tuple[Path, Result]):
-    folder, result = finished
-    summary = json.loads((folder / "summary.json").read_text())
-    assert json.loads((folder / "run.json").read_text())["seed"] == 3
-    assert (folder / "operative_config.gin").exists()
-    lines = result.out.splitlines()
-    assert lines[0].startswith("epoch 1/1 ")
-    assert lines[1].startswith(f"test accuracy {summary['test_accuracy']:.2%} after 1 epochs, 2 steps")
-    assert f"{summary['parameters']:,} parameters" in lines[2]
-    assert f"{summary['macs'] / 1e9:.3f} G MACs" in lines[2]
-    assert [line.split()[0] for line in lines[3:-1]] == [pooling["layer"] for pooling in summary["poolings"]]
-    height, width = summary["poolings"][1]["output_size"]
-    vertical, horizontal = summary["poolings"][1]["strides"]
-    assert re.search(rf"-> {height}x{width} +strides {vertical:.3f}, {horizontal:.3f}$", lines[4])
-    assert lines[-1] == "files are in runs/digits_hybrid"
-
-
-def test_an_unread_binding_is_named_in_a_warning(finished: tuple[Path, Result]):
-    warnings = [line for line in finished[1].err.splitlines() if "nothing in this run reads it" in line]
-    assert len(warnings) == 1
-    assert "pooling.FixedSpectralPooling.norm is bound" in warnings[0]
-
-
-def test_no_line_of_the_output_is_noise(finished: tuple[Path, Result]):
-    assert "Traceback" not in finished[1].err
-    assert "Path not found" not in finished[1].err
-    assert "\x1b" not in finished[1].out
-
-
-def test_evaluation_gives_the_same_accuracy_again(finished: tuple[Path, Result], tmp_path: Path):
-    folder, _ = finished
-    before = contents(folder)
-    result = wait_for(start_command("evaluate", f"--workdir={folder}", cwd=tmp_path))
-    assert result.code == 0, result.err
-    summary = json.loads((folder / "summary.json").read_text())
-    assert result.out.startswith(f"test accuracy {summary['test_accuracy']:.2%}, loss {summary['test_loss']:.4f}, ")
-    assert "on 360 images" in result.out
-    assert contents(folder) == before
-
-
-def test_evaluation_of_the_best_model_on_the_validation_split(finished: tuple[Path, Result], uncompiled: None):
-    folder, _ = finished
-    result = run_here("evaluate", f"--workdir={folder}", "--model=best.keras", "--split=validation")
-    best = json.loads((folder / "summary.json").read_text())["best_validation_accuracy"]
-    assert result.out.startswith(f"validation accuracy {best:.2%}, ")
-    assert "on 144 images" in result.out
-
-
-def test_the_operative_config_gives_the_same_run(finished: tuple[Path, Result], tmp_path: Path, uncompiled: None):
-    folder, _ = finished
-    result = run_here("train", f"--gin_file={folder / 'operative_config.gin'}", "--seed=3", f"--workdir={tmp_path}")
-    assert result.code == 0, result.err
-    loss, expected = (json.loads((run / "summary.json").read_text())["test_loss"] for run in (tmp_path, folder))
-    assert loss == pytest.approx(expected, rel=1e-4)  # Compiled and not, they differ by rounding.
-    assert "nothing in this run reads it" not in result.err
+    return folder, result
 
 
 # --- Flags and bindings ----------------------------------------------------------------------------------------------
@@ -349,25 +299,6 @@ def test_a_folder_that_cannot_be_written_to_ends_in_one_clear_line(tmp_path: Pat
     assert file.read_text() == "mine"
 
 
-def test_a_finished_run_is_refused_and_kept(finished: tuple[Path, Result]):
-    folder, _ = finished
-    before = contents(folder)
-    result = run_here("train", "--gin_file=base", f"--workdir={folder}", *options_of({}))
-    assert_one_clear_line(result, str(folder), "finished run")
-    assert contents(folder) == before
-
-
-def test_a_run_begun_with_another_config_is_refused_and_kept(
-    finished: tuple[Path, Result], tmp_path: Path, uncompiled: None
-):
-    config = (finished[0] / "operative_config.gin").read_text()
-    (tmp_path / "operative_config.gin").write_text(config.replace("batch_size = 64", "batch_size = 32"))
-    before = contents(tmp_path)
-    arguments = [f"--gin_file={finished[0] / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
-    assert_one_clear_line(run_here("train", *arguments), str(tmp_path), "another config", "batch_size = 64")
-    assert contents(tmp_path) == before
-
-
 def test_the_traceback_is_shown_if_asked_for(tmp_path: Path):
     options = ["--gin_file=base", f"--workdir={tmp_path}", *options_of({"train.train.num_epochs": 0})]
     with pytest.raises(ValueError, match=r"train\.train\.num_epochs"):
@@ -395,11 +326,6 @@ def test_evaluation_needs_the_folder_of_a_run(tmp_path: Path, name: str):
     result = run_here("evaluate", f"--workdir={tmp_path / name}")
     assert_one_clear_line(result, f"There is no {tmp_path / name}/operative_config.gin", "--workdir")
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
-
-
-def test_evaluation_needs_a_model(finished: tuple[Path, Result], tmp_path: Path):
-    (tmp_path / "operative_config.gin").write_bytes((finished[0] / "operative_config.gin").read_bytes())
-    assert_one_clear_line(run_here("evaluate", f"--workdir={tmp_path}"), f"There is no {tmp_path}/final.keras")
 
 
 # --- Preparing data --------------------------------------------------------------------------------------------------
@@ -439,3 +365,87 @@ def test_preparing_from_a_folder_downloads_from_there(tmp_path: Path, monkeypatc
 def test_a_mistake_in_preparing_ends_in_one_clear_line(tmp_path: Path, arguments: list[str], culprits: list[str]):
     assert_one_clear_line(run_here("prepare", *arguments, f"--data_dir={tmp_path}"), *culprits)
     assert not list(tmp_path.iterdir())
+
+
+# --- A run, as a user starts it --------------------------------------------------------------------------------------
+
+
+def test_training_ends_with_a_summary(finished: tuple[Path, Result]):
+    folder, result = finished
+    summary = json.loads((folder / "summary.json").read_text())
+    assert json.loads((folder / "run.json").read_text())["seed"] == 3
+    assert (folder / "operative_config.gin").exists()
+    lines = result.out.splitlines()
+    assert lines[0].startswith("epoch 1/1 ")
+    assert lines[1].startswith(f"test accuracy {summary['test_accuracy']:.2%} after 1 epochs, 2 steps")
+    assert f"{summary['parameters']:,} parameters" in lines[2]
+    assert f"{summary['macs'] / 1e9:.3f} G MACs" in lines[2]
+    assert [line.split()[0] for line in lines[3:-1]] == [pooling["layer"] for pooling in summary["poolings"]]
+    height, width = summary["poolings"][1]["output_size"]
+    vertical, horizontal = summary["poolings"][1]["strides"]
+    assert re.search(rf"-> {height}x{width} +strides {vertical:.3f}, {horizontal:.3f}$", lines[4])
+    assert lines[-1] == "files are in runs/digits_hybrid"
+
+
+def test_an_unread_binding_is_named_in_a_warning(finished: tuple[Path, Result]):
+    warnings = [line for line in finished[1].err.splitlines() if "nothing in this run reads it" in line]
+    assert len(warnings) == 1
+    assert "pooling.FixedSpectralPooling.norm is bound" in warnings[0]
+
+
+def test_no_line_of_the_output_is_noise(finished: tuple[Path, Result]):
+    assert "Traceback" not in finished[1].err
+    assert "Path not found" not in finished[1].err
+    assert "\x1b" not in finished[1].out
+
+
+def test_evaluation_gives_the_same_accuracy_again(finished: tuple[Path, Result], tmp_path: Path):
+    folder, _ = finished
+    before = contents(folder)
+    result = wait_for(start_command("evaluate", f"--workdir={folder}", cwd=tmp_path))
+    assert result.code == 0, result.err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert result.out.startswith(f"test accuracy {summary['test_accuracy']:.2%}, loss {summary['test_loss']:.4f}, ")
+    assert "on 360 images" in result.out
+    assert contents(folder) == before
+
+
+def test_evaluation_of_the_best_model_on_the_validation_split(finished: tuple[Path, Result], uncompiled: None):
+    folder, _ = finished
+    result = run_here("evaluate", f"--workdir={folder}", "--model=best.keras", "--split=validation")
+    best = json.loads((folder / "summary.json").read_text())["best_validation_accuracy"]
+    assert result.out.startswith(f"validation accuracy {best:.2%}, ")
+    assert "on 144 images" in result.out
+
+
+def test_the_operative_config_gives_the_same_run(finished: tuple[Path, Result], tmp_path: Path, uncompiled: None):
+    folder, _ = finished
+    result = run_here("train", f"--gin_file={folder / 'operative_config.gin'}", "--seed=3", f"--workdir={tmp_path}")
+    assert result.code == 0, result.err
+    loss, expected = (json.loads((run / "summary.json").read_text())["test_loss"] for run in (tmp_path, folder))
+    assert loss == pytest.approx(expected, rel=1e-4)  # Compiled and not, they differ by rounding.
+    assert "nothing in this run reads it" not in result.err
+
+
+def test_a_finished_run_is_refused_and_kept(finished: tuple[Path, Result]):
+    folder, _ = finished
+    before = contents(folder)
+    result = run_here("train", "--gin_file=base", f"--workdir={folder}", *options_of({}))
+    assert_one_clear_line(result, str(folder), "finished run")
+    assert contents(folder) == before
+
+
+def test_a_run_begun_with_another_config_is_refused_and_kept(
+    finished: tuple[Path, Result], tmp_path: Path, uncompiled: None
+):
+    config = (finished[0] / "operative_config.gin").read_text()
+    (tmp_path / "operative_config.gin").write_text(config.replace("batch_size = 64", "batch_size = 32"))
+    before = contents(tmp_path)
+    arguments = [f"--gin_file={finished[0] / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
+    assert_one_clear_line(run_here("train", *arguments), str(tmp_path), "another config", "batch_size = 64")
+    assert contents(tmp_path) == before
+
+
+def test_evaluation_needs_a_model(finished: tuple[Path, Result], tmp_path: Path):
+    (tmp_path / "operative_config.gin").write_bytes((finished[0] / "operative_config.gin").read_bytes())
+    assert_one_clear_line(run_here("evaluate", f"--workdir={tmp_path}"), f"There is no {tmp_path}/final.keras")
