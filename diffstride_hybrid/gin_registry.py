@@ -35,8 +35,9 @@ def _register(target: Callable[..., Any], module: str, also: tuple[str, ...] = (
     """Makes a function or class configurable by the parameters that its signature names, and by no others."""
     parameters = inspect.signature(target).parameters.values()
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    _PARAMETERS[f"{module}.{target.__name__}"] = [*named, *also]
-    return gin.external_configurable(target, module=module, allowlist=[*named, *also])
+    known = list(dict.fromkeys([*named, *also]))
+    _PARAMETERS[f"{module}.{target.__name__}"] = known
+    return gin.external_configurable(target, module=module, allowlist=known)
 
 
 def _register_all(namespace: Any, base: type, module: str) -> None:
@@ -94,8 +95,9 @@ def parse(files: list[str], bindings: list[str]) -> None:
         unknown = re.search(r"Configurable '(\S+)' doesn't include kwarg '(\w+)' in its allowlist", str(error))
         if unknown is None:
             raise
-        parameters = ", ".join(dict.fromkeys(_PARAMETERS[unknown[1]]))
-        raise ValueError(f"{unknown[1]} has no parameter {unknown[2]!r}; it has {parameters}.") from error
+        name, parameter = unknown.groups()
+        known = next(known for full, known in _PARAMETERS.items() if f".{full}".endswith(f".{name}"))
+        raise ValueError(f"{name} has no parameter {parameter!r}; it has {', '.join(known)}.") from error
     finally:
         logging.set_verbosity(verbosity)
         search_paths[:] = search_paths_before

@@ -194,6 +194,7 @@ WRONG_BINDINGS = {
     "a reference that does not exist": ({"resnet.Resnet.pooling_cls": "@pooling.DifStride"}, ["@pooling.DifStride"]),
     "a parameter that does not exist": ({"train.train.num_epoch": 1}, ["train.train", "'num_epoch'"]),
     "a parameter of a layer that does not exist": ({"pooling.DiffStride.smothness": 1}, ["'smothness'"]),
+    "a parameter that does not exist, by a short name": ({"batch_norm.momentun": 0.9}, ["batch_norm", "'momentun'"]),
     "a parameter of a model that does not exist": ({"resnet.resnet18.widht": 1}, ["'widht'"]),
     "epochs as text": ({"train.train.num_epochs": "'three'"}, ["train.train.num_epochs", "whole number", "'three'"]),
     "no epochs": ({"train.train.num_epochs": 0}, ["train.train.num_epochs", "at least 1", "0"]),
