@@ -106,14 +106,13 @@ class FourierPooling(keras.layers.Layer):
 
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
         """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
-        axes = (0, 1, 2) if self.data_format == "channels_last" else (1, 2, 0)
-        height, width, channels = (input_shape[axis] for axis in axes)
-        output_height, output_width = (output_shape[axis] for axis in axes[:2])
-        return self._matrix_parts() * channels * output_height * width * (height + output_width)
+        first, channels = (0, 2) if self.data_format == "channels_last" else (1, 0)
+        sizes = (*input_shape[first : first + 2], *output_shape[first : first + 2])
+        return input_shape[channels] * spectral.matmul_macs(*sizes, real=self._is_real(), data_format=self.data_format)
 
-    def _matrix_parts(self) -> int:
-        """1 where the pooling matrices are real, 2 where they are complex."""
-        return 1
+    def _is_real(self) -> bool:
+        """Whether the pooling matrices are real."""
+        return True
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         """The output's height and width, None where they are not known."""
@@ -286,8 +285,8 @@ class DiffStride(FourierPooling):
         else:
             self.refresh_crop()
 
-    def _matrix_parts(self) -> int:
-        return 1 if self.mask == "symmetric" else 2
+    def _is_real(self) -> bool:
+        return self.mask == "symmetric"
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
@@ -347,8 +346,8 @@ class FixedSpectralPooling(FourierPooling):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides}
 
-    def _matrix_parts(self) -> int:
-        return 2
+    def _is_real(self) -> bool:
+        return False
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         known = spectral.fixed_output_lengths(height or 2, width or 2, self.strides)

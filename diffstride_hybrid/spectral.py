@@ -41,7 +41,8 @@ class Window(NamedTuple):
         output_length: samples along the axis after pooling.
         bins: int32 `[kept]`, the kept bins of the input's DFT. The i-th of them is bin i of the output's spectrum.
         weights: `[kept]`, float32 or float64, what each kept bin is multiplied by. Carries the gradient to the stride.
-        one_sided: whether `bins` lists only the non-negative frequencies, as `rfft` does.
+        negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
+            lists only the non-negative frequencies, as `rfft` does.
         real: whether positive and negative frequencies have equal weights and places, so that the pooling matrix of
             this axis is real.
     """
@@ -50,7 +51,7 @@ class Window(NamedTuple):
     output_length: Length
     bins: tf.Tensor
     weights: tf.Tensor
-    one_sided: bool
+    negatives: Length | None
     real: bool
 
 
@@ -130,7 +131,7 @@ def fixed_spectral_pooling(
         output_length=output_height,
         bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
         weights=tf.ones([output_height], dtype),
-        one_sided=False,
+        negatives=low,
         real=False,
     )
     columns = Window(
@@ -138,7 +139,7 @@ def fixed_spectral_pooling(
         output_length=output_width,
         bins=tf.range(output_width // 2 + 1),
         weights=tf.ones([output_width // 2 + 1], dtype),
-        one_sided=True,
+        negatives=None,
         real=False,
     )
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
@@ -288,23 +289,25 @@ def diffstride_windows(
     row_weights = _soft_window(row_positions, row_threshold, smoothness_factor)
     column_weights = _soft_window(column_positions, column_threshold, smoothness_factor)
 
-    row_bins, column_bins = tf.range(height), tf.range(width // 2 + 1)
     if kept is not None:
-        low = kept[0] // 2 if mask == "released" else (kept[0] + 1) // 2
-        row_bins = tf.concat([tf.range(low), tf.range(height - (kept[0] - low), height)], 0)
-        column_bins = tf.range(kept[1])
+        output_height, kept_columns = kept
     elif cropping:
-        row_bins = tf.cast(tf.where(row_weights > 0)[:, 0], tf.int32)
-        column_bins = tf.cast(tf.where(column_weights > 0)[:, 0], tf.int32)
-    output_height, kept_columns = (tf.size(row_bins), tf.size(column_bins)) if kept is None else kept
+        output_height, kept_columns = (tf.math.count_nonzero(w, dtype=tf.int32) for w in (row_weights, column_weights))
+    else:
+        output_height, kept_columns = height, width // 2 + 1
+    # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
+    negatives = output_height - output_height // 2 if mask == "released" else output_height // 2
+    row_bins = tf.concat([tf.range(output_height - negatives), tf.range(height - negatives, height)], 0)
+    column_bins = tf.range(kept_columns)
     if mask == "released":
         output_width = 2 * (kept_columns - 1)
     else:
-        output_width = tf.minimum(2 * kept_columns - 1, width) if kept is None else min(2 * kept_columns - 1, width)
+        at_most = min if isinstance(kept_columns, int) and isinstance(width, int) else tf.minimum
+        output_width = at_most(2 * kept_columns - 1, width)
     real = mask == "symmetric"
     return (
-        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), one_sided=False, real=real),
-        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), one_sided=True, real=real),
+        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, real),
+        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, real),
     )
 
 
@@ -334,7 +337,7 @@ def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -
     """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
     bins = tf.range(output_length // 2 + 1)
     folded = (2 * bins == output_length) & (output_length < length)
-    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), one_sided=True, real=True)
+    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, real=True)
 
 
 # --- Engines ---------------------------------------------------------------------------------------------------------
@@ -344,6 +347,30 @@ def resolve_method(method: Method, height: Length, width: Length) -> Method:
     """The engine that `method` stands for at a given size: 'auto' is 'matmul', which was faster at every size tried."""
     del height, width
     return "matmul" if method == "auto" else method
+
+
+def matmul_macs(
+    height: int, width: int, output_height: int, output_width: int, *, real: bool, data_format: DataFormat
+) -> int:
+    """Multiply-accumulate operations of the 'matmul' engine for one channel of one image.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        output_height: rows after pooling.
+        output_width: columns after pooling.
+        real: whether both windows are `real`.
+        data_format: which axis holds the channels: real products begin with rows in channels_last, else with columns.
+
+    Returns:
+        The number of operations.
+    """
+    if not real:
+        pairs = output_height - output_height // 2 + 1
+        return 2 * pairs * (height * width + 2 * width * output_width + output_width * output_height)
+    if data_format == "channels_last":
+        return output_height * width * (height + output_width)
+    return height * output_width * (width + output_height)
 
 
 def _apply_windows(
@@ -388,36 +415,82 @@ def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length
 
 
 def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
-    """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel as two matrix products.
+    """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
+    if rows.real and columns.real:
+        outputs = _real_products(inputs, rows, columns, norm, data_format)
+    elif data_format == "channels_last":
+        outputs = _products_by_row_frequency(inputs, rows, columns, norm)
+    else:
+        outputs = _products_by_row_frequency(tf.transpose(inputs, [0, 2, 3, 1]), rows, columns, norm)
+        outputs = _to_channels_first(outputs, "channels_last")
+    return _with_static_shape(outputs, inputs, rows.output_length, columns.output_length, data_format)
 
-    `Re(P Q) = Re P · Re Q - Im P · Im Q`. The rows of Re B_rows and -Im B_rows are interleaved into one matrix, so that
-    the first product leaves, for each output row, a real and an imaginary row side by side, and the second product,
-    with [Re B_columns | Im B_columns], adds both up. In channels_last no transposition is needed. Where both matrices
-    are real, the imaginary half is left out.
-    """
-    parts = 1 if rows.real and columns.real else 2
-    row_matrix = _pooling_matrix(rows, norm, parts)
-    column_matrix = _pooling_matrix(columns, norm, parts)
-    if parts == 2:
-        row_matrix *= tf.constant([[1.0], [-1.0]], row_matrix.dtype)
-    row_matrix, column_matrix = tf.cast(row_matrix, inputs.dtype), tf.cast(column_matrix, inputs.dtype)
-    height, width = rows.length, columns.length
-    output_height, output_width = rows.output_length, columns.output_length
+
+def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Two products, without a transposition in either data format, for windows whose pooling matrices are real."""
+    row_matrix, column_matrix = (_pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
+    row_matrix, column_matrix = tf.cast(row_matrix, inputs.dtype)[None], tf.cast(column_matrix, inputs.dtype)
     if data_format == "channels_last":
         channels = _length_of(inputs, 3)
-        left = tf.reshape(row_matrix, [1, output_height * parts, height])
-        half = tf.matmul(left, tf.reshape(inputs, [-1, height, width * channels]))
-        left = tf.reshape(column_matrix, [1, output_width, parts * width])
-        outputs = tf.matmul(left, tf.reshape(half, [-1, parts * width, channels]))
-        outputs = tf.reshape(outputs, [-1, output_height, output_width, channels])
-    else:
-        channels = _length_of(inputs, 1)
-        right = tf.reshape(tf.transpose(column_matrix, [2, 1, 0]), [width, parts * output_width])
-        half = tf.matmul(tf.reshape(inputs, [-1, width]), right)
-        left = tf.reshape(tf.transpose(row_matrix, [0, 2, 1]), [1, output_height, height * parts])
-        outputs = tf.matmul(left, tf.reshape(half, [-1, height * parts, output_width]))
-        outputs = tf.reshape(outputs, [-1, channels, output_height, output_width])
-    return _with_static_shape(outputs, inputs, output_height, output_width, data_format)
+        half = tf.matmul(row_matrix, tf.reshape(inputs, [-1, rows.length, columns.length * channels]))
+        outputs = tf.matmul(column_matrix[None], tf.reshape(half, [-1, columns.length, channels]))
+        return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+    half = tf.matmul(tf.reshape(inputs, [-1, columns.length]), column_matrix, transpose_b=True)
+    outputs = tf.matmul(row_matrix, tf.reshape(half, [-1, rows.length, columns.output_length]))
+    return tf.reshape(outputs, [-1, _length_of(inputs, 1), rows.output_length, columns.output_length])
+
+
+def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm) -> tf.Tensor:
+    """Three products in channels_last, for windows that weigh positive and negative frequencies differently.
+
+    The first takes the real DFT of the columns of a map: `C_k = Σ_n cos(2πkn/H) x_n` and `S_k` with the sine, one pair
+    of rows for each frequency k that is kept with either sign. With p and q the weights of k and -k, and E and O the
+    real and the imaginary part of B_columns, the second computes for each k
+
+        P_k =  (p + q) E C_k + (p - q) O S_k
+        Q_k = -(p - q) O C_k + (p + q) E S_k
+
+    and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of what the inverse DFT would give.
+
+    Only the second depends on the strides, so the gradient to them takes one product more, and neither the inputs nor
+    the operands of the third need to be kept for the backward pass.
+    """
+    channels, height, width = _length_of(inputs, 3), rows.length, columns.length
+    positive, negative = _weights_by_sign(rows, norm)
+    frequencies = tf.range(tf.size(positive))
+    pairs = _length_of(positive, 0)
+    to_spectrum = _cos_and_sin(frequencies[:, None] * tf.range(height), height, positive.dtype)
+    to_spectrum = tf.reshape(tf.stack(to_spectrum, 1), [1, 2 * pairs, height])
+    from_spectrum = _cos_and_sin(
+        tf.range(rows.output_length)[:, None] * frequencies, rows.output_length, positive.dtype
+    )
+    from_spectrum = tf.reshape(tf.stack(from_spectrum, 2), [1, rows.output_length, 2 * pairs])
+
+    even, odd = positive + negative, positive - negative
+    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [pairs, 2, 1, 2, 1])
+    column_matrix = _pooling_matrix(columns, norm, 2)
+    column_matrix = tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
+    weighting = tf.reshape(rotations * column_matrix, [1, pairs, 2 * columns.output_length, 2 * width])
+
+    to_spectrum, weighting, from_spectrum = (tf.cast(m, inputs.dtype) for m in (to_spectrum, weighting, from_spectrum))
+    spectrum = tf.matmul(to_spectrum, tf.reshape(inputs, [-1, height, width * channels]))
+    spectrum = tf.matmul(weighting, tf.reshape(spectrum, [-1, pairs, 2 * width, channels]))
+    outputs = tf.matmul(from_spectrum, tf.reshape(spectrum, [-1, 2 * pairs, columns.output_length * channels]))
+    return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+
+
+def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a two-sided window multiplies the frequencies 0, 1, 2, … and 0, -1, -2, … by, scaled for the inverse DFT.
+
+    Frequency 0 counts among the positive ones; a frequency that is kept with one sign only has weight 0 with the other.
+    """
+    weights = window.weights * _scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
+    weights /= tf.cast(window.output_length, weights.dtype)
+    positives = window.output_length - window.negatives
+    positive, negative = weights[:positives], tf.concat([[0], weights[positives:][::-1]], 0)
+    at_most = max if isinstance(positives, int) and isinstance(window.negatives, int) else tf.maximum
+    pairs = at_most(positives, window.negatives + 1)
+    return tf.pad(positive, [[0, pairs - positives]]), tf.pad(negative, [[0, pairs - window.negatives - 1]])
 
 
 def _pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
@@ -432,24 +505,24 @@ def _pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
     dtype = window.weights.dtype
     places = tf.range(tf.size(window.bins))
     weights = window.weights
-    if window.one_sided:
+    if window.negatives is None:
         alone = (places == 0) | (2 * places == window.output_length)
         weights *= tf.where(alone, tf.cast(1, dtype), 2)
     weights *= _scale_after_inverse(window.length, window.output_length, norm, dtype)
     weights /= tf.cast(window.output_length, dtype)
 
-    outward = _angles(tf.range(window.output_length)[:, None] * places, window.output_length, dtype)
-    inward = _angles(window.bins[:, None] * tf.range(window.length), window.length, dtype)
-    cos, sin = tf.cos(outward), tf.sin(outward)
+    cos, sin = _cos_and_sin(tf.range(window.output_length)[:, None] * places, window.output_length, dtype)
     left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
-    right = tf.concat([weights[:, None] * tf.cos(inward), weights[:, None] * tf.sin(inward)], 0)
+    cos, sin = _cos_and_sin(window.bins[:, None] * tf.range(window.length), window.length, dtype)
+    right = tf.concat([weights[:, None] * cos, weights[:, None] * sin], 0)
     matrix = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)]) @ right
     return tf.reshape(matrix, [window.output_length, parts, window.length])
 
 
-def _angles(turns: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
-    """`2π · turns / length`, reduced to one turn in integers first so that large products lose no precision."""
-    return tf.cast(turns % length, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
+def _cos_and_sin(turns: tf.Tensor, length: Length, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+    """Of `2π · turns / length`, reduced to one turn in integers first so that large products lose no precision."""
+    angles = tf.cast(turns % length, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
+    return tf.cos(angles), tf.sin(angles)
 
 
 def _scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: tf.DType) -> tf.Tensor:

@@ -83,9 +83,9 @@ def test_poolings_without_a_name_of_their_own_are_told_apart():
 @pytest.mark.parametrize(
     ("layer", "size", "expected"),
     [
-        (DiffStride((3.0, 2.5), smoothness_factor=2), (8, 8), 2 * 3 * (8 * 12 * 10 + 8 * 8 * 10)),
+        (DiffStride((3.0, 2.5), smoothness_factor=2), (8, 8), 3 * 5 * (2 * 12 * 10 + 4 * 10 * 8 + 2 * 8 * 8)),
         (DiffStride((3.0, 2.5), smoothness_factor=2, mask="symmetric"), (7, 7), 3 * (7 * 12 * 10 + 7 * 7 * 10)),
-        (FixedSpectralPooling((3, 2)), (4, 5), 2 * 3 * (4 * 12 * 10 + 4 * 5 * 10)),
+        (FixedSpectralPooling((3, 2)), (4, 5), 3 * 3 * (2 * 12 * 10 + 4 * 10 * 5 + 2 * 5 * 4)),
         (SpectralPooling((3, 2)), (4, 5), 3 * (4 * 12 * 10 + 4 * 5 * 10)),
         (SpatialPooling((2, 3), (3, 2)), (4, 5), 4 * 5 * 3 * 2 * 3),
     ],
@@ -99,11 +99,18 @@ def test_poolings_cost_their_matrix_products(layer: keras.layers.Layer, size: tu
     assert [entry.is_pooling for entry in cost.layers] == [True]
 
 
-def test_channels_first_costs_the_same():
-    layer = FixedSpectralPooling((3, 2), data_format="channels_first")
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (FixedSpectralPooling((3, 2), data_format="channels_first"), 3 * 3 * (2 * 12 * 10 + 4 * 10 * 5 + 2 * 5 * 4)),
+        (SpectralPooling((3, 2), data_format="channels_first"), 3 * (12 * 10 * 5 + 4 * 12 * 5)),
+    ],
+    ids=["complex, as in channels_last", "real, columns first"],
+)
+def test_poolings_in_channels_first_cost_their_products(layer: keras.layers.Layer, expected: int):
     cost = macs(keras.Sequential([keras.Input((3, 12, 10)), layer]))
     assert cost.pooling_sizes() == {layer.path: ((12, 10), (4, 5))}
-    assert cost.pooling_macs == 2 * 3 * (4 * 12 * 10 + 4 * 5 * 10)
+    assert cost.pooling_macs == expected
 
 
 def test_sizes_are_those_of_the_strides_as_they_are_now():
