@@ -242,6 +242,7 @@ class DiffStride(FourierPooling):
             tf.convert_to_tensor(self.strides),
             cropping=self.cropping,
             kept=self._crop_at(self._spatial_shape(inputs.shape)) if self.static_crop else None,
+            trainable=self.trainable,
             **self._window_options(),
             **self._options(),
         )

@@ -15,7 +15,7 @@ matrices that the whole linear map amounts to. This module knows tensors only: n
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
@@ -45,6 +45,7 @@ class Window(NamedTuple):
             lists only the non-negative frequencies, as `rfft` does.
         real: whether positive and negative frequencies have equal weights and places, so that the pooling matrix of
             this axis is real.
+        learned: whether the weights depend on a stride that is trained.
     """
 
     length: Length
@@ -53,6 +54,7 @@ class Window(NamedTuple):
     weights: tf.Tensor
     negatives: Length | None
     real: bool
+    learned: bool
 
 
 def diffstride(
@@ -68,6 +70,7 @@ def diffstride(
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
     kept: tuple[int, int] | None = None,
+    trainable: bool = True,
 ) -> tf.Tensor:
     """Pools by a soft window over the spectrum, differentiable in the strides (ICLR 2022, section 3).
 
@@ -84,6 +87,7 @@ def diffstride(
         method: the engine.
         kept: how many bins to keep, (rows, columns) as `kept_bins` gives them. None asks the strides, which makes the
             output's size dynamic.
+        trainable: whether the strides are trained. If not, the gradient to the inputs alone costs less.
 
     Returns:
         The pooled map, in the dtype of `inputs`.
@@ -97,6 +101,7 @@ def diffstride(
         upper_limit_stride=upper_limit_stride,
         mask=mask,
         kept=kept,
+        trainable=trainable,
         dtype=_working_dtype(inputs),
     )
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
@@ -133,6 +138,7 @@ def fixed_spectral_pooling(
         weights=tf.ones([output_height], dtype),
         negatives=low,
         real=False,
+        learned=False,
     )
     columns = Window(
         length=width,
@@ -141,6 +147,7 @@ def fixed_spectral_pooling(
         weights=tf.ones([output_width // 2 + 1], dtype),
         negatives=None,
         real=False,
+        learned=False,
     )
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
 
@@ -243,6 +250,7 @@ def diffstride_windows(
     upper_limit_stride: float | None,
     mask: Mask,
     kept: tuple[int, int] | None = None,
+    trainable: bool = True,
     dtype: tf.DType = tf.float32,
 ) -> tuple[Window, Window]:
     """The soft windows of DiffStride over rows and columns.
@@ -264,6 +272,7 @@ def diffstride_windows(
         upper_limit_stride: greatest effective stride.
         mask: 'released' or 'symmetric'.
         kept: a fixed number of kept bins (rows, columns), or None for those of positive weight.
+        trainable: whether the strides are trained.
         dtype: float32 or float64, of the weights.
 
     Returns:
@@ -306,8 +315,8 @@ def diffstride_windows(
         output_width = at_most(2 * kept_columns - 1, width)
     real = mask == "symmetric"
     return (
-        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, real),
-        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, real),
+        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, real, trainable),
+        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, real, trainable),
     )
 
 
@@ -337,7 +346,7 @@ def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -
     """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
     bins = tf.range(output_length // 2 + 1)
     folded = (2 * bins == output_length) & (output_length < length)
-    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, real=True)
+    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, True, learned=False)
 
 
 # --- Engines ---------------------------------------------------------------------------------------------------------
@@ -429,14 +438,15 @@ def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm
 def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     """Two products, without a transposition in either data format, for windows whose pooling matrices are real."""
     row_matrix, column_matrix = (_pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
-    row_matrix, column_matrix = tf.cast(row_matrix, inputs.dtype)[None], tf.cast(column_matrix, inputs.dtype)
+    product = _learned_product if rows.learned else _product
     if data_format == "channels_last":
         channels = _length_of(inputs, 3)
-        half = tf.matmul(row_matrix, tf.reshape(inputs, [-1, rows.length, columns.length * channels]))
-        outputs = tf.matmul(column_matrix[None], tf.reshape(half, [-1, columns.length, channels]))
+        half = product(row_matrix, tf.reshape(inputs, [-1, rows.length, columns.length * channels]))
+        outputs = product(column_matrix, tf.reshape(half, [-1, columns.length, channels]))
         return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+    column_matrix = tf.cast(column_matrix, inputs.dtype)
     half = tf.matmul(tf.reshape(inputs, [-1, columns.length]), column_matrix, transpose_b=True)
-    outputs = tf.matmul(row_matrix, tf.reshape(half, [-1, rows.length, columns.output_length]))
+    outputs = product(row_matrix, tf.reshape(half, [-1, rows.length, columns.output_length]))
     return tf.reshape(outputs, [-1, _length_of(inputs, 1), rows.output_length, columns.output_length])
 
 
@@ -470,13 +480,50 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [pairs, 2, 1, 2, 1])
     column_matrix = _pooling_matrix(columns, norm, 2)
     column_matrix = tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
-    weighting = tf.reshape(rotations * column_matrix, [1, pairs, 2 * columns.output_length, 2 * width])
+    weighting = tf.reshape(rotations * column_matrix, [pairs, 2 * columns.output_length, 2 * width])
 
-    to_spectrum, weighting, from_spectrum = (tf.cast(m, inputs.dtype) for m in (to_spectrum, weighting, from_spectrum))
+    to_spectrum, from_spectrum = tf.cast(to_spectrum, inputs.dtype), tf.cast(from_spectrum, inputs.dtype)
     spectrum = tf.matmul(to_spectrum, tf.reshape(inputs, [-1, height, width * channels]))
-    spectrum = tf.matmul(weighting, tf.reshape(spectrum, [-1, pairs, 2 * width, channels]))
+    product = _learned_product if rows.learned else _product
+    spectrum = product(weighting, tf.reshape(spectrum, [-1, pairs, 2 * width, channels]))
     outputs = tf.matmul(from_spectrum, tf.reshape(spectrum, [-1, 2 * pairs, columns.output_length * channels]))
     return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+
+
+def _product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """`matrix @ operand` for one matrix, or a stack of them, and an operand for each image."""
+    return tf.matmul(tf.cast(matrix, operand.dtype)[None], operand)
+
+
+def _learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """As `_product`, for a small matrix that is learned and a large operand.
+
+    The gradient to the matrix is added up in the matrix's own precision, over a share of the images at a time, and is
+    done before the gradient to the operand begins, so that the operand is let go first. TensorFlow's own gradient does
+    both at once, and holds as many matrices as there are images.
+    """
+
+    @tf.custom_gradient
+    def product(matrix: tf.Tensor, operand: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            total = tf.zeros_like(matrix)
+            for upstream_share, operand_share in zip(_shares(upstream), _shares(operand)):
+                with tf.control_dependencies([total]):
+                    matrices = tf.matmul(upstream_share, operand_share, transpose_b=True)
+                total += tf.reduce_sum(tf.cast(matrices, matrix.dtype), 0)
+            with tf.control_dependencies([total]):
+                return total, tf.matmul(tf.cast(matrix, operand.dtype)[None], upstream, transpose_a=True)
+
+        return _product(matrix, operand), gradient
+
+    return product(matrix, operand)
+
+
+def _shares(tensor: tf.Tensor, count: int = 4) -> list[tf.Tensor]:
+    """A tensor cut along its first axis into parts of nearly equal length, without a copy."""
+    length = _length_of(tensor, 0)
+    lengths = [(length + i) // count for i in range(count)]
+    return tf.split(tensor, lengths, num=count)
 
 
 def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:

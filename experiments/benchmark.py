@@ -112,7 +112,7 @@ def release_case(case: Case) -> Case | None:
 
 
 def work(build: Callable[[Case], Callable[[], Any]]) -> None:
-    """Serves requests on standard input, one JSON object a line: build a case, run one, or forget all."""
+    """Serves requests on standard input, one JSON object a line: build a case and tell its memory, or time a run."""
     runs: dict[Case, Callable[[], Any]] = {}
     for line in sys.stdin:
         request = json.loads(line)
@@ -122,12 +122,29 @@ def work(build: Callable[[Case], Callable[[], Any]]) -> None:
             runs[case] = build(case)
             for _ in range(2):
                 runs[case]()
-            answer = {}
+            answer = {"megabytes": _peak_megabytes(runs[case])}
         else:
             began = time.perf_counter()
             runs[case]()
             answer = {"seconds": time.perf_counter() - began}
         print(json.dumps(answer), flush=True)
+
+
+def _peak_megabytes(run: Callable[[], Any]) -> float | None:
+    """What TensorFlow holds at most during a run, beyond what it held before; None where its allocator does not count.
+
+    Inputs and weights are held before, outputs and gradients are not.
+    """
+    import tensorflow as tf
+
+    device = tf.config.list_logical_devices()[-1].name
+    try:
+        tf.config.experimental.reset_memory_stats(device)
+        before = tf.config.experimental.get_memory_info(device)["current"]
+        run()
+        return round((tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6, 3)
+    except ValueError:
+        return None
 
 
 def _timed(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
@@ -153,7 +170,7 @@ def _forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Se
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = layer(images)
-        return tape.gradient(outputs, [images, *variables], output_gradients=upstream)
+        return outputs, tape.gradient(outputs, [images, *variables], output_gradients=upstream)
 
     return _timed(run, images, upstream)
 
@@ -295,8 +312,8 @@ class Worker:
             env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
         )
 
-    def ask(self, do: str, case: Case) -> dict[str, float]:
-        """Asks to 'build' or 'run' a case, and waits."""
+    def ask(self, do: str, case: Case) -> dict[str, Any]:
+        """Asks to 'build' or 'run' a case, and waits for the answer."""
         self._process.stdin.write(json.dumps({"do": do, "case": dataclasses.asdict(case)}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
@@ -320,8 +337,8 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
         against: a checkout of the released code, or None.
 
     Returns:
-        A row for each case: the case, milliseconds (median, least, most) and, where there is a release, how many times
-        faster than it the case is.
+        A row for each case: the case, milliseconds (median, least, most), peak memory and, where there is a release,
+        how many times faster than it the case is and its share of the release's memory.
     """
     workers = {"ours": Worker("ours", {})}
     if against is not None:
@@ -332,8 +349,7 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
         listed = [("ours", case) for case in group]
         if against is not None:
             listed += [("release", other) for _, case in listed if (other := release_case(case))]
-        for name, case in listed:
-            workers[name].ask("build", case)
+        megabytes = [workers[name].ask("build", case)["megabytes"] for name, case in listed]
         seconds: list[list[float]] = [[] for _ in listed]
         for _ in range(repeats):
             for (name, case), measured in zip(listed, seconds):
@@ -344,12 +360,15 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
                 "milliseconds": round(1e3 * statistics.median(measured), 3),
                 "least": round(1e3 * min(measured), 3),
                 "most": round(1e3 * max(measured), 3),
+                "megabytes": held,
             }
-            for (_, case), measured in zip(listed, seconds)
+            for (_, case), measured, held in zip(listed, seconds, megabytes)
         ]
         release = next((row for row in group_rows if row["variant"] == "release"), None)
         for row in group_rows:
             row["times_faster"] = release and round(release["milliseconds"] / row["milliseconds"], 2)
+            both_counted = release and release["megabytes"] and row["megabytes"]
+            row["memory_ratio"] = round(row["megabytes"] / release["megabytes"], 3) if both_counted else None
             print(format_row(row), flush=True)
         rows += group_rows
     for worker in workers.values():
@@ -365,9 +384,13 @@ def format_row(row: Mapping[str, Any]) -> str:
     )
     if row["part"] == "machine":
         return f"{text}  {2 * row['height'] ** 3 / row['milliseconds'] / 1e6:.0f} GFLOP/s"
-    if row["times_faster"] is None:
-        return text
-    return f"{text}  {row['times_faster']:.2f}x the release"
+    if row["megabytes"] is not None:
+        text += f"  {row['megabytes']:.0f} MB"
+    if row["times_faster"] is not None:
+        text += f"  {row['times_faster']:.2f}x the release"
+    if row["memory_ratio"] is not None:
+        text += f" at {row['memory_ratio']:.2f} of its memory"
+    return text
 
 
 def geometric_means(rows: Sequence[Mapping[str, Any]]) -> list[str]:
