@@ -108,11 +108,13 @@ class FourierPooling(keras.layers.Layer):
         """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
         first, channels = (0, 2) if self.data_format == "channels_last" else (1, 0)
         sizes = (*input_shape[first : first + 2], *output_shape[first : first + 2])
-        return input_shape[channels] * spectral.matmul_macs(*sizes, real=self._is_real(), data_format=self.data_format)
+        return input_shape[channels] * spectral.matmul_macs(
+            *sizes, uneven=self._uneven_frequencies(), data_format=self.data_format
+        )
 
-    def _is_real(self) -> bool:
-        """Whether the pooling matrices are real."""
-        return True
+    def _uneven_frequencies(self) -> int | None:
+        """How many row frequencies at most weigh differently by sign; None where the operator is real."""
+        return None
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         """The output's height and width, None where they are not known."""
@@ -286,8 +288,8 @@ class DiffStride(FourierPooling):
         else:
             self.refresh_crop()
 
-    def _is_real(self) -> bool:
-        return self.mask == "symmetric"
+    def _uneven_frequencies(self) -> int | None:
+        return spectral.uneven_frequencies(self.smoothness_factor) if self.mask == "released" else None
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
@@ -347,8 +349,8 @@ class FixedSpectralPooling(FourierPooling):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides}
 
-    def _is_real(self) -> bool:
-        return False
+    def _uneven_frequencies(self) -> int | None:
+        return 1
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         known = spectral.fixed_output_lengths(height or 2, width or 2, self.strides)

@@ -19,6 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+FFT_FROM = 512
+"""Samples of the longer axis beyond which 'auto' takes the transforms, as measured on a CPU at stride 2: at 512
+'matmul' took 0.4 to 0.8 of their time, at 640 0.7 with 64 channels and 1.3 with 16, at 1024 with 16 channels 1.9."""
+
+SPLIT_FROM = 48
+"""Rows of a map from which on 'matmul' takes the frequencies of equal weights by themselves, as measured on a CPU."""
+
 Length = int | tf.Tensor
 """Samples along an axis: a Python integer where it is known when the graph is traced, else an int32 scalar."""
 
@@ -43,8 +50,8 @@ class Window(NamedTuple):
         weights: `[kept]`, float32 or float64, what each kept bin is multiplied by. Carries the gradient to the stride.
         negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
             lists only the non-negative frequencies, as `rfft` does.
-        real: whether positive and negative frequencies have equal weights and places, so that the pooling matrix of
-            this axis is real.
+        uneven: of a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
+            how many of them there are at most. Beside them both signs weigh 1, or both 0. None where all are equal.
         learned: whether the weights depend on a stride that is trained.
     """
 
@@ -53,7 +60,7 @@ class Window(NamedTuple):
     bins: tf.Tensor
     weights: tf.Tensor
     negatives: Length | None
-    real: bool
+    uneven: tuple[Length, int] | None
     learned: bool
 
 
@@ -137,7 +144,7 @@ def fixed_spectral_pooling(
         bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
         weights=tf.ones([output_height], dtype),
         negatives=low,
-        real=False,
+        uneven=(low, 1),
         learned=False,
     )
     columns = Window(
@@ -146,7 +153,7 @@ def fixed_spectral_pooling(
         bins=tf.range(output_width // 2 + 1),
         weights=tf.ones([output_width // 2 + 1], dtype),
         negatives=None,
-        real=False,
+        uneven=None,
         learned=False,
     )
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
@@ -313,10 +320,13 @@ def diffstride_windows(
     else:
         at_most = min if isinstance(kept_columns, int) and isinstance(width, int) else tf.minimum
         output_width = at_most(2 * kept_columns - 1, width)
-    real = mask == "symmetric"
+    uneven = None
+    if mask == "released":
+        first = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
+        uneven = (first, uneven_frequencies(smoothness_factor))
     return (
-        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, real, trainable),
-        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, real, trainable),
+        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, uneven, trainable),
+        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, None, trainable),
     )
 
 
@@ -346,20 +356,25 @@ def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -
     """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
     bins = tf.range(output_length // 2 + 1)
     folded = (2 * bins == output_length) & (output_length < length)
-    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, True, learned=False)
+    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, None, learned=False)
 
 
 # --- Engines ---------------------------------------------------------------------------------------------------------
 
 
 def resolve_method(method: Method, height: Length, width: Length) -> Method:
-    """The engine that `method` stands for at a given size: 'auto' is 'matmul', which was faster at every size tried."""
-    del height, width
-    return "matmul" if method == "auto" else method
+    """The engine that `method` stands for at a given size.
+
+    'auto' is 'matmul', but 'fft' where an axis is known to be longer than `FFT_FROM`.
+    """
+    if method != "auto":
+        return method
+    longest = max(length if isinstance(length, int) else 0 for length in (height, width))
+    return "fft" if longest > FFT_FROM else "matmul"
 
 
 def matmul_macs(
-    height: int, width: int, output_height: int, output_width: int, *, real: bool, data_format: DataFormat
+    height: int, width: int, output_height: int, output_width: int, *, uneven: int | None, data_format: DataFormat
 ) -> int:
     """Multiply-accumulate operations of the 'matmul' engine for one channel of one image.
 
@@ -368,18 +383,26 @@ def matmul_macs(
         width: columns of the feature map.
         output_height: rows after pooling.
         output_width: columns after pooling.
-        real: whether both windows are `real`.
-        data_format: which axis holds the channels: real products begin with rows in channels_last, else with columns.
+        uneven: how many row frequencies at most weigh differently by sign; None for a real operator.
+        data_format: which axis holds the channels: a real operator begins with rows in channels_last, else with
+            columns.
 
     Returns:
         The number of operations.
     """
-    if not real:
+    if uneven is not None:
         pairs = output_height - output_height // 2 + 1
-        return 2 * pairs * (height * width + 2 * width * output_width + output_width * output_height)
+        doubled = pairs if height < SPLIT_FROM else min(uneven, pairs)
+        spectra = height * width + output_height * output_width
+        return 2 * pairs * spectra + 2 * (pairs + doubled) * width * output_width
     if data_format == "channels_last":
         return output_height * width * (height + output_width)
     return height * output_width * (width + output_height)
+
+
+def uneven_frequencies(smoothness_factor: float) -> int:
+    """How many row frequencies at most `mask='released'` weighs differently by sign: those on its ramp."""
+    return math.ceil(smoothness_factor) + 2
 
 
 def _apply_windows(
@@ -425,7 +448,7 @@ def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length
 
 def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
-    if rows.real and columns.real:
+    if rows.uneven is None:
         outputs = _real_products(inputs, rows, columns, norm, data_format)
     elif data_format == "channels_last":
         outputs = _products_by_row_frequency(inputs, rows, columns, norm)
@@ -463,31 +486,52 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of what the inverse DFT would give.
 
     Only the second depends on the strides, so the gradient to them takes one product more, and neither the inputs nor
-    the operands of the third need to be kept for the backward pass.
+    the operands of the third need to be kept for the backward pass. On large maps the frequencies for which p = q go
+    through the second product by themselves, as E C_k and E S_k, and both sums are added up.
     """
-    channels, height, width = _length_of(inputs, 3), rows.length, columns.length
-    positive, negative = _weights_by_sign(rows, norm)
-    frequencies = tf.range(tf.size(positive))
-    pairs = _length_of(positive, 0)
-    to_spectrum = _cos_and_sin(frequencies[:, None] * tf.range(height), height, positive.dtype)
-    to_spectrum = tf.reshape(tf.stack(to_spectrum, 1), [1, 2 * pairs, height])
-    from_spectrum = _cos_and_sin(
-        tf.range(rows.output_length)[:, None] * frequencies, rows.output_length, positive.dtype
-    )
-    from_spectrum = tf.reshape(tf.stack(from_spectrum, 2), [1, rows.output_length, 2 * pairs])
-
-    even, odd = positive + negative, positive - negative
-    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [pairs, 2, 1, 2, 1])
-    column_matrix = _pooling_matrix(columns, norm, 2)
-    column_matrix = tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
-    weighting = tf.reshape(rotations * column_matrix, [pairs, 2 * columns.output_length, 2 * width])
-
-    to_spectrum, from_spectrum = tf.cast(to_spectrum, inputs.dtype), tf.cast(from_spectrum, inputs.dtype)
-    spectrum = tf.matmul(to_spectrum, tf.reshape(inputs, [-1, height, width * channels]))
+    height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
+    channels, dtype = _length_of(inputs, 3), rows.weights.dtype
     product = _learned_product if rows.learned else _product
-    spectrum = product(weighting, tf.reshape(spectrum, [-1, pairs, 2 * width, channels]))
-    outputs = tf.matmul(from_spectrum, tf.reshape(spectrum, [-1, 2 * pairs, columns.output_length * channels]))
-    return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+    positive, negative = _weights_by_sign(rows, norm)
+    column_matrix = _pooling_matrix(columns, norm, 2)
+    frequencies, even_frequencies = _split_frequencies(rows, _length_of(positive, 0))
+
+    even, odd = (tf.gather(weights, frequencies) for weights in (positive + negative, positive - negative))
+    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
+    weighting = rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
+    weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
+    spectrum = _product(_real_dft(frequencies, height, dtype), tf.reshape(inputs, [-1, height, width * channels]))
+    spectrum = product(weighting, tf.reshape(spectrum, [-1, tf.size(frequencies), 2 * width, channels]))
+    spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
+    outputs = _product(tf.transpose(_real_dft(frequencies, output_height, dtype)), spectrum)
+
+    if even_frequencies is not None:
+        spectrum = _product(
+            _real_dft(even_frequencies, height, dtype), tf.reshape(inputs, [-1, height, width * channels])
+        )
+        spectrum = product(column_matrix[:, 0], tf.reshape(spectrum, [-1, width, channels]))
+        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(even_frequencies), output_width * channels])
+        weights = tf.stop_gradient(tf.gather(positive + negative, even_frequencies))
+        inverse = tf.transpose(tf.repeat(weights, 2)[:, None] * _real_dft(even_frequencies, output_height, dtype))
+        outputs += _product(inverse, spectrum)
+    return tf.reshape(outputs, [-1, output_height, output_width, channels])
+
+
+def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """The first `count` frequencies as those with weights that may differ by sign, and, on large maps, the others."""
+    if not isinstance(rows.length, int) or rows.length < SPLIT_FROM:
+        return tf.range(count), None
+    first, uneven = rows.uneven
+    uneven = min(uneven, count) if isinstance(count, int) else tf.minimum(uneven, count)
+    first = tf.minimum(first, count - uneven)
+    others = tf.range(count - uneven)
+    return first + tf.range(uneven), tf.where(others < first, others, others + uneven)
+
+
+def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
+    """`[2 · frequencies, length]`: for each frequency a row of cosines and a row of sines."""
+    waves = _cos_and_sin(frequencies[:, None] * tf.range(length), length, dtype)
+    return tf.reshape(tf.stack(waves, 1), [-1, length])
 
 
 def _product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:

@@ -113,6 +113,14 @@ def test_poolings_in_channels_first_cost_their_products(layer: keras.layers.Laye
     assert cost.pooling_macs == expected
 
 
+def test_large_maps_cost_the_frequencies_of_equal_weights_once():
+    cost = macs(keras.Sequential([keras.Input((64, 60, 3)), DiffStride()]))
+    assert list(cost.pooling_sizes().values()) == [((64, 60), (40, 40))]
+    pairs, doubled = 21, 6
+    products = 2 * pairs * 64 * 60, 2 * (pairs - doubled) * 60 * 40 + 4 * doubled * 60 * 40, 2 * pairs * 40 * 40
+    assert cost.pooling_macs == 3 * sum(products)
+
+
 def test_sizes_are_those_of_the_strides_as_they_are_now():
     model = keras.Sequential([keras.Input((16, 16, 2)), DiffStride(), keras.layers.Conv2D(3, 1)])
     before = macs(model)

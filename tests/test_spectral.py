@@ -3,6 +3,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import numpy_reference
@@ -49,13 +50,15 @@ def assert_close(actual: Any, expected: np.ndarray, tolerance: float, message: s
 
 def assert_matches_reference(pool: Callable[..., tf.Tensor], x: np.ndarray, expected: np.ndarray) -> None:
     """Calls `pool(x, method=…, data_format=…)` with every engine, layout and dtype, though not with every triple."""
-    for method, data_format, dtype, tolerance in (
-        ("fft", "channels_last", tf.float64, 1e-10),
-        ("matmul", "channels_first", tf.float64, 1e-10),
-        ("fft", "channels_first", tf.float32, 1e-5),
-        ("matmul", "channels_last", tf.float32, 1e-5),
+    for method, split_from, data_format, dtype, tolerance in (
+        ("fft", None, "channels_last", tf.float64, 1e-10),
+        ("matmul", None, "channels_first", tf.float64, 1e-10),
+        ("matmul", 2, "channels_last", tf.float64, 1e-10),
+        ("fft", None, "channels_first", tf.float32, 1e-5),
+        ("matmul", None, "channels_last", tf.float32, 1e-5),
     ):
-        y = pool(tf.constant(in_format(x, data_format), dtype), method=method, data_format=data_format)
+        with mock.patch.object(spectral, "SPLIT_FROM", split_from or spectral.SPLIT_FROM):
+            y = pool(tf.constant(in_format(x, data_format), dtype), method=method, data_format=data_format)
         assert y.dtype == dtype
         assert_close(y, in_format(expected, data_format), tolerance, f"{method}, {data_format}, {dtype.name}")
 
@@ -180,10 +183,12 @@ def test_spectral_pooling_equals_scipy_resample(shrink: tuple[int, int], norm: s
     assert_matches_reference(partial(spectral.spectral_pooling, output_lengths=output_size, norm=norm), x, expected)
 
 
-def test_auto_is_one_of_the_engines():
+def test_auto_takes_the_transforms_on_long_axes_only():
     x = tf.constant(images((12, 12)))
     assert_close(diffstride(x), diffstride(x, method="fft").numpy(), 1e-10)
-    assert {spectral.resolve_method("auto", n, n) for n in (2, 32, 224)} <= set(ENGINES)
+    assert [spectral.resolve_method("auto", 2, n) for n in (2, 224, 512, 513)] == ["matmul"] * 3 + ["fft"]
+    assert [spectral.resolve_method(method, 640, 2) for method in ("auto", *ENGINES)] == ["fft", *ENGINES]
+    assert spectral.resolve_method("auto", tf.constant(640), tf.constant(640)) == "matmul"
 
 
 # --- Gradients -------------------------------------------------------------------------------------------------------
@@ -238,6 +243,48 @@ def test_stride_gradient_equals_finite_differences(
     assert np.abs(differences).min() > 1e-3
     assert_close(gradient, np.array(differences), 1e-6)
     assert_close(gradient, stride_gradient(x, strides, **options), 1e-12)
+
+
+@even_and_odd
+@every_mask
+@pytest.mark.parametrize("smoothness_factor", [0.0, 1.5, 4.0])
+def test_gradients_do_not_depend_on_how_the_frequencies_are_split(
+    smoothness_factor: float, mask: str, size: tuple[int, int]
+):
+    x, strides = tf.constant(images(size)), tf.constant(STRIDES, tf.float64)
+
+    def gradients(**options: Any) -> list[tf.Tensor]:
+        with tf.GradientTape() as tape:
+            tape.watch([x, strides])
+            y = spectral.diffstride(x, strides, smoothness_factor=smoothness_factor, mask=mask, **options)
+            loss = tf.reduce_sum(y**3)
+        return tape.gradient(loss, [x, strides], unconnected_gradients="zero")
+
+    expected = gradients(method="fft")
+    for split_from in (2, spectral.SPLIT_FROM):
+        with mock.patch.object(spectral, "SPLIT_FROM", split_from):
+            for options in ({}, {"trainable": False}):
+                for gradient, reference in zip(gradients(method="matmul", **options), expected):
+                    assert_close(gradient, reference.numpy(), 1e-10)
+
+
+@every_mask
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_the_gradient_to_the_strides_has_a_gradient(batch: int, mask: str):
+    x = tf.constant(np.random.default_rng(0).normal(size=(batch, 12, 11, 3)))
+    strides = tf.constant(STRIDES, tf.float64)
+    second = {}
+    for method in ENGINES:
+        with tf.GradientTape() as outer:
+            outer.watch([x, strides])
+            with tf.GradientTape() as inner:
+                inner.watch(strides)
+                loss = tf.reduce_sum(spectral.diffstride(x, strides, mask=mask, method=method) ** 3)
+            penalty = tf.reduce_sum(inner.gradient(loss, strides) ** 2)
+        second[method] = outer.gradient(penalty, [x, strides])
+    for matmul, fft in zip(second["matmul"], second["fft"]):
+        assert np.abs(fft).max() > 0
+        assert_close(matmul, fft.numpy(), 1e-9)
 
 
 POOLS: dict[str, Callable[..., tf.Tensor]] = {
