@@ -4,13 +4,13 @@ r"""Times the layers and the training step, side by side in one run.
     python -m experiments.benchmark --against=PATH
 
 `--against` names a checkout of google-research/diffstride; it needs the package tf-keras. Each implementation runs in a
-process of its own. For each case the processes are timed in turn, so that a drift of the machine's speed meets all of
-them alike; ratios are between medians. Forward and backward passes are timed together.
+process of its own. The cases of one place are timed in turn, so that a drift of the machine's speed meets all of them
+alike; ratios are between medians. Forward and backward passes are timed together. Memory is what TensorFlow holds at
+most during a run beyond inputs and weights, measured in a process for each case.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import importlib.metadata
 import itertools
@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+
+from experiments import benchmark_report
 
 _AGAINST = flags.DEFINE_string("against", None, "A checkout of google-research/diffstride to compare with.")
 _PARTS = flags.DEFINE_list("parts", ["layer", "sizes", "step"], "What to measure: layer, sizes, step.")
@@ -68,6 +70,7 @@ OTHER_SIZES = (
     ("33x33x64", 33, 64, 2.0, 1),
     ("448x448x16", 448, 16, 2.0, 16),
 )
+MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
 LAYER_VARIANTS = ("released", "symmetric", "fft", "average", "strided convolution")
 DTYPES = ("float32", "bfloat16")
 
@@ -111,22 +114,39 @@ def release_case(case: Case) -> Case | None:
 # --- Worker: builds a case, then runs it when asked ------------------------------------------------------------------
 
 
-def work(build: Callable[[Case], Callable[[], Any]]) -> None:
-    """Serves requests on standard input, one JSON object a line: build a case and tell its memory, or time a run."""
-    runs: dict[Case, Callable[[], Any]] = {}
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A case that is ready to run.
+
+    Attributes:
+        run: runs it once.
+        macs: multiply-accumulate operations of one image's forward pass, those of poolings by 'matmul'; None where they
+            are not counted.
+    """
+
+    run: Callable[[], None]
+    macs: int | None = None
+
+
+def work(build: Callable[[Case], Built]) -> None:
+    """Serves requests on standard input, one JSON object a line: build a case, time a run, or measure its memory."""
+    built: dict[Case, Built] = {}
     for line in sys.stdin:
         request = json.loads(line)
         case = Case(**request["case"])
-        if request["do"] == "build":
-            runs = {built: run for built, run in runs.items() if built.place == case.place}
-            runs[case] = build(case)
-            for _ in range(2):
-                runs[case]()
-            answer = {"megabytes": _peak_megabytes(runs[case])}
-        else:
+        if request["do"] == "run":
             began = time.perf_counter()
-            runs[case]()
+            built[case].run()
             answer = {"seconds": time.perf_counter() - began}
+        else:
+            built = {other: ready for other, ready in built.items() if other.place == case.place}
+            built[case] = build(case)
+            built[case].run()
+            if request["do"] == "memory":
+                answer = {"megabytes": _peak_megabytes(built[case].run)}
+            else:
+                built[case].run()
+                answer = {"macs": built[case].macs}
         print(json.dumps(answer), flush=True)
 
 
@@ -147,7 +167,7 @@ def _peak_megabytes(run: Callable[[], Any]) -> float | None:
         return None
 
 
-def _timed(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
+def _timed(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
     """A call of the compiled function that ends when its results are there."""
     import tensorflow as tf
 
@@ -160,7 +180,7 @@ def _timed(function: Callable[..., Any], *inputs: Any) -> Callable[[], Any]:
     return run
 
 
-def _forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Sequence[Any]) -> Callable[[], Any]:
+def _forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Sequence[Any]) -> Callable[[], None]:
     import tensorflow as tf
 
     images = tf.cast(tf.random.normal([case.batch, case.height, case.height, case.channels], seed=1), case.dtype)
@@ -170,12 +190,15 @@ def _forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Se
         with tf.GradientTape() as tape:
             tape.watch(images)
             outputs = layer(images)
+        # In a network nothing flows back before the forward pass has ended.
+        with tf.control_dependencies([outputs]):
+            upstream = tf.identity(upstream)
         return outputs, tape.gradient(outputs, [images, *variables], output_gradients=upstream)
 
     return _timed(run, images, upstream)
 
 
-def build_ours(case: Case) -> Callable[[], Any]:
+def build_ours(case: Case) -> Built:
     """What a case of this package runs."""
     import keras
     import tensorflow as tf
@@ -184,7 +207,7 @@ def build_ours(case: Case) -> Callable[[], Any]:
 
     if case.part == "machine":
         matrix = tf.cast(tf.random.normal([case.height, case.height]), case.dtype)
-        return _timed(tf.matmul, matrix, matrix)
+        return Built(_timed(tf.matmul, matrix, matrix), case.height**3)
     policy = "float32" if case.dtype == "float32" else f"mixed_{case.dtype}"
     if case.part == "step":
         return _build_step(case, policy)
@@ -198,11 +221,14 @@ def build_ours(case: Case) -> Callable[[], Any]:
         ),
     }
     layer = layers[case.variant]()
-    layer.build((case.batch, case.height, case.height, case.channels))
-    return _forward_and_backward(layer, case, [variable.value for variable in layer.trainable_variables])
+    shape = (case.height, case.height, case.channels)
+    layer.build((case.batch, *shape))
+    run = _forward_and_backward(layer, case, [variable.value for variable in layer.trainable_variables])
+    cost = dh.macs(keras.Sequential([keras.Input(shape), layer]))
+    return Built(run, None if case.variant == "fft" else cost.macs + cost.pooling_macs)
 
 
-def _build_step(case: Case, policy: str) -> Callable[[], Any]:
+def _build_step(case: Case, policy: str) -> Built:
     import keras
     import tensorflow as tf
 
@@ -227,7 +253,9 @@ def _build_step(case: Case, policy: str) -> Callable[[], Any]:
     model.build((None, case.height, case.height, 3))
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
     optimizer.build(model.trainable_variables)
-    return _timed(*_step(tf, model, optimizer, keras.losses.CategoricalCrossentropy(), case))
+    cost = dh.macs(model, (case.height, case.height, 3))
+    run = _timed(*_step(tf, model, optimizer, keras.losses.CategoricalCrossentropy(), case))
+    return Built(run, cost.macs + cost.pooling_macs)
 
 
 def _slice_of_same_size(keras: Any) -> Any:
@@ -267,7 +295,7 @@ def _step(tf: Any, model: Any, optimizer: Any, loss: Any, case: Case) -> tuple[C
     return run, images, labels
 
 
-def build_release(case: Case) -> Callable[[], Any]:
+def build_release(case: Case) -> Built:
     """What a case of the released code runs, under tf_keras."""
     import functools
 
@@ -286,10 +314,10 @@ def build_release(case: Case) -> Callable[[], Any]:
         model.build((None, case.height, case.height, 3))
         optimizer = tf_keras.optimizers.SGD(0.01, momentum=0.9)
         optimizer.build(model.trainable_variables)
-        return _timed(*_step(tf, model, optimizer, tf_keras.losses.CategoricalCrossentropy(), case))
+        return Built(_timed(*_step(tf, model, optimizer, tf_keras.losses.CategoricalCrossentropy(), case)))
     layer = pooling.DiffStride(strides=case.stride, data_format="channels_last")
     layer.build((case.batch, case.height, case.height, case.channels))
-    return _forward_and_backward(layer, case, layer.trainable_variables)
+    return Built(_forward_and_backward(layer, case, layer.trainable_variables))
 
 
 # --- Driver ----------------------------------------------------------------------------------------------------------
@@ -328,7 +356,7 @@ class Worker:
 
 
 def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None) -> list[dict[str, Any]]:
-    """Times all cases, those of one place in turn.
+    """Measures all cases, those of one place in turn.
 
     Args:
         parts: which of 'layer', 'sizes', 'step'.
@@ -337,96 +365,54 @@ def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None)
         against: a checkout of the released code, or None.
 
     Returns:
-        A row for each case: the case, milliseconds (median, least, most), peak memory and, where there is a release,
-        how many times faster than it the case is and its share of the release's memory.
+        A row for each case: the case, MACs, milliseconds (median, least, most), peak memory and, where there is a
+        release, how many times faster than it the case is and its share of the release's memory.
     """
-    workers = {"ours": Worker("ours", {})}
+    environments: dict[str, dict[str, str]] = {"ours": {}}
     if against is not None:
         path = os.pathsep.join([against, os.environ.get("PYTHONPATH", "")])
-        workers["release"] = Worker("release", {"TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": path})
+        environments["release"] = {"TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": path}
+    workers = {name: Worker(name, environment) for name, environment in environments.items()}
     rows: list[dict[str, Any]] = []
     for _, group in itertools.groupby(cases(parts, batch), key=lambda case: (case.part, case.place)):
         listed = [("ours", case) for case in group]
         if against is not None:
             listed += [("release", other) for _, case in listed if (other := release_case(case))]
-        megabytes = [workers[name].ask("build", case)["megabytes"] for name, case in listed]
+        macs = [workers[name].ask("build", case)["macs"] for name, case in listed]
         seconds: list[list[float]] = [[] for _ in listed]
         for _ in range(repeats):
             for (name, case), measured in zip(listed, seconds):
                 measured.append(workers[name].ask("run", case)["seconds"])
-        group_rows = [
+        rows += [
             {
                 **dataclasses.asdict(case),
+                "macs": counted,
                 "milliseconds": round(1e3 * statistics.median(measured), 3),
                 "least": round(1e3 * min(measured), 3),
                 "most": round(1e3 * max(measured), 3),
-                "megabytes": held,
+                "megabytes": _memory(name, environments[name], case) if case.variant in MEASURED_IN_MEMORY else None,
             }
-            for (_, case), measured, held in zip(listed, seconds, megabytes)
+            for (name, case), counted, measured in zip(listed, macs, seconds)
         ]
-        release = next((row for row in group_rows if row["variant"] == "release"), None)
-        for row in group_rows:
+        here = rows[-len(listed) :]
+        release = next((row for row in here if row["variant"] == "release"), None)
+        for row in here:
             row["times_faster"] = release and round(release["milliseconds"] / row["milliseconds"], 2)
-            both_counted = release and release["megabytes"] and row["megabytes"]
-            row["memory_ratio"] = round(row["megabytes"] / release["megabytes"], 3) if both_counted else None
-            print(format_row(row), flush=True)
-        rows += group_rows
+            comparable = release and release["megabytes"] and row["megabytes"]
+            row["memory_ratio"] = round(row["megabytes"] / release["megabytes"], 3) if comparable else None
+            print(benchmark_report.line(row), flush=True)
     for worker in workers.values():
         worker.close()
     return rows
 
 
-def format_row(row: Mapping[str, Any]) -> str:
-    """A row of the table, for people."""
-    text = (
-        f"{row['part']:<8}{row['place']:<20}{row['variant']:<20}{row['dtype']:<10}{row['milliseconds']:>9.2f} ms "
-        f"({row['least']:.2f} to {row['most']:.2f})"
-    )
-    if row["part"] == "machine":
-        return f"{text}  {2 * row['height'] ** 3 / row['milliseconds'] / 1e6:.0f} GFLOP/s"
-    if row["megabytes"] is not None:
-        text += f"  {row['megabytes']:.0f} MB"
-    if row["times_faster"] is not None:
-        text += f"  {row['times_faster']:.2f}x the release"
-    if row["memory_ratio"] is not None:
-        text += f" at {row['memory_ratio']:.2f} of its memory"
-    return text
-
-
-def geometric_means(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Over the four places of ResNet-18, how many times faster than the release each variant is."""
-    lines = []
-    layer_rows = [row for row in rows if row["part"] == "layer" and row["times_faster"]]
-    for variant, dtype in dict.fromkeys((row["variant"], row["dtype"]) for row in layer_rows):
-        ratios = [row["times_faster"] for row in layer_rows if (row["variant"], row["dtype"]) == (variant, dtype)]
-        lines.append(f"geometric mean  {variant:<20}{dtype:<10}{statistics.geometric_mean(ratios):.2f}x the release")
-    return lines
-
-
-def write_results(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the CSV file, and beside it a figure of the layers' times."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    layer_rows = [row for row in rows if row["part"] in ("layer", "step")]
-    if not layer_rows:
-        return
-    from matplotlib.figure import Figure
-
-    places = list(dict.fromkeys(row["place"] for row in layer_rows))
-    figure = Figure(figsize=(3.2 * len(places), 4.2), layout="constrained")
-    for axis, place in zip(figure.subplots(1, len(places), squeeze=False)[0], places):
-        here = [row for row in layer_rows if row["place"] == place]
-        labels = [f"{row['variant']}, {row['dtype']}" for row in here]
-        colours = ["#D55E00" if row["variant"] == "release" else "#0072B2" for row in here]
-        axis.barh(labels, [row["milliseconds"] for row in here], color=colours)
-        axis.invert_yaxis()
-        axis.set_xlabel("forward and backward (ms)")
-        axis.set_title(f"{place}, batch {here[0]['batch']}", fontsize=9)
-        axis.tick_params(axis="y", labelsize=7)
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+def _memory(name: str, environment: Mapping[str, str], case: Case) -> float | None:
+    """Peak memory, in a process of the case's own: TensorFlow's allocator hands out whole what it already has."""
+    worker = Worker(name, environment)
+    try:
+        return worker.ask("memory", case)["megabytes"]
+    finally:
+        worker.close()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -437,11 +423,14 @@ def main(argv: Sequence[str]) -> None:
         work(build_ours if _WORKER.value == "ours" else build_release)
         return
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("tensorflow", "keras"))
-    print(f"{versions}, {os.cpu_count()} processors, {platform.processor() or platform.machine()}")
+    processor = platform.processor() or platform.machine()
+    print(f"{versions}, {processor}, {os.cpu_count()} processors and as many threads")
     rows = measure(_PARTS.value, _BATCH.value, _REPEATS.value, _AGAINST.value)
-    print("\n".join(geometric_means(rows)))
-    write_results(pathlib.Path(_OUTPUT.value), rows)
-    print(f"written to {_OUTPUT.value}")
+    output = pathlib.Path(_OUTPUT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    benchmark_report.write_csv(output, rows)
+    benchmark_report.write_figure(output.with_suffix(".png"), rows)
+    print(f"\n{benchmark_report.markdown(rows)}\n\nwritten to {output}")
 
 
 if __name__ == "__main__":
