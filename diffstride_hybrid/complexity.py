@@ -56,10 +56,10 @@ class ModelCost(NamedTuple):
     def pooling_sizes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
         """Input and output (height, width) of every pooling, by the layer's path, in the order of the model."""
         sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
-        for layer, input_shape, output_shape, _ in self.layers:
-            if isinstance(layer, (FourierPooling, SpatialPooling)):
-                spatial = slice(0, 2) if layer.data_format == "channels_last" else slice(1, 3)
-                sizes.setdefault(layer.path, (input_shape[spatial], output_shape[spatial]))
+        for cost in self.layers:
+            if cost.is_pooling:
+                spatial = slice(0, 2) if cost.layer.data_format == "channels_last" else slice(1, 3)
+                sizes.setdefault(cost.layer.path, (cost.input_shape[spatial], cost.output_shape[spatial]))
         return sizes
 
 

@@ -54,7 +54,8 @@ class FourierPooling(keras.layers.Layer):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` where None.
         norm: how the two transforms are normalised, as in `numpy.fft`. 'backward' divides by the output's size, so a
             constant map of ones grows by the ratio of the areas; 'forward' keeps the mean; 'ortho' lies between.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices, 'auto' takes the faster.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', and
+            'fft' where an axis is longer than 512 samples, which is where the transforms become faster on a CPU.
         **kwargs: for `keras.layers.Layer`.
 
     Raises:
@@ -168,7 +169,7 @@ class DiffStride(FourierPooling):
         upper_limit_stride: greatest stride. Unlimited where None.
         data_format: see `FourierPooling`.
         mask: 'released' computes what the code released with the paper does; 'symmetric' weighs positive and negative
-            frequencies alike on both axes, gives odd output sizes, and costs about half.
+            frequencies alike on both axes, gives odd output sizes, and costs less.
         norm: see `FourierPooling`.
         method: see `FourierPooling`.
         static_crop: fix the output's size at what the strides ask for when the layer is built, so that shapes are known

@@ -8,7 +8,7 @@ their windows:
 - `fixed_spectral_pooling`: a hard window, as in the code released with that paper;
 - `spectral_pooling`: a hard window that keeps the result real (Rippel et al., NeurIPS 2015, arXiv 1506.03767).
 
-Two engines compute the same result. `method='fft'` runs the transforms. `method='matmul'` multiplies by the two small
+Two engines compute the same result. `method='fft'` runs the transforms. `method='matmul'` multiplies by the few small
 matrices that the whole linear map amounts to. This module knows tensors only: no Keras, no variables, no gin.
 """
 
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-FFT_FROM = 512
+FFT_BEYOND = 512
 """Samples of the longer axis beyond which 'auto' takes the transforms, as measured on a CPU at stride 2: at 512
 'matmul' took 0.4 to 0.8 of their time, at 640 0.7 with 64 channels and 1.3 with 16, at 1024 with 16 channels 1.9."""
 
@@ -323,7 +323,7 @@ def diffstride_windows(
     uneven = None
     if mask == "released":
         first = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
-        uneven = (first, uneven_frequencies(smoothness_factor))
+        uneven = (first, unequal_frequencies(smoothness_factor))
     return (
         Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, uneven, trainable),
         Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, None, trainable),
@@ -365,12 +365,12 @@ def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -
 def resolve_method(method: Method, height: Length, width: Length) -> Method:
     """The engine that `method` stands for at a given size.
 
-    'auto' is 'matmul', but 'fft' where an axis is known to be longer than `FFT_FROM`.
+    'auto' is 'matmul', but 'fft' where an axis is known to be longer than `FFT_BEYOND`.
     """
     if method != "auto":
         return method
     longest = max(length if isinstance(length, int) else 0 for length in (height, width))
-    return "fft" if longest > FFT_FROM else "matmul"
+    return "fft" if longest > FFT_BEYOND else "matmul"
 
 
 def matmul_macs(
@@ -400,7 +400,7 @@ def matmul_macs(
     return height * output_width * (width + output_height)
 
 
-def uneven_frequencies(smoothness_factor: float) -> int:
+def unequal_frequencies(smoothness_factor: float) -> int:
     """How many row frequencies at most `mask='released'` weighs differently by sign: those on its ramp."""
     return math.ceil(smoothness_factor) + 2
 
@@ -491,28 +491,27 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     """
     height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
     channels, dtype = _length_of(inputs, 3), rows.weights.dtype
+    images = tf.reshape(inputs, [-1, height, width * channels])
     product = _learned_product if rows.learned else _product
     positive, negative = _weights_by_sign(rows, norm)
     column_matrix = _pooling_matrix(columns, norm, 2)
-    frequencies, even_frequencies = _split_frequencies(rows, _length_of(positive, 0))
+    frequencies, equal_frequencies = _split_frequencies(rows, _length_of(positive, 0))
 
     even, odd = (tf.gather(weights, frequencies) for weights in (positive + negative, positive - negative))
     rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
     weighting = rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
     weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
-    spectrum = _product(_real_dft(frequencies, height, dtype), tf.reshape(inputs, [-1, height, width * channels]))
+    spectrum = _product(_real_dft(frequencies, height, dtype), images)
     spectrum = product(weighting, tf.reshape(spectrum, [-1, tf.size(frequencies), 2 * width, channels]))
     spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
     outputs = _product(tf.transpose(_real_dft(frequencies, output_height, dtype)), spectrum)
 
-    if even_frequencies is not None:
-        spectrum = _product(
-            _real_dft(even_frequencies, height, dtype), tf.reshape(inputs, [-1, height, width * channels])
-        )
+    if equal_frequencies is not None:
+        spectrum = _product(_real_dft(equal_frequencies, height, dtype), images)
         spectrum = product(column_matrix[:, 0], tf.reshape(spectrum, [-1, width, channels]))
-        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(even_frequencies), output_width * channels])
-        weights = tf.stop_gradient(tf.gather(positive + negative, even_frequencies))
-        inverse = tf.transpose(tf.repeat(weights, 2)[:, None] * _real_dft(even_frequencies, output_height, dtype))
+        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(equal_frequencies), output_width * channels])
+        weights = tf.stop_gradient(tf.gather(positive + negative, equal_frequencies))
+        inverse = tf.transpose(tf.repeat(weights, 2)[:, None] * _real_dft(equal_frequencies, output_height, dtype))
         outputs += _product(inverse, spectrum)
     return tf.reshape(outputs, [-1, output_height, output_width, channels])
 
@@ -578,10 +577,9 @@ def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
     weights = window.weights * _scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
     weights /= tf.cast(window.output_length, weights.dtype)
     positives = window.output_length - window.negatives
-    positive, negative = weights[:positives], tf.concat([[0], weights[positives:][::-1]], 0)
-    at_most = max if isinstance(positives, int) and isinstance(window.negatives, int) else tf.maximum
-    pairs = at_most(positives, window.negatives + 1)
-    return tf.pad(positive, [[0, pairs - positives]]), tf.pad(negative, [[0, pairs - window.negatives - 1]])
+    # No window here keeps more positive frequencies than negative ones, 0 counted among the positive.
+    positive = tf.pad(weights[:positives], [[0, window.negatives + 1 - positives]])
+    return positive, tf.concat([[0], weights[positives:][::-1]], 0)
 
 
 def _pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
