@@ -110,10 +110,10 @@ class FourierPooling(keras.layers.Layer):
         first, channels = (0, 2) if self.data_format == "channels_last" else (1, 0)
         sizes = (*input_shape[first : first + 2], *output_shape[first : first + 2])
         return input_shape[channels] * spectral.matmul_macs(
-            *sizes, uneven=self._uneven_frequencies(), data_format=self.data_format
+            *sizes, unequal=self._unequal_frequencies(), data_format=self.data_format
         )
 
-    def _uneven_frequencies(self) -> int | None:
+    def _unequal_frequencies(self) -> int | None:
         """How many row frequencies at most weigh differently by sign; None where the operator is real."""
         return None
 
@@ -289,8 +289,8 @@ class DiffStride(FourierPooling):
         else:
             self.refresh_crop()
 
-    def _uneven_frequencies(self) -> int | None:
-        return spectral.uneven_frequencies(self.smoothness_factor) if self.mask == "released" else None
+    def _unequal_frequencies(self) -> int | None:
+        return spectral.unequal_frequencies(self.smoothness_factor) if self.mask == "released" else None
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
@@ -350,7 +350,7 @@ class FixedSpectralPooling(FourierPooling):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides}
 
-    def _uneven_frequencies(self) -> int | None:
+    def _unequal_frequencies(self) -> int | None:
         return 1
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:

@@ -50,7 +50,7 @@ class Window(NamedTuple):
         weights: `[kept]`, float32 or float64, what each kept bin is multiplied by. Carries the gradient to the stride.
         negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
             lists only the non-negative frequencies, as `rfft` does.
-        uneven: of a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
+        unequal: of a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
             how many of them there are at most. Beside them both signs weigh 1, or both 0. None where all are equal.
         learned: whether the weights depend on a stride that is trained.
     """
@@ -60,7 +60,7 @@ class Window(NamedTuple):
     bins: tf.Tensor
     weights: tf.Tensor
     negatives: Length | None
-    uneven: tuple[Length, int] | None
+    unequal: tuple[Length, int] | None
     learned: bool
 
 
@@ -144,7 +144,7 @@ def fixed_spectral_pooling(
         bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
         weights=tf.ones([output_height], dtype),
         negatives=low,
-        uneven=(low, 1),
+        unequal=(low, 1),
         learned=False,
     )
     columns = Window(
@@ -153,7 +153,7 @@ def fixed_spectral_pooling(
         bins=tf.range(output_width // 2 + 1),
         weights=tf.ones([output_width // 2 + 1], dtype),
         negatives=None,
-        uneven=None,
+        unequal=None,
         learned=False,
     )
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
@@ -320,12 +320,12 @@ def diffstride_windows(
     else:
         at_most = min if isinstance(kept_columns, int) and isinstance(width, int) else tf.minimum
         output_width = at_most(2 * kept_columns - 1, width)
-    uneven = None
+    unequal = None
     if mask == "released":
         first = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
-        uneven = (first, unequal_frequencies(smoothness_factor))
+        unequal = (first, unequal_frequencies(smoothness_factor))
     return (
-        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, uneven, trainable),
+        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, unequal, trainable),
         Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, None, trainable),
     )
 
@@ -374,7 +374,7 @@ def resolve_method(method: Method, height: Length, width: Length) -> Method:
 
 
 def matmul_macs(
-    height: int, width: int, output_height: int, output_width: int, *, uneven: int | None, data_format: DataFormat
+    height: int, width: int, output_height: int, output_width: int, *, unequal: int | None, data_format: DataFormat
 ) -> int:
     """Multiply-accumulate operations of the 'matmul' engine for one channel of one image.
 
@@ -383,16 +383,16 @@ def matmul_macs(
         width: columns of the feature map.
         output_height: rows after pooling.
         output_width: columns after pooling.
-        uneven: how many row frequencies at most weigh differently by sign; None for a real operator.
+        unequal: how many row frequencies at most weigh differently by sign; None for a real operator.
         data_format: which axis holds the channels: a real operator begins with rows in channels_last, else with
             columns.
 
     Returns:
         The number of operations.
     """
-    if uneven is not None:
+    if unequal is not None:
         pairs = output_height - output_height // 2 + 1
-        doubled = pairs if height < SPLIT_FROM else min(uneven, pairs)
+        doubled = pairs if height < SPLIT_FROM else min(unequal, pairs)
         spectra = height * width + output_height * output_width
         return 2 * pairs * spectra + 2 * (pairs + doubled) * width * output_width
     if data_format == "channels_last":
@@ -448,7 +448,7 @@ def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length
 
 def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
-    if rows.uneven is None:
+    if rows.unequal is None:
         outputs = _real_products(inputs, rows, columns, norm, data_format)
     elif data_format == "channels_last":
         outputs = _products_by_row_frequency(inputs, rows, columns, norm)
@@ -520,11 +520,11 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
     """The first `count` frequencies as those with weights that may differ by sign, and, on large maps, the others."""
     if not isinstance(rows.length, int) or rows.length < SPLIT_FROM:
         return tf.range(count), None
-    first, uneven = rows.uneven
-    uneven = min(uneven, count) if isinstance(count, int) else tf.minimum(uneven, count)
-    first = tf.minimum(first, count - uneven)
-    others = tf.range(count - uneven)
-    return first + tf.range(uneven), tf.where(others < first, others, others + uneven)
+    first, unequal = rows.unequal
+    unequal = min(unequal, count) if isinstance(count, int) else tf.minimum(unequal, count)
+    first = tf.minimum(first, count - unequal)
+    others = tf.range(count - unequal)
+    return first + tf.range(unequal), tf.where(others < first, others, others + unequal)
 
 
 def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
