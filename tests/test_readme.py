@@ -21,7 +21,8 @@ def commands() -> list[list[str]]:
     return [shlex.split(part) for line in lines for part in line.split("&&")]
 
 
-PACKAGE_COMMANDS = [words for words in commands() if "-m" in words and "diffstride" in words[words.index("-m") + 1]]
+OURS = ("diffstride_hybrid", "experiments")
+PACKAGE_COMMANDS = [words for words in commands() if "-m" in words and words[words.index("-m") + 1].startswith(OURS)]
 
 
 @pytest.mark.parametrize("snippet", [part for block in blocks("python") for part in block.split("\n\n")])
