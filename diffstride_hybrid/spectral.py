@@ -497,22 +497,23 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     column_matrix = _pooling_matrix(columns, norm, 2)
     frequencies, equal_frequencies = _split_frequencies(rows, _length_of(positive, 0))
 
+    def contribution(
+        frequencies: tf.Tensor, matrix: tf.Tensor, operand_shape: list[Length], inverse_weights: tf.Tensor | float = 1.0
+    ) -> tf.Tensor:
+        spectrum = _product(_real_dft(frequencies, height, dtype), images)
+        spectrum = product(matrix, tf.reshape(spectrum, operand_shape))
+        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
+        return _product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
+
     even, odd = (tf.gather(weights, frequencies) for weights in (positive + negative, positive - negative))
     rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
     weighting = rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
     weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
-    spectrum = _product(_real_dft(frequencies, height, dtype), images)
-    spectrum = product(weighting, tf.reshape(spectrum, [-1, tf.size(frequencies), 2 * width, channels]))
-    spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
-    outputs = _product(tf.transpose(_real_dft(frequencies, output_height, dtype)), spectrum)
-
+    outputs = contribution(frequencies, weighting, [-1, tf.size(frequencies), 2 * width, channels])
     if equal_frequencies is not None:
-        spectrum = _product(_real_dft(equal_frequencies, height, dtype), images)
-        spectrum = product(column_matrix[:, 0], tf.reshape(spectrum, [-1, width, channels]))
-        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(equal_frequencies), output_width * channels])
         weights = tf.stop_gradient(tf.gather(positive + negative, equal_frequencies))
-        inverse = tf.transpose(tf.repeat(weights, 2)[:, None] * _real_dft(equal_frequencies, output_height, dtype))
-        outputs += _product(inverse, spectrum)
+        weights = tf.repeat(weights, 2)[:, None]
+        outputs += contribution(equal_frequencies, column_matrix[:, 0], [-1, width, channels], weights)
     return tf.reshape(outputs, [-1, output_height, output_width, channels])
 
 

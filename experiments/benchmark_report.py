@@ -45,8 +45,7 @@ def markdown(rows: Sequence[Row]) -> str:
         dtypes = list(dict.fromkeys(row["dtype"] for row in here))
         table = [f"| {part} | implementation | batch | MACs an image | {' | '.join(dtypes)} |"]
         table.append("| --- " * (4 + len(dtypes)) + "|")
-        grouped = itertools.groupby(sorted(here, key=lambda row: _order(row, here)), key=_place_and_variant)
-        for (place, variant), found in grouped:
+        for (place, variant), found in itertools.groupby(here, key=lambda row: (row["place"], row["variant"])):
             cells = {row["dtype"]: row for row in found}
             first = next(iter(cells.values()))
             counted = "" if first["macs"] is None else f"{first['macs'] / 1e6:,.1f} M"
@@ -94,15 +93,6 @@ def write_figure(path: pathlib.Path, rows: Sequence[Row]) -> None:
     for panel in list(panels):
         panel.set_visible(False)
     figure.savefig(path, dpi=120)
-
-
-def _place_and_variant(row: Row) -> tuple[str, str]:
-    return row["place"], row["variant"]
-
-
-def _order(row: Row, rows: Sequence[Row]) -> tuple[int, int]:
-    places, variants = (list(dict.fromkeys(other[key] for other in rows)) for key in ("place", "variant"))
-    return places.index(row["place"]), variants.index(row["variant"])
 
 
 def _cell(row: Row | None) -> str:
