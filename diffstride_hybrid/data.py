@@ -2,7 +2,7 @@
 
 A batch of the training pipeline depends on the seed and on the number of the step alone, so a run that goes on at step
 `n` sees what it would have seen had it never stopped. Sets that fit in memory are held there as integers and batched by
-index; larger ones are streamed.
+index; larger ones are streamed. Where several machines train, each reads a `Shard`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
-"""Takes images `[batch, height, width, channels]` and a seed `[2]`, returns images of the same shape."""
+"""Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
+
+The numbers are int64, at least 0, and an image gets the same ones whatever part of the batch it comes in. Each pair can
+seed `tf.image.stateless_…`.
+"""
 
 DIGITS = "digits"
 MEMORY_LIMIT_BYTES = 2 << 30
@@ -41,14 +45,29 @@ class Split:
     Attributes:
         size: number of images.
         arrays: images `[size, height, width, channels]` uint8 and labels `[size]` where the set is held in memory.
-        stream: makes a dataset of single (encoded image, label) pairs where it is not.
+        stream: where it is not, makes a dataset of single (encoded image, label) pairs: those from one index up to
+            another.
         decode: turns an encoded image of `stream` into a uint8 image.
     """
 
     size: int
     arrays: tuple[np.ndarray, np.ndarray] | None = None
-    stream: Callable[[], tf.data.Dataset] | None = None
+    stream: Callable[[int, int], tf.data.Dataset] | None = None
     decode: Callable[[tf.Tensor], tf.Tensor] | None = None
+
+
+class Shard(NamedTuple):
+    """Which machine of how many reads the data, counted from 0."""
+
+    index: int = 0
+    count: int = 1
+
+    def part_of(self, size: int) -> tuple[int, int]:
+        """The first of `size` things that belongs to this machine, and the first after it that does not."""
+        return size * self.index // self.count, size * (self.index + 1) // self.count
+
+
+ALL = Shard()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,67 +110,93 @@ class Datasets:
         """Training steps in one pass over the training images, the incomplete last batch left out."""
         return self.splits["train"].size // self.images_per_step
 
-    def train(self, first_step: int = 0) -> tf.data.Dataset:
+    def train(self, first_step: int = 0, shard: Shard = ALL) -> tf.data.Dataset:
         """Training batches without end.
 
-        The order of a set that is streamed depends on TensorFlow's global seed, too.
+        Of a set in memory, the shards of a step are the parts of the one batch that a single machine would read. Of a
+        set that is streamed, each machine reads a fixed part, and the order depends on TensorFlow's global seed, too.
 
         Args:
             first_step: the step, counted over all epochs, whose batch comes first.
+            shard: the machine's share of each batch.
 
         Returns:
             A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`), both float32.
         """
         split = self.splits["train"]
-        step_batches = self._batches_in_memory(split, first_step) if split.arrays else self._stream(split, first_step)
+        batches = self._batches_in_memory if split.arrays else self._stream
+        first, last = shard.part_of(self.batch_size)
+        images_per_label = self.images_per_step // self.batch_size
 
         @_as_written
         def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            # Drawn for the whole batch, so that they do not depend on the number of machines.
             seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(self.seed, tf.int64), step]), 2)
             images = self._normalise(images)
             labels = tf.one_hot(labels, self.num_classes)
             if self.augment_fn is not None:
-                images = self.augment_fn(images, seeds[0])
+                numbers = tf.random.stateless_uniform([self.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)
+                images = self.augment_fn(images, numbers[first * images_per_label : last * images_per_label])
             if self.mixup_alpha > 0:
-                images, labels = mix_up(images, labels, seeds[1], self.mixup_alpha, self.mixup)
-            shape = (self.batch_size, *self.image_shape)
-            return tf.ensure_shape(images, shape), tf.ensure_shape(labels, (self.batch_size, self.num_classes))
+                weights = mixup_weights(self.batch_size, seeds[1], self.mixup_alpha)
+                images, labels = mix_up(images, labels, weights[first:last], self.mixup)
+            shape = (last - first, *self.image_shape)
+            return tf.ensure_shape(images, shape), tf.ensure_shape(labels, (last - first, self.num_classes))
 
-        return step_batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        dataset = batches(split, first_step, shard).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        # Without a known end TensorFlow would ask all machines in each step whether they have data left.
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
+        return dataset.prefetch(tf.data.AUTOTUNE)
 
-    def evaluation(self, split_name: str) -> tf.data.Dataset:
-        """Every image of a split once, in order, the last batch possibly smaller.
+    def evaluation(self, split_name: str, shard: Shard = ALL) -> tf.data.Dataset:
+        """Every image of a split once, in order, in batches of equal size, of which every shard has as many.
 
         Args:
             split_name: 'train', 'validation' or 'test'.
+            shard: the machine's share.
 
         Returns:
-            A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`), both float32.
+            A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`, weights `[batch]`), all
+            float32. A weight is 1, or 0 for what only fills up a batch.
         """
         split = self.splits[split_name]
+        first, last = shard.part_of(split.size)
+        batch_size = self.batch_size // shard.count
 
         @_as_written
-        def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            return self._normalise(images), tf.one_hot(labels, self.num_classes)
+        def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            count = tf.shape(images)[0]
+            missing = [[0, batch_size - count]]
+            images = tf.pad(self._normalise(images), [*missing, [0, 0], [0, 0], [0, 0]])
+            labels = tf.pad(tf.one_hot(labels, self.num_classes), [*missing, [0, 0]])
+            return (
+                tf.ensure_shape(images, (batch_size, *self.image_shape)),
+                tf.ensure_shape(labels, (batch_size, self.num_classes)),
+                tf.sequence_mask(count, batch_size, tf.float32),
+            )
 
         if split.arrays:
-            dataset = tf.data.Dataset.from_tensor_slices(split.arrays)
+            dataset = tf.data.Dataset.from_tensor_slices(tuple(array[first:last] for array in split.arrays))
         else:
-            dataset = split.stream().map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
-        dataset = dataset.batch(self.batch_size, num_parallel_calls=tf.data.AUTOTUNE)
-        return dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+            dataset = split.stream(first, last).map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.batch(batch_size, num_parallel_calls=tf.data.AUTOTUNE)
+        dataset = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in dataset.element_spec)
+        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(nothing).repeat())
+        return dataset.take(math.ceil(split.size / self.batch_size)).prefetch(tf.data.AUTOTUNE)
 
-    def _batches_in_memory(self, split: Split, first_step: int) -> tf.data.Dataset:
+    def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         with tf.device("CPU"):
             images, labels = (tf.constant(array) for array in split.arrays)
         steps = self.steps_per_epoch
+        first, last = shard.part_of(self.images_per_step)
 
         @_as_written
         def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
             order = tf.random.experimental.stateless_shuffle(
                 tf.range(split.size), tf.stack([tf.cast(self.seed, tf.int64), epoch])
             )
-            order = tf.reshape(order[: steps * self.images_per_step], [steps, self.images_per_step])
+            order = tf.reshape(order[: steps * self.images_per_step], [steps, self.images_per_step])[:, first:last]
             return tf.data.Dataset.from_tensor_slices((epoch * steps + tf.range(steps, dtype=tf.int64), order))
 
         @_as_written
@@ -161,14 +206,15 @@ class Datasets:
         epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max // steps)
         return epochs.flat_map(order_of).skip(first_step % steps).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _stream(self, split: Split, first_step: int) -> tf.data.Dataset:
-        buffer = min(split.size, 10_000)
-        dataset = split.stream().shuffle(buffer, seed=self.seed, reshuffle_each_iteration=True)
-        dataset = (
-            dataset.take(self.steps_per_epoch * self.images_per_step).repeat().skip(first_step * self.images_per_step)
+    def _stream(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
+        first, last = shard.part_of(split.size)
+        images_per_step = self.images_per_step // shard.count
+        dataset = split.stream(first, last).shuffle(
+            min(last - first, 10_000), seed=self.seed, reshuffle_each_iteration=True
         )
+        dataset = dataset.take(self.steps_per_epoch * images_per_step).repeat().skip(first_step * images_per_step)
         dataset = dataset.map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
-        dataset = dataset.batch(self.images_per_step, drop_remainder=True)
+        dataset = dataset.batch(images_per_step, drop_remainder=True)
         return dataset.enumerate(first_step).map(_as_written(lambda step, batch: (step, *batch)))
 
     def _normalise(self, images: tf.Tensor) -> tf.Tensor:
@@ -245,12 +291,12 @@ def load_datasets(
     return datasets
 
 
-def augment(images: tf.Tensor, seed: tf.Tensor, pad_size: int = 2, flip: bool = True) -> tf.Tensor:
+def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool = True) -> tf.Tensor:
     """Shifts each image by up to `pad_size` pixels along each axis and mirrors half of them.
 
     Args:
         images: `[batch, height, width, channels]`, normalised. What is shifted in is 0, the mean.
-        seed: `[2]`, integers.
+        numbers: `[batch, 2]`, int64, random, see `AugmentFn`.
         pad_size: greatest shift.
         flip: whether to mirror left and right.
 
@@ -259,47 +305,48 @@ def augment(images: tf.Tensor, seed: tf.Tensor, pad_size: int = 2, flip: bool = 
     """
     if not isinstance(pad_size, int) or pad_size < 0:
         raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
-    batch = tf.shape(images)[0]
     height, width = images.shape[1:3]
-    seeds = tf.random.experimental.stateless_split(seed, 2)
-    shifts = tf.random.stateless_uniform([2, batch, 1], seeds[0], 0, 2 * pad_size + 1, tf.int32)
+    choices = 2 * pad_size + 1
+    rows, columns = (tf.cast(number % choices, tf.int32) for number in tf.split(numbers, 2, axis=1))
     padded = tf.pad(images, [[0, 0], [pad_size, pad_size], [pad_size, pad_size], [0, 0]])
-    columns = tf.range(width) + tf.zeros([batch, 1], tf.int32)
+    columns += tf.range(width)
     if flip:
-        mirrored = tf.random.stateless_uniform([batch, 1], seeds[1]) < 0.5
-        columns = tf.where(mirrored, width - 1 - columns, columns)
-    shifted = tf.gather(padded, shifts[0] + tf.range(height), axis=1, batch_dims=1)
-    return tf.gather(shifted, shifts[1] + columns, axis=2, batch_dims=1)
+        mirrored = numbers[:, :1] // choices % 2 == 0
+        columns = tf.where(mirrored, tf.reverse(columns, [1]), columns)
+    shifted = tf.gather(padded, rows + tf.range(height), axis=1, batch_dims=1)
+    return tf.gather(shifted, columns, axis=2, batch_dims=1)
 
 
 def mix_up(
-    images: tf.Tensor, labels: tf.Tensor, seed: tf.Tensor, alpha: float, mixup: str = "pairs"
+    images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, mixup: str = "pairs"
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Replaces images and labels by convex combinations of two (Zhang et al., arXiv 1710.09412).
 
     Args:
-        images: `[batch, height, width, channels]`.
-        labels: `[batch, classes]`.
-        seed: `[2]`, integers.
-        alpha: both parameters of the Beta distribution of the weights.
-        mixup: 'pairs' mixes image 2 i with image 2 i + 1, which halves the batch; 'batch' mixes each image with the
-            one at the same place of the reversed batch.
+        images: `[images, height, width, channels]`.
+        labels: `[images, classes]`.
+        weights: one for each image that results, of the first of the two.
+        mixup: 'pairs' mixes image 2 i with image 2 i + 1 into one, which halves the batch; 'batch' mixes each of these
+            two with the other one.
 
     Returns:
         Mixed images and labels.
     """
-    count = tf.shape(images)[0] // 2 if mixup == "pairs" else tf.shape(images)[0]
-    weights = _sample_beta(count, seed, alpha)
 
     def mixed(values: tf.Tensor) -> tf.Tensor:
-        first, second = (values[0::2], values[1::2]) if mixup == "pairs" else (values, tf.reverse(values, [0]))
+        first, second = values[0::2], values[1::2]
+        if mixup == "batch":
+            count = tf.shape(values)[0]
+            # The last one of an odd number stays as it is.
+            others = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
+            first, second = values, tf.gather(values, others)
         weight = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
         return second + weight * (first - second)
 
     return mixed(images), mixed(labels)
 
 
-def _sample_beta(count: tf.Tensor, seed: tf.Tensor, alpha: float) -> tf.Tensor:
+def mixup_weights(count: int, seed: tf.Tensor, alpha: float) -> tf.Tensor:
     """Samples of Beta(alpha, alpha), from gamma variates in logarithms: for small alpha the variates underflow."""
     seeds = tf.random.experimental.stateless_split(seed, 2)
     gamma = tf.random.stateless_gamma([2, count], seeds[0], alpha + 1.0)
@@ -326,7 +373,7 @@ def _check_arguments(batch_size: Any, mixup_alpha: Any, mixup: Any, validation_f
 
 
 def _check_augmentation(augment_fn: AugmentFn, shape: tuple[int, ...]) -> None:
-    specs = tf.TensorSpec(shape, tf.float32), tf.TensorSpec([2], tf.int64)
+    specs = tf.TensorSpec(shape, tf.float32), tf.TensorSpec([shape[0], 2], tf.int64)
     augmented = tf.function(augment_fn, autograph=False).get_concrete_function(*specs).structured_outputs
     if not augmented.shape.is_compatible_with(shape):
         raise ValueError(
@@ -392,26 +439,27 @@ def _load_tfds(
             image = tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
         return tf.ensure_shape(image, [height, width, channels])
 
-    def load_split(part: str, size: int) -> Split:
-        def stream() -> tf.data.Dataset:
+    def load_split(name: str, begin: int, end: int) -> Split:
+        def stream(first: int, last: int) -> tf.data.Dataset:
             return builder.as_dataset(
-                split=part,
+                split=f"{name}[{begin + first}:{begin + last}]",
                 as_supervised=True,
                 decoders={keys[0]: tfds.decode.SkipDecoding()},
                 read_config=tfds.ReadConfig(try_autocache=False),
             )
 
+        size = end - begin
         split = Split(size, stream=stream, decode=decode)
         if size == 0 or not in_memory:
             return split
-        decoded = stream().map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
+        decoded = stream(0, size).map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
         images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
         return Split(size, arrays=(images, labels))
 
     splits = {
-        "train": load_split(f"train[:{first_held_out}]", first_held_out),
-        "validation": load_split(f"train[{first_held_out}:]", total - first_held_out),
-        "test": load_split(test_name, test_size),
+        "train": load_split("train", 0, first_held_out),
+        "validation": load_split("train", first_held_out, total),
+        "test": load_split(test_name, 0, test_size),
     }
     return splits, label_feature.num_classes
 
@@ -476,7 +524,9 @@ def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float
         images = train.arrays[0]
     else:
         images = np.stack(
-            list(train.stream().map(_decoder(train)).map(_as_written(lambda image, label: image)).take(1000))
+            list(
+                train.stream(0, min(1000, train.size)).map(_decoder(train)).map(_as_written(lambda image, label: image))
+            )
         )
     shape = tuple(images.shape[1:])
     if name in _STATISTICS:

@@ -38,6 +38,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             # The kernel returns the unbiased variance; Keras averages the biased one.
             count = tf.cast(tf.size(inputs) // channels, tf.float32)
             variance *= tf.maximum(count - 1.0, 1.0) / count
+            mean, variance = _mean_over_replicas([mean, variance])
             for average, batch_value in ((self.moving_mean, mean), (self.moving_variance, variance)):
                 average.assign(average * self.momentum + batch_value * (1.0 - self.momentum))
         return outputs
@@ -51,3 +52,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def _channels_last(self, inputs: tf.Tensor) -> bool:
         return self.axis in (-1, inputs.shape.rank - 1)
+
+
+def _mean_over_replicas(statistics: list[tf.Tensor]) -> list[tf.Tensor]:
+    """Keeps the moving averages of all replicas equal, where each normalises by the statistics of its own images."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return statistics
+    return replica.all_reduce(tf.distribute.ReduceOp.MEAN, statistics)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -19,6 +19,8 @@ import tensorflow as tf
 from diffstride_hybrid import spectral
 
 Strides = float | Sequence[float]
+Size = tuple[int, int]
+Crop = tuple[int, int]
 
 _register = keras.saving.register_keras_serializable(package="diffstride_hybrid")
 
@@ -172,8 +174,10 @@ class DiffStride(FourierPooling):
             frequencies alike on both axes, gives odd output sizes, and costs less.
         norm: see `FourierPooling`.
         method: see `FourierPooling`.
-        static_crop: fix the output's size at what the strides ask for when the layer is built, so that shapes are known
-            to Keras, to XLA and to exporters; `refresh_crop()` fixes it anew. Needs a known input size.
+        static_crop: whether the output's size is fixed, at what the strides asked for when the layer was built, so that
+            shapes are known to Keras, to XLA and to exporters. It needs a known input size. `refresh_crop()` and the
+            callback `CropRefresh` fix it anew. If None, the size follows the strides until the layer is compiled by
+            XLA, or runs on a TPU, and is fixed from then on.
         **kwargs: for `keras.layers.Layer`.
     """
 
@@ -190,7 +194,7 @@ class DiffStride(FourierPooling):
         mask: spectral.Mask = "released",
         norm: spectral.Norm = "backward",
         method: spectral.Method = "auto",
-        static_crop: bool = False,
+        static_crop: bool | None = None,
         **kwargs: Any,
     ):
         super().__init__(trainable=trainable, data_format=data_format, norm=norm, method=method, **kwargs)
@@ -201,7 +205,7 @@ class DiffStride(FourierPooling):
         self.lower_limit_stride = _limit("lower_limit_stride", lower_limit_stride)
         self.upper_limit_stride = _limit("upper_limit_stride", upper_limit_stride)
         self.mask = _one_of("mask", mask, spectral.MASKS)
-        self.static_crop = _flag("static_crop", static_crop)
+        self.static_crop = None if static_crop is None else _flag("static_crop", static_crop)
         if self.shared_stride and self.initial_strides[0] != self.initial_strides[1]:
             raise ValueError(f"shared_stride=True needs one stride for both axes, got strides={self.initial_strides}.")
         if (self.lower_limit_stride or 1.0) > (self.upper_limit_stride or math.inf):
@@ -209,17 +213,17 @@ class DiffStride(FourierPooling):
                 f"lower_limit_stride must not exceed upper_limit_stride, got {lower_limit_stride} and "
                 f"{upper_limit_stride}."
             )
-        self.supports_jit = self.static_crop or not self.cropping
-        self._crops: dict[tuple[int, int], tuple[int, int]] = {}
+        self.supports_jit = self.static_crop is not False or not self.cropping
+        self.crop_is_static = bool(self.static_crop)
+        self._crops: dict[Size, Crop] = {}
+        self._crops_before: dict[Size, Crop] = {}
+        self._hysteresis = 0.0
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
         size = self._spatial_shape(input_shape)
-        if self.static_crop and None in size:
-            raise ValueError(
-                f"static_crop=True needs a known height and width, got {tuple(input_shape)}. A DiffStride before this "
-                "one must have static_crop=True as well."
-            )
+        if not self.crop_is_static and spectral.needs_static_shapes():
+            self.fix_crop()
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         if self.shared_stride:
             minima = [max(minima)]
@@ -236,33 +240,71 @@ class DiffStride(FourierPooling):
             dtype="float32",
             autocast=False,
         )
-        if self.static_crop:
+        if self.crop_is_static:
             self._crop_at(size, initial)
 
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+        if not self.crop_is_static and spectral.needs_static_shapes():
+            self.fix_crop()
         return spectral.diffstride(
             inputs,
             tf.convert_to_tensor(self.strides),
             cropping=self.cropping,
-            kept=self._crop_at(self._spatial_shape(inputs.shape)) if self.static_crop else None,
+            kept=self._crop_at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None,
             trainable=self.trainable,
             **self._window_options(),
             **self._options(),
         )
 
-    def refresh_crop(self) -> bool:
-        """Fixes the crop of `static_crop` to what the strides ask for now.
+    @property
+    def crops(self) -> dict[Size, Crop]:
+        """The kept bins (rows, columns) for each input (height, width) met so far. Empty where the crop is dynamic."""
+        return dict(self._crops)
+
+    @crops.setter
+    def crops(self, crops: Mapping[Size, Crop]) -> None:
+        self._crops = dict(crops)
+
+    def fix_crop(self) -> None:
+        """Makes the crop static from now on. XLA and TPUs do so by themselves.
+
+        Raises:
+            ValueError: the layer has `static_crop=False`.
+        """
+        if not self.cropping:
+            return
+        if self.static_crop is False:
+            raise ValueError(
+                f"{self.path} has static_crop=False: XLA and TPUs need a static crop, so leave it at None."
+            )
+        self.crop_is_static = True
+
+    def refresh_crop(self, hysteresis: float = 0.0) -> bool:
+        """Fixes a static crop to what the strides ask for now, at every input size met so far.
 
         A `tf.function` traced before a change must be traced again. Layers after this one keep working where they
-        accept any size.
+        accept any size. `callbacks.refresh_crops` does this for a whole model.
+
+        Args:
+            hysteresis: see `forget_crop`.
 
         Returns:
             Whether the crop changed.
         """
-        before, self._crops = self._crops, {}
+        before = self._crops
+        self.forget_crop(hysteresis)
         for size in before:
             self._crop_at(size)
         return self._crops != before
+
+    def forget_crop(self, hysteresis: float = 0.0) -> None:
+        """Lets a static crop be fixed anew at each input size when that size is next met.
+
+        Args:
+            hysteresis: how many bins are kept stays as it was where strides smaller or greater by this share of
+                themselves ask for it, so that a stride that wavers at the edge between two sizes changes nothing.
+        """
+        self._crops_before, self._crops, self._hysteresis = self._crops, {}, hysteresis
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -279,13 +321,14 @@ class DiffStride(FourierPooling):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        if self.static_crop:
+        if self.crop_is_static:
             store["crops"] = np.array([(*size, *crop) for size, crop in self._crops.items()], "int32")
 
     def load_own_variables(self, store: Any) -> None:
         self.strides.assign(store["0"])
-        if self.static_crop and "crops" in store:
-            self._crops = {(h, w): (rows, columns) for h, w, rows, columns in np.array(store["crops"]).tolist()}
+        if self.static_crop is not False and "crops" in store:
+            self.crop_is_static = True
+            self.crops = {(h, w): (rows, columns) for h, w, rows, columns in np.array(store["crops"]).tolist()}
         else:
             self.refresh_crop()
 
@@ -295,7 +338,7 @@ class DiffStride(FourierPooling):
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
             return height, width if self.mask == "symmetric" else width - width % 2
-        if not self.static_crop or not self.built or None in (height, width):
+        if not self.crop_is_static or not self.built or None in (height, width):
             return None, None
         rows, columns = self._crop_at((height, width))
         return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
@@ -308,14 +351,31 @@ class DiffStride(FourierPooling):
             "mask": self.mask,
         }
 
-    def _crop_at(self, size: tuple[int, int], strides: np.ndarray | None = None) -> tuple[int, int]:
+    def _crop_at(self, size: Size, strides: np.ndarray | None = None) -> Crop:
         """The crop of a map of this size: what the strides asked for when it was first met or last refreshed."""
+        if None in size:
+            raise ValueError(
+                f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
+                "static crop as well."
+            )
         if size not in self._crops:
             with tf.init_scope():
-                strides = tf.constant(self.strides.numpy() if strides is None else strides)
-                windows = spectral.diffstride_windows(*size, strides, cropping=self.cropping, **self._window_options())
-                self._crops[size] = spectral.kept_bins(*windows)
+                strides = self.strides.numpy() if strides is None else strides
+                crop, fewest, most = (
+                    self._asked_crop(size, strides * factor)
+                    for factor in (1.0, 1.0 + self._hysteresis, 1.0 - self._hysteresis)
+                )
+            before = self._crops_before.get(size, crop)
+            self._crops[size] = tuple(
+                kept if low <= kept <= high else asked for kept, asked, low, high in zip(before, crop, fewest, most)
+            )
         return self._crops[size]
+
+    def _asked_crop(self, size: Size, strides: np.ndarray) -> Crop:
+        windows = spectral.diffstride_windows(
+            *size, tf.constant(strides), cropping=self.cropping, **self._window_options()
+        )
+        return spectral.kept_bins(*windows)
 
 
 @_register

@@ -12,10 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
+import tensorflow as tf
+
+from diffstride_hybrid import distribution
 
 
 class RunFolder:
     """Files of one run. The last one written is `summary.json`: a folder that has it holds a finished run.
+
+    Where several machines train, only the chief of `tf.distribute.get_strategy()` writes. On the others nothing that
+    writes does anything.
 
     Args:
         path: the folder, made where it does not exist.
@@ -26,6 +32,9 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
+        self.writes = distribution.is_chief(tf.distribute.get_strategy())
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -49,6 +58,8 @@ class RunFolder:
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a text file."""
+        if not self.writes:
+            return
         partial = self._partial(name)
         with open(partial, "w", encoding="utf-8") as file:
             file.write(text)
@@ -66,12 +77,16 @@ class RunFolder:
 
     def write_model(self, name: str, model: keras.Model) -> None:
         """Saves a model in Keras's `.keras` format."""
+        if not self.writes:
+            return
         partial = self._partial(name)
         model.save(partial)
         os.replace(partial, self.path / name)
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure."""
+        if not self.writes:
+            return
         partial = self._partial(name)
         figure.savefig(partial, dpi=150)
         os.replace(partial, self.path / name)

@@ -2,6 +2,7 @@ r"""Trains a model as gin files say.
 
 python -m diffstride_hybrid.train --gin_file=digits_hybrid
 python -m diffstride_hybrid.train --gin_file=cifar10_hybrid --gin_bindings="train.train.num_epochs = 10"
+python -m diffstride_hybrid.train --gin_file=cifar10_hybrid --strategy=tpu --tpu=local
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import gin
 import keras
 from absl import app, flags, logging
 
-from diffstride_hybrid import command_line, gin_registry
+from diffstride_hybrid import command_line, distribution, gin_registry
 from diffstride_hybrid.run_folder import RunFolder
 
 _GIN_FILES = flags.DEFINE_multi_string(
@@ -29,6 +30,13 @@ _SEED = flags.DEFINE_integer(
     "seed", None, "Fixes initial weights, order of the data, augmentation and mixup. As bound, or 1, where not given."
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps prepared sets.")
+_STRATEGY = flags.DEFINE_enum(
+    "strategy",
+    distribution.STRATEGIES[0],
+    distribution.STRATEGIES,
+    "Where to train: one device, all GPUs of this machine, the machines that TF_CONFIG names, or a TPU.",
+)
+_TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on its own machine.")
 
 
 class GinRecord(keras.callbacks.Callback):
@@ -59,6 +67,7 @@ def main(argv: Sequence[str]) -> None:
     """Parses the flags and the gin files, trains, and prints a summary."""
     del argv
     command_line.keep_freed_memory()
+    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     files = [command_line.find_gin_file(name) for name in _GIN_FILES.value]
     bindings = list(_GIN_BINDINGS.value)
     if _SEED.value is not None:
@@ -67,8 +76,10 @@ def main(argv: Sequence[str]) -> None:
         bindings.append(f"data.load_datasets.data_dir = {_DATA_DIR.value!r}")
     gin_registry.parse(files, bindings)
     workdir = _WORKDIR.value or _bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
-    summary = gin_registry.train(workdir=workdir, callbacks=[GinRecord(workdir)])
-    print(format_summary(summary, workdir))
+    with strategy.scope():
+        summary = gin_registry.train(workdir=workdir, callbacks=[GinRecord(workdir)])
+    if distribution.is_chief(strategy):
+        print(format_summary(summary, workdir))
 
 
 def format_summary(summary: Mapping[str, Any], workdir: str) -> str:

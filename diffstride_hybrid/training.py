@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
+import json
 import math
 import pathlib
 import platform
@@ -24,8 +25,8 @@ import tensorflow as tf
 import tqdm
 
 from diffstride_hybrid import callbacks as recording
-from diffstride_hybrid import complexity, figures
-from diffstride_hybrid.data import Datasets
+from diffstride_hybrid import complexity, distribution, figures
+from diffstride_hybrid.data import Datasets, Shard
 from diffstride_hybrid.run_folder import RunFolder
 
 FINAL_MODEL = "final.keras"
@@ -40,14 +41,17 @@ def train(
     num_epochs: int = 200,
     steps_per_epoch: int | None = None,
     steps_per_execution: int = 8,
-    dtype_policy: str = "float32",
+    dtype_policy: str = "auto",
+    jit_compile: bool = False,
+    crop_refresh_steps: int | None = None,
     workdir: str = "runs/latest",
     seed: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
-    """Trains a model, and writes and returns what came out.
+    """Trains a model where `tf.distribute.get_strategy()` says, and writes and returns what came out.
 
-    A run that was stopped goes on from its last whole epoch when it is started again in the same folder.
+    A run that was stopped goes on from its last whole epoch when it is started again in the same folder. Where several
+    machines train, each calls this function, and one of them writes; all must be able to read the folder.
 
     Args:
         load_data_fn: called as `load_data_fn(seed=…)`.
@@ -57,7 +61,12 @@ def train(
         num_epochs: how many epochs to train.
         steps_per_epoch: training steps in an epoch; one pass over the training images where None.
         steps_per_execution: training steps in one call of the compiled loop, between two looks at the progress.
-        dtype_policy: 'float32', 'mixed_bfloat16', 'mixed_float16' (with loss scaling) or 'float64'.
+        dtype_policy: 'float32', 'mixed_bfloat16', 'mixed_float16' (with loss scaling), 'float64', or 'auto' for what
+            `distribution.default_dtype_policy` gives.
+        jit_compile: whether XLA compiles the steps. On a TPU it always does.
+        crop_refresh_steps: training steps between two looks at whether the static crops of `DiffStride` still are what
+            the strides ask for. An epoch where None. Crops are static on a TPU, with `jit_compile`, and where a layer
+            has `static_crop=True`.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
         callbacks: more Keras callbacks. Those that record the run are always there.
@@ -71,8 +80,11 @@ def train(
     """
     _check_whole("num_epochs", num_epochs)
     _check_whole("steps_per_execution", steps_per_execution)
-    if steps_per_epoch is not None:
-        _check_whole("steps_per_epoch", steps_per_epoch)
+    for name, value in (("steps_per_epoch", steps_per_epoch), ("crop_refresh_steps", crop_refresh_steps)):
+        if value is not None:
+            _check_whole(name, value)
+    if not isinstance(jit_compile, bool):
+        raise TypeError(f"train.train.jit_compile must be True or False, got {jit_compile!r}.")
     for name, maker in (
         ("load_data_fn", load_data_fn),
         ("model_cls", model_cls),
@@ -86,20 +98,50 @@ def train(
         raise ValueError(f"{folder.path} holds a finished run: choose another workdir, or move that one away.")
 
     keras.utils.set_random_seed(seed)
-    with _global_dtype_policy(dtype_policy):
+    strategy = tf.distribute.get_strategy()
+    with _global_dtype_policy(dtype_policy, strategy), _lost_workers_named(strategy, folder):
         datasets = load_data_fn(seed=seed)
-        strategy = tf.distribute.get_strategy()
-        with strategy.scope():
-            model = model_cls(num_output_classes=datasets.num_classes)
-            model.build((None, *datasets.image_shape))
-            optimizer = optimizer_cls()
-            if model.compute_dtype == "float16":
-                optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-            optimizer.build(model.trainable_variables)
-            loss = loss_cls()
-        _check_outputs(model, loss)
-        loop = TrainingLoop(model, optimizer, loss, datasets, strategy)
-        return _run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, seed, callbacks)
+        loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
+        return _run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, crop_refresh_steps, seed, callbacks)
+
+
+def make_loop(
+    datasets: Datasets,
+    model_cls: Callable[..., keras.Model],
+    optimizer_cls: Callable[..., keras.optimizers.Optimizer],
+    loss_cls: Callable[..., keras.losses.Loss],
+    jit_compile: bool = False,
+) -> TrainingLoop:
+    """Builds a model and its optimiser under the current strategy and dtype policy, and the loop that trains them.
+
+    Args:
+        datasets: what to train on.
+        model_cls: see `train`.
+        optimizer_cls: see `train`.
+        loss_cls: see `train`.
+        jit_compile: see `train`.
+
+    Returns:
+        The loop.
+
+    Raises:
+        ValueError: the loss does not take what the model gives, or a layer or the strategy cannot be compiled.
+    """
+    strategy = tf.distribute.get_strategy()
+    with strategy.scope():
+        model = model_cls(num_output_classes=datasets.num_classes)
+        if jit_compile:
+            for layer in complexity.diffstride_layers(model):
+                layer.fix_crop()
+        model.build((None, *datasets.image_shape))
+        recording.refresh_crops(model, datasets.image_shape)
+        optimizer = optimizer_cls()
+        if model.compute_dtype == "float16":
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(model.trainable_variables)
+        loss = loss_cls()
+    _check_outputs(model, loss)
+    return TrainingLoop(model, optimizer, loss, datasets, strategy, jit_compile)
 
 
 def evaluate(model: keras.Model, loss: keras.losses.Loss, datasets: Datasets, split: str = "test") -> dict[str, float]:
@@ -146,6 +188,10 @@ class TrainingLoop:
         loss: takes one-hot labels and the model's outputs.
         datasets: what to train and evaluate on.
         strategy: where to run.
+        jit_compile: whether XLA compiles the steps.
+
+    Raises:
+        ValueError: a batch cannot be split evenly over the replicas, or `jit_compile` is not possible with them.
     """
 
     def __init__(
@@ -155,35 +201,73 @@ class TrainingLoop:
         loss: keras.losses.Loss,
         datasets: Datasets,
         strategy: tf.distribute.Strategy,
+        jit_compile: bool = False,
     ):
+        replicas = strategy.num_replicas_in_sync
+        if datasets.batch_size % replicas:
+            raise ValueError(
+                f"data.load_datasets.batch_size must be a multiple of the {replicas} replicas, got "
+                f"{datasets.batch_size}."
+            )
+        if jit_compile and replicas > 1 and not tf.config.list_physical_devices("GPU"):
+            raise ValueError(
+                f"train.train.jit_compile = True needs one replica, or GPUs, or a TPU: TensorFlow cannot add up the "
+                f"gradients of {replicas} CPUs within compiled code."
+            )
         self.model = model
         self.optimizer = optimizer
         self.datasets = datasets
         self._loss = loss
-        self._strategy = strategy
+        self.strategy = strategy
+        # A TPU's strategy compiles by itself.
+        self.jit_compile = jit_compile and not isinstance(strategy, tf.distribute.TPUStrategy)
         with strategy.scope():
             self._metrics = {"loss": keras.metrics.Mean(), "accuracy": keras.metrics.CategoricalAccuracy()}
+        self._traces = 0
         self._train_iterator: Iterator[Any] | None = None
         self._evaluation_batches: dict[str, Any] = {}
 
+    @property
+    def retraces(self) -> int:
+        """How often the training step was traced again, because a static crop had changed."""
+        return max(0, self._traces - 1)
+
     def start(self, first_step: int) -> None:
         """Sets the training data to the batch of a step, counted over all epochs."""
-        batches = self._strategy.experimental_distribute_dataset(self.datasets.train(first_step))
-        self._train_iterator = iter(batches)
+        self._train_iterator = iter(self._distributed(functools.partial(self.datasets.train, first_step)))
 
     def train_steps(self, count: int) -> None:
         """Runs training steps; `results` has their loss and accuracy."""
-        self._train_steps(self._train_iterator, tf.constant(count))
+        self._train_steps(self._train_iterator, tf.constant(count), self._crops())
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Loss and accuracy on a whole split."""
         if split not in self._evaluation_batches:
-            batches = self.datasets.evaluation(split)
-            self._evaluation_batches[split] = self._strategy.experimental_distribute_dataset(batches)
+            # Endless, so that TensorFlow need not ask all machines in each step whether they have data left.
+            self._evaluation_batches[split] = self._distributed(
+                lambda shard: self.datasets.evaluation(split, shard).repeat()
+            )
         count = math.ceil(self.datasets.splits[split].size / self.datasets.batch_size)
         self.results()
-        self._evaluation_steps(iter(self._evaluation_batches[split]), tf.constant(count))
+        self._evaluation_steps(iter(self._evaluation_batches[split]), tf.constant(count), self._crops())
         return self.results()
+
+    def _distributed(self, batches_of: Callable[[Shard], tf.data.Dataset]) -> Any:
+        """The batches of every machine and replica, each of which has an equal share."""
+
+        def batches_of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            shard = Shard(context.input_pipeline_id, context.num_input_pipelines)
+            batches = batches_of(shard=shard)
+            if context.num_input_pipelines == context.num_replicas_in_sync:
+                return batches
+            size = context.get_per_replica_batch_size(self.datasets.batch_size)
+            return batches.rebatch(size, drop_remainder=True)
+
+        return self.strategy.distribute_datasets_from_function(batches_of_worker)
+
+    def _crops(self) -> tuple[Any, ...]:
+        """What, beside shapes, a traced step depends on."""
+        return tuple(tuple(sorted(layer.crops.items())) for layer in complexity.diffstride_layers(self.model))
 
     def results(self) -> dict[str, float]:
         """Means since the last call."""
@@ -193,34 +277,62 @@ class TrainingLoop:
         return results
 
     @_compiled
-    def _train_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
-        _repeat(count, lambda: self._strategy.run(self._train_step, next(batches)))
+    def _train_steps(self, batches: Iterator[Any], count: tf.Tensor, crops: tuple[Any, ...]) -> None:
+        del crops  # TensorFlow traces anew where they differ.
+        self._traces += 1
+        step = self.compiled(self.train_step)
+        _repeat(count, lambda: self.strategy.run(step, next(batches)))
 
     @_compiled
-    def _evaluation_steps(self, batches: Iterator[Any], count: tf.Tensor) -> None:
-        _repeat(count, lambda: self._strategy.run(self._evaluation_step, next(batches)))
+    def _evaluation_steps(self, batches: Iterator[Any], count: tf.Tensor, crops: tuple[Any, ...]) -> None:
+        del crops
+        step = self.compiled(self.evaluation_step)
+        _repeat(count, lambda: self.strategy.run(step, next(batches)))
 
-    def _train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def compiled(self, step: Callable[..., None]) -> Callable[..., None]:
+        """A replica's step, compiled by XLA where this loop does so. It is good for the present crops."""
+        return tf.function(step, autograph=False, jit_compile=True) if self.jit_compile else step
+
+    def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+        """What one replica computes in a training step: forward, backward, optimiser and metrics."""
         with tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
-            loss = self._total_loss(labels, outputs)
+            loss = self._total_loss(self._loss(labels, outputs))
             # The optimiser adds up the gradients of the replicas, each of which holds its share of the batch.
-            scaled_loss = self.optimizer.scale_loss(loss / self._strategy.num_replicas_in_sync)
+            scaled_loss = self.optimizer.scale_loss(loss / self.strategy.num_replicas_in_sync)
         variables = self.model.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables))
-        self._update_metrics(loss, labels, outputs)
+        self._update_metrics(loss, labels, outputs, tf.ones_like(labels[:, 0]))
 
-    def _evaluation_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
+    def evaluation_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
+        """What one replica computes in a step of evaluation."""
         outputs = self.model(images, training=False)
-        self._update_metrics(self._total_loss(labels, outputs), labels, outputs)
+        # Keras divides by the size of the batch, in which images of weight 0 count as well.
+        share = tf.reduce_sum(weights) / tf.cast(tf.size(weights), weights.dtype)
+        loss = self._loss(labels, outputs, sample_weight=tf.math.divide_no_nan(weights, share))
+        self._update_metrics(self._total_loss(loss), labels, outputs, weights)
 
-    def _total_loss(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
-        loss = self._loss(labels, outputs)
+    def _total_loss(self, loss: tf.Tensor) -> tf.Tensor:
         return tf.add_n([loss, *(tf.cast(penalty, loss.dtype) for penalty in self.model.losses)])
 
-    def _update_metrics(self, loss: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor) -> None:
-        self._metrics["loss"].update_state(loss, sample_weight=tf.cast(tf.shape(labels)[0], loss.dtype))
-        self._metrics["accuracy"].update_state(labels, outputs)
+    def _update_metrics(self, loss: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor) -> None:
+        self._metrics["loss"].update_state(loss, sample_weight=tf.reduce_sum(weights))
+        self._metrics["accuracy"].update_state(labels, outputs, sample_weight=weights)
+
+
+class _Crops(tf.train.experimental.PythonState):
+    """The static crops of a model, as a checkpoint holds them."""
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        self._layers = complexity.diffstride_layers(model)
+
+    def serialize(self) -> str:
+        return json.dumps([list(layer.crops.items()) for layer in self._layers])
+
+    def deserialize(self, string_value: str) -> None:
+        for layer, crops in zip(self._layers, json.loads(string_value)):
+            layer.crops = {tuple(size): tuple(kept) for size, kept in crops}
 
 
 def _run(
@@ -229,6 +341,7 @@ def _run(
     num_epochs: int,
     steps_per_epoch: int | None,
     steps_per_execution: int,
+    crop_refresh_steps: int | None,
     seed: int,
     callbacks: Sequence[keras.callbacks.Callback],
 ) -> dict[str, Any]:
@@ -241,23 +354,28 @@ def _run(
         optimizer=[variable.value for variable in loop.optimizer.variables],
         epochs_done=epochs_done,
         best_accuracy=best_accuracy,
+        crops=_Crops(model),
     )
     manager = tf.train.CheckpointManager(checkpoint, str(folder.backup), max_to_keep=2)
     if manager.latest_checkpoint:
         _restore(checkpoint, manager.latest_checkpoint, folder)
-        print(f"resuming {folder.path} after epoch {int(epochs_done)}", flush=True)
+        if folder.writes:
+            print(f"resuming {folder.path} after epoch {int(epochs_done)}", flush=True)
     first_epoch = int(epochs_done)
+    _check_workers_agree(loop, first_epoch)
 
     # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
-    recorders = [recording.MetricsLog(folder), recording.StrideLog(folder, datasets.image_shape)]
-    listeners = keras.callbacks.CallbackList([*callbacks, *recorders], model=model, epochs=num_epochs)
+    own = [recording.CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
+    if folder.writes:
+        own += [recording.MetricsLog(folder), recording.StrideLog(folder, datasets.image_shape)]
+    listeners = keras.callbacks.CallbackList([*callbacks, *own], model=model, epochs=num_epochs, steps=steps_per_epoch)
     loop.start(first_step=first_epoch * steps_per_epoch)
     listeners.on_train_begin()
     folder.write_json("run.json", _run_record(loop, seed))
     began = time.perf_counter()
     for epoch in range(first_epoch, num_epochs):
         listeners.on_epoch_begin(epoch)
-        logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution)
+        logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution, listeners, folder.writes)
         if datasets.splits["validation"].size:
             logs |= {f"val_{name}": value for name, value in loop.evaluate("validation").items()}
             if logs["val_accuracy"] > float(best_accuracy):
@@ -265,13 +383,15 @@ def _run(
                 folder.write_model(BEST_MODEL, model)
         listeners.on_epoch_end(epoch, logs)
         epochs_done.assign(epoch + 1)
-        manager.save(epoch + 1)
-        print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
+        if folder.writes:
+            manager.save(epoch + 1)
+            print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
     training_seconds = time.perf_counter() - began
     listeners.on_train_end()
 
     folder.write_model(FINAL_MODEL, model)
-    figures.write_figures(folder)
+    if folder.writes:
+        figures.write_figures(folder)
     summary = _summary(loop, num_epochs, training_seconds, float(best_accuracy))
     folder.write_json("summary.json", summary)
     return summary
@@ -284,17 +404,38 @@ def _restore(checkpoint: tf.train.Checkpoint, path: str, folder: RunFolder) -> N
         raise ValueError(f"{folder.path} holds the backup of another model: choose another workdir.") from error
 
 
+def _check_workers_agree(loop: TrainingLoop, first_epoch: int) -> None:
+    """Raises where not every worker found the same backup."""
+    strategy = loop.strategy
+    replicas = strategy.num_replicas_in_sync
+    found = strategy.run(lambda: tf.constant(first_epoch))
+    if int(strategy.reduce("SUM", found, axis=None)) != replicas * first_epoch:
+        raise ValueError("The workers do not find the same backup: the workdir must be one folder that all can read.")
+
+
 def _train_epoch(
-    loop: TrainingLoop, epoch: int, num_epochs: int, steps: int, steps_per_execution: int
+    loop: TrainingLoop,
+    epoch: int,
+    num_epochs: int,
+    steps: int,
+    steps_per_execution: int,
+    listeners: keras.callbacks.CallbackList,
+    shows_progress: bool,
 ) -> dict[str, float]:
     began = time.perf_counter()
     bar = tqdm.tqdm(
-        total=steps, desc=f"epoch {epoch + 1}/{num_epochs}", unit="step", leave=False, disable=not sys.stderr.isatty()
+        total=steps,
+        desc=f"epoch {epoch + 1}/{num_epochs}",
+        unit="step",
+        leave=False,
+        disable=not (shows_progress and sys.stderr.isatty()),
     )
     with bar:
         for first in range(0, steps, steps_per_execution):
             count = min(steps_per_execution, steps - first)
+            listeners.on_train_batch_begin(first)
             loop.train_steps(count)
+            listeners.on_train_batch_end(first + count - 1)
             bar.update(count)
     results = loop.results()
     seconds = time.perf_counter() - began
@@ -324,7 +465,10 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "commit": _commit(),
         "command": sys.argv,
         "devices": [device.name for device in tf.config.list_logical_devices()],
-        "strategy": type(tf.distribute.get_strategy()).__name__,
+        "strategy": type(loop.strategy).__name__,
+        "replicas": loop.strategy.num_replicas_in_sync,
+        "workers": distribution.worker_count(loop.strategy),
+        "jit_compile": loop.jit_compile,
         "dtype_policy": model.dtype_policy.name,
         "parameters": model.count_params(),
         "macs": complexity.macs(model, datasets.image_shape).macs,
@@ -351,6 +495,7 @@ def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, best_
         "epochs": num_epochs,
         "steps": int(loop.optimizer.iterations),
         "training_seconds": round(training_seconds, 1),
+        "retraces": loop.retraces,
         "parameters": model.count_params(),
         "macs": cost.macs,
         "pooling_macs": cost.pooling_macs,
@@ -386,16 +531,31 @@ def _check_outputs(model: keras.Model, loss: keras.losses.Loss) -> None:
 
 
 @contextlib.contextmanager
-def _global_dtype_policy(name: str) -> Iterator[None]:
-    allowed = ("float32", "float64", "mixed_bfloat16", "mixed_float16")
+def _global_dtype_policy(name: str, strategy: tf.distribute.Strategy) -> Iterator[None]:
+    allowed = ("auto", "float32", "float64", "mixed_bfloat16", "mixed_float16")
     if name not in allowed:
         raise ValueError(f"train.train.dtype_policy must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
+    keras.config.set_dtype_policy(distribution.default_dtype_policy(strategy) if name == "auto" else name)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _lost_workers_named(strategy: tf.distribute.Strategy, folder: RunFolder) -> Iterator[None]:
+    """Says so, and what to do, where a step failed because another worker is gone."""
+    workers = distribution.worker_count(strategy)
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if workers == 1:
+            raise
+        raise ConnectionError(
+            f"One of the {workers} workers is gone. Start all of them again: training in {folder.path} goes on after "
+            "its last whole epoch."
+        ) from error
 
 
 def _commit() -> str | None:

@@ -38,6 +38,16 @@ def take(dataset: tf.data.Dataset, count: int = -1) -> list[tuple[np.ndarray, np
     return list(dataset.take(count).as_numpy_iterator())
 
 
+def evaluated(datasets: data.Datasets, split: str, shard: data.Shard = data.ALL) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches of a split without what fills them up."""
+    batches = []
+    for images, labels, weights in datasets.evaluation(split, shard).as_numpy_iterator():
+        assert len(images) == len(labels) == len(weights) == datasets.batch_size // shard.count
+        assert not images[weights == 0].any()
+        batches.append((images[weights == 1], labels[weights == 1]))
+    return batches
+
+
 def assert_same(batches: Iterable[Any], others: Iterable[Any]) -> None:
     for (images, labels), (other_images, other_labels) in zip(batches, others, strict=True):
         np.testing.assert_array_equal(images, other_images)
@@ -83,8 +93,8 @@ def test_another_seed_gives_another_order(load: Any, storage: str):
 
 
 def test_each_seed_and_step_draws_its_own_augmentation(load: Any, storage: str):
-    def draw(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        return tf.zeros_like(images) + tf.random.stateless_uniform([], seed)
+    def draw(images: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        return tf.zeros_like(images) + tf.random.stateless_uniform([], numbers[0])
 
     batches = [take(load(seed=seed, augment_fn=draw).train(), 2 * STEPS) for seed in (3, 4)]
     drawn = {float(images.max()) for run in batches for images, _ in run}
@@ -100,7 +110,7 @@ def test_training_goes_on_from_any_step(load: Any, storage: str):
 
 def test_an_epoch_has_each_training_image_at_most_once_and_its_own_order(load: Any, storage: str):
     datasets = load()
-    training_images = fingerprints(datasets, take(datasets.evaluation("train")))
+    training_images = fingerprints(datasets, evaluated(datasets, "train"))
     assert datasets.steps_per_epoch == STEPS
     seen = fingerprints(datasets, take(datasets.train(), 3 * STEPS))
     epochs = [seen[i * STEPS * BATCH : (i + 1) * STEPS * BATCH] for i in range(3)]
@@ -137,6 +147,40 @@ def test_mixup_of_pairs_halves_the_steps_and_keeps_the_batch(load: Any, options:
     np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
 
 
+# --- Shards ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("mixup", ["pairs", "batch"])
+def test_the_shards_of_a_step_are_the_batch_of_a_single_machine(load: Any, mixup: str, count: int):
+    datasets = load(**{**RANDOM, "mixup": mixup})
+    shards = [take(datasets.train(3, data.Shard(i, count)), STEPS) for i in range(count)]
+    assert all(len(images) == BATCH // count for batches in shards for images, _ in batches)
+    joined = [tuple(np.concatenate(parts) for parts in zip(*step)) for step in zip(*shards)]
+    assert_same(joined, take(datasets.train(3), STEPS))
+
+
+def test_each_machine_streams_a_part_of_its_own(load: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 0)
+    datasets = load()
+    shards = [fingerprints(datasets, take(datasets.train(0, data.Shard(i, 2)), 2 * STEPS)) for i in range(2)]
+    assert not set(shards[0]) & set(shards[1])
+    everything = fingerprints(datasets, evaluated(datasets, "train"))
+    assert set(shards[0]) | set(shards[1]) <= set(everything)
+    assert [len(shard) for shard in shards] == [STEPS * BATCH] * 2
+    assert all(max(map(shard.count, shard)) <= 2 for shard in shards)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_the_shards_of_evaluation_have_each_image_once_and_as_many_batches(load: Any, storage: str, count: int):
+    datasets = load()
+    shards = [evaluated(datasets, "test", data.Shard(i, count)) for i in range(count)]
+    assert TEST_SIZE % BATCH and {len(batches) for batches in shards} == {-(-TEST_SIZE // BATCH)}
+    joined = [image for batches in shards for image in fingerprints(datasets, batches)]
+    assert joined == fingerprints(datasets, evaluated(datasets, "test"))
+    assert len(set(joined)) == TEST_SIZE
+
+
 # --- Splits, evaluation, normalisation -------------------------------------------------------------------------------
 
 
@@ -147,7 +191,7 @@ def test_splits_are_disjoint_and_complete(
     datasets = load(validation_fraction=fraction)
     sizes = {"train": TRAIN_SIZE - validation_size, "validation": validation_size, "test": TEST_SIZE}
     assert {name: split.size for name, split in datasets.splits.items()} == sizes
-    images = {name: fingerprints(datasets, take(datasets.evaluation(name))) for name, size in sizes.items() if size}
+    images = {name: fingerprints(datasets, evaluated(datasets, name)) for name, size in sizes.items() if size}
     assert {name: len(set(images.get(name, ()))) for name in sizes} == sizes
     assert not set(images["train"]) & set(images.get("validation", ()))
     assert not set(images["train"]) & set(images["test"])
@@ -156,14 +200,14 @@ def test_splits_are_disjoint_and_complete(
 
 
 def test_the_validation_split_does_not_depend_on_the_seed(load: Any, storage: str):
-    first, other = (take(load(seed=seed, **RANDOM).evaluation("validation")) for seed in (1, 2))
+    first, other = (evaluated(load(seed=seed, **RANDOM), "validation") for seed in (1, 2))
     assert_same(first, other)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny_data_dir: Path, name: str):
     datasets = data.load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir), **RANDOM)
-    batches = take(datasets.evaluation("test"))
+    batches = evaluated(datasets, "test")
     assert [len(images) for images, _ in batches] == [8, 8, 7]
     images, labels = (np.concatenate(parts) for parts in zip(*batches))
     expected_images, expected_labels = stored(tiny_data_dir, name, "test")
@@ -175,7 +219,7 @@ def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny
 @pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("fashion_mnist", 1), ("cifar100", 3)])
 def test_training_images_have_mean_zero_and_unit_deviation(tiny_data_dir: Path, name: str, channels: int):
     datasets = data.load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir))
-    images = np.concatenate([images for images, _ in take(datasets.evaluation("train"))]).astype("float64")
+    images = np.concatenate([images for images, _ in evaluated(datasets, "train")]).astype("float64")
     assert len(datasets.mean) == len(datasets.std) == channels
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(images.std(axis=(0, 1, 2)), 1, atol=1e-5)
@@ -203,7 +247,7 @@ def test_digits_are_real_images_without_a_download():
         "validation": 144,
         "test": 360,
     }
-    labels = np.concatenate([labels for _, labels in take(datasets.evaluation("test"))])
+    labels = np.concatenate([labels for _, labels in evaluated(datasets, "test")])
     np.testing.assert_allclose(labels.sum(axis=0), 36, atol=1)  # Every class in the share that it has.
     assert data.load_datasets("digits", image_size=8).image_shape == (8, 8, 1)
 
@@ -220,7 +264,7 @@ def test_images_of_different_sizes_are_resized_whole(storage: str, tiny_data_dir
     assert datasets.num_classes == 1000
     assert datasets.splits["test"].size == TEST_SIZE
     assert take(datasets.train(), 1)[0][0].shape == (BATCH, 24, 24, 3)
-    resized = np.concatenate([unnormalised(datasets, images) for images, _ in take(datasets.evaluation("test"))])
+    resized = np.concatenate([unnormalised(datasets, images) for images, _ in evaluated(datasets, "test")])
     builder = tfds.builder("imagenet2012", data_dir=tiny_data_dir)
     originals = [image for image, _ in builder.as_dataset(split="validation", as_supervised=True).as_numpy_iterator()]
     assert len({image.shape for image in originals}) > TEST_SIZE // 2
@@ -256,22 +300,26 @@ def shifted_and_mirrored(image: np.ndarray, pad_size: int, flip: bool) -> dict[t
     return results
 
 
+def random_numbers(count: int, seed: int = 1) -> tf.Tensor:
+    return tf.random.stateless_uniform([count, 2], [seed, 2], 0, tf.int64.max, tf.int64)
+
+
 @pytest.mark.parametrize(("pad_size", "flip"), [(0, False), (0, True), (1, True), (2, False), (3, True)])
 def test_augment_shifts_with_zero_fill_and_mirrors(pad_size: int, flip: bool):
     image = np.random.default_rng(0).normal(size=(5, 7, 2)).astype("float32")
     candidates = shifted_and_mirrored(image, pad_size, flip)
-    augmented = data.augment(tf.stack([image] * 900), tf.constant([1, 2]), pad_size=pad_size, flip=flip).numpy()
+    augmented = data.augment(tf.stack([image] * 900), random_numbers(900), pad_size=pad_size, flip=flip).numpy()
     by_bytes = {candidate.tobytes(): key for key, candidate in candidates.items()}
     found = [by_bytes[result.tobytes()] for result in augmented]
     counts = np.array([found.count(key) for key in candidates])
     assert scipy.stats.chisquare(counts).pvalue > 1e-3 if len(counts) > 1 else counts == 900
 
 
-def test_augment_depends_on_its_seed_alone():
-    images = tf.random.normal([20, 6, 6, 1])
-    first, again, other = (data.augment(images, tf.constant(seed)) for seed in ([1, 2], [1, 2], [1, 3]))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
+def test_augment_depends_on_the_numbers_of_each_image_alone():
+    images, numbers = tf.random.normal([20, 6, 6, 1]), random_numbers(20)
+    augmented = data.augment(images, numbers)
+    np.testing.assert_array_equal(augmented[5:], data.augment(images[5:], numbers[5:]))
+    assert not np.array_equal(augmented, data.augment(images, random_numbers(20, seed=2)))
 
 
 def test_training_images_are_augmented_with_the_mean_shifted_in(load: Any):
@@ -285,33 +333,37 @@ def test_training_images_are_augmented_with_the_mean_shifted_in(load: Any):
 
 @pytest.mark.parametrize(
     ("mixup", "pairs"),
-    [("pairs", [(0, 1), (2, 3), (4, 5), (6, 7)]), ("batch", [(i, 7 - i) for i in range(8)])],
+    [("pairs", [(0, 1), (2, 3), (4, 5), (6, 7)]), ("batch", [(i, i + 1 - 2 * (i % 2)) for i in range(8)])],
 )
 def test_mixup_weighs_images_and_labels_alike(mixup: str, pairs: list[tuple[int, int]]):
     images = np.random.default_rng(0).normal(size=(8, 3, 4, 2)).astype("float32")
-    mixed, labels = data.mix_up(tf.constant(images), tf.eye(8), tf.constant([1, 2]), alpha=0.9, mixup=mixup)
-    weights = labels.numpy()[range(len(pairs)), [first for first, _ in pairs]]
-    assert len(set(weights)) == len(pairs)
-    assert np.all((weights > 0) & (weights < 1))
+    weights = np.linspace(0.1, 0.9, len(pairs), dtype="float32")
+    mixed, labels = data.mix_up(tf.constant(images), tf.eye(8), weights, mixup)
     for i, (first, second) in enumerate(pairs):
         expected = weights[i] * images[first] + (1 - weights[i]) * images[second]
         np.testing.assert_allclose(mixed[i], expected, atol=1e-6)
-        np.testing.assert_allclose(labels[i], weights[i] * np.eye(8)[first] + (1 - weights[i]) * np.eye(8)[second])
+        expected = weights[i] * np.eye(8)[first] + (1 - weights[i]) * np.eye(8)[second]
+        np.testing.assert_allclose(labels[i], expected, atol=1e-6)
 
 
-def test_mixup_within_a_batch_of_odd_size_leaves_the_middle_image_as_it_is():
+def test_mixup_within_a_batch_of_odd_size_leaves_the_last_image_as_it_is():
     images = tf.random.normal([5, 2, 2, 1])
-    mixed, labels = data.mix_up(images, tf.eye(5), tf.constant([1, 2]), alpha=1.0, mixup="batch")
-    np.testing.assert_array_equal(mixed[2], images[2])
-    np.testing.assert_array_equal(labels[2], np.eye(5)[2])
+    mixed, labels = data.mix_up(images, tf.eye(5), tf.fill([5], 0.25), "batch")
+    np.testing.assert_array_equal(mixed[4], images[4])
+    np.testing.assert_array_equal(labels[4], np.eye(5)[4])
+
+
+def test_each_image_and_step_draws_its_own_mixup_weight(load: Any, storage: str):
+    batches = take(load(mixup_alpha=1.0, mixup="batch").train(), 2 * STEPS)
+    weights = {float(label[label > 0][0]) for _, labels in batches for label in labels if (label > 0).sum() == 2}
+    assert len(weights) > 0.8 * 2 * STEPS * BATCH
 
 
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
 def test_mixup_weights_follow_the_beta_distribution(alpha: float):
     count = 20_000
-    ones_and_zeros = tf.tile(tf.constant([1.0, 0.0])[:, None], [count, 1])
-    weights, _ = data.mix_up(ones_and_zeros, ones_and_zeros, tf.constant([1, 2]), alpha)
-    weights = weights.numpy()[:, 0].astype("float64")
+    weights = data.mixup_weights(count, tf.constant([1, 2]), alpha)
+    weights = weights.numpy().astype("float64")
     assert np.all((weights >= 0) & (weights <= 1))
     for power in (1, 2, 3, 4):
         expected, deviation = (float(scipy.stats.beta(alpha, alpha).moment(order)) for order in (power, 2 * power))

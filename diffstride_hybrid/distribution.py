@@ -1,0 +1,103 @@
+"""Where a run is computed: one device, all devices of a machine, several machines, or a TPU."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+
+STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+
+
+def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distribute.Strategy:
+    """Makes a distribution strategy. GPUs take memory as they need it.
+
+    This must come before anything else is computed.
+
+    Args:
+        name: 'one_device'; 'mirrored', all GPUs of this machine; 'multi_worker', the machines that the environment
+            variable TF_CONFIG names; or 'tpu'.
+        tpu: name or address of the TPU, 'local' on a TPU's own machine. For 'tpu' only.
+
+    Returns:
+        The strategy.
+
+    Raises:
+        ValueError: `name` is unknown, `tpu` is missing or not wanted, or TF_CONFIG does not say what it should.
+        OSError: the TPU cannot be reached.
+    """
+    if name not in STRATEGIES:
+        raise ValueError(f"--strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {name!r}.")
+    if (tpu is not None) != (name == "tpu"):
+        raise ValueError(f"--strategy=tpu and --tpu=NAME go together, got --strategy={name} and --tpu={tpu}.")
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if name == "tpu":
+        return _tpu_strategy(tpu)
+    if name == "mirrored":
+        return tf.distribute.MirroredStrategy()
+    if name == "multi_worker":
+        _check_tf_config()
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
+    """The fastest dtype policy whose products the devices compute natively and that trains to the same accuracy.
+
+    Args:
+        strategy: where to run.
+
+    Returns:
+        'mixed_bfloat16' on a TPU and on GPUs of compute capability 8 and later, 'mixed_float16' on GPUs of 7,
+        'float32' elsewhere.
+    """
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "mixed_bfloat16"
+    capabilities = [
+        tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
+        for gpu in tf.config.list_physical_devices("GPU")
+    ]
+    least = min(capabilities, default=(0, 0))
+    if least >= (8, 0):
+        return "mixed_bfloat16"
+    return "mixed_float16" if least >= (7, 0) else "float32"
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one of several that writes."""
+    return not _has_workers(strategy) or strategy.extended.should_save_checkpoint
+
+
+def worker_count(strategy: tf.distribute.Strategy) -> int:
+    """How many processes train together."""
+    return strategy.extended._num_workers if _has_workers(strategy) else 1
+
+
+def _has_workers(strategy: tf.distribute.Strategy) -> bool:
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+
+def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (tf.errors.OpError, ValueError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(f"No TPU {tpu!r} could be reached: {reason}") from error
+
+
+def _check_tf_config() -> None:
+    text = os.environ.get("TF_CONFIG")
+    example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+    if not text:
+        raise ValueError(f"--strategy=multi_worker needs the environment variable TF_CONFIG, such as {example}.")
+    try:
+        config = json.loads(text)
+        task, cluster = config["task"], config["cluster"]
+        cluster[task["type"]][int(task["index"])]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"TF_CONFIG must look like {example}, got {text}.") from error
