@@ -38,7 +38,8 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
     if name == "mirrored":
         return tf.distribute.MirroredStrategy()
     if name == "multi_worker":
-        _check_tf_config()
+        workers, task = _read_tf_config()
+        print(f"{task}: waiting for all {workers} workers", flush=True)
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.get_strategy()
 
@@ -67,12 +68,22 @@ def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one of several that writes."""
-    return not _has_workers(strategy) or strategy.extended.should_save_checkpoint
+    return not _has_workers(strategy) or strategy.extended.should_checkpoint
 
 
 def worker_count(strategy: tf.distribute.Strategy) -> int:
     """How many processes train together."""
     return strategy.extended._num_workers if _has_workers(strategy) else 1
+
+
+def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
+    """Adds up what each replica has. It returns once every worker has called it."""
+
+    @tf.function(autograph=False)
+    def total() -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(lambda: tf.constant(value)), axis=None)
+
+    return int(total())
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:
@@ -90,14 +101,16 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
         raise OSError(f"No TPU {tpu!r} could be reached: {reason}") from error
 
 
-def _check_tf_config() -> None:
+def _read_tf_config() -> tuple[int, str]:
+    """How many workers TF_CONFIG names, and which of them this one is."""
     text = os.environ.get("TF_CONFIG")
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     if not text:
         raise ValueError(f"--strategy=multi_worker needs the environment variable TF_CONFIG, such as {example}.")
     try:
         config = json.loads(text)
-        task, cluster = config["task"], config["cluster"]
-        cluster[task["type"]][int(task["index"])]
+        job, index, cluster = config["task"]["type"], int(config["task"]["index"]), config["cluster"]
+        workers = sum(len(cluster.get(name, ())) for name in ("chief", "worker"))
+        return workers, f"{job} {index} at {cluster[job][index]}"
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"TF_CONFIG must look like {example}, got {text}.") from error

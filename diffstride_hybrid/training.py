@@ -297,12 +297,12 @@ class TrainingLoop:
         """What one replica computes in a training step: forward, backward, optimiser and metrics."""
         with tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
-            loss = self._total_loss(self._loss(labels, outputs))
-            # The optimiser adds up the gradients of the replicas, each of which holds its share of the batch.
-            scaled_loss = self.optimizer.scale_loss(loss / self.strategy.num_replicas_in_sync)
+            loss, penalties = self._loss(labels, outputs), self._penalties()
+            # Gradients are added up over the replicas. Keras has divided the loss by their number, not the penalties.
+            scaled_loss = self.optimizer.scale_loss(loss + penalties / self.strategy.num_replicas_in_sync)
         variables = self.model.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables))
-        self._update_metrics(loss, labels, outputs, tf.ones_like(labels[:, 0]))
+        self._update_metrics(loss, penalties, labels, outputs, tf.ones_like(labels[:, 0]))
 
     def evaluation_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
         """What one replica computes in a step of evaluation."""
@@ -310,28 +310,37 @@ class TrainingLoop:
         # Keras divides by the size of the batch, in which images of weight 0 count as well.
         share = tf.reduce_sum(weights) / tf.cast(tf.size(weights), weights.dtype)
         loss = self._loss(labels, outputs, sample_weight=tf.math.divide_no_nan(weights, share))
-        self._update_metrics(self._total_loss(loss), labels, outputs, weights)
+        self._update_metrics(loss, self._penalties(), labels, outputs, weights)
 
-    def _total_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        return tf.add_n([loss, *(tf.cast(penalty, loss.dtype) for penalty in self.model.losses)])
+    def _penalties(self) -> tf.Tensor:
+        """The regularisers, which do not depend on the images."""
+        return tf.add_n([tf.zeros([]), *(tf.cast(penalty, tf.float32) for penalty in self.model.losses)])
 
-    def _update_metrics(self, loss: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor) -> None:
+    def _update_metrics(
+        self, loss: tf.Tensor, penalties: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor
+    ) -> None:
+        loss = loss * self.strategy.num_replicas_in_sync + penalties
         self._metrics["loss"].update_state(loss, sample_weight=tf.reduce_sum(weights))
         self._metrics["accuracy"].update_state(labels, outputs, sample_weight=weights)
 
 
-class _Crops(tf.train.experimental.PythonState):
-    """The static crops of a model, as a checkpoint holds them."""
+class _Progress(tf.train.experimental.PythonState):
+    """How far a run has come, as its backup holds it beside the variables: numbers, and the model's static crops."""
 
     def __init__(self, model: keras.Model):
         super().__init__()
+        self.epochs_done = 0
+        self.best_accuracy: float | None = None
         self._layers = complexity.diffstride_layers(model)
 
     def serialize(self) -> str:
-        return json.dumps([list(layer.crops.items()) for layer in self._layers])
+        crops = [list(layer.crops.items()) for layer in self._layers]
+        return json.dumps({"epochs_done": self.epochs_done, "best_accuracy": self.best_accuracy, "crops": crops})
 
     def deserialize(self, string_value: str) -> None:
-        for layer, crops in zip(self._layers, json.loads(string_value)):
+        state = json.loads(string_value)
+        self.epochs_done, self.best_accuracy = state["epochs_done"], state["best_accuracy"]
+        for layer, crops in zip(self._layers, state["crops"]):
             layer.crops = {tuple(size): tuple(kept) for size, kept in crops}
 
 
@@ -347,21 +356,20 @@ def _run(
 ) -> dict[str, Any]:
     model, datasets = loop.model, loop.datasets
     steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
-    epochs_done, best_accuracy = tf.Variable(0, dtype=tf.int64), tf.Variable(-1.0)
+    progress = _Progress(model)
     # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
     checkpoint = tf.train.Checkpoint(
         model=[variable.value for variable in model.variables],
         optimizer=[variable.value for variable in loop.optimizer.variables],
-        epochs_done=epochs_done,
-        best_accuracy=best_accuracy,
-        crops=_Crops(model),
+        progress=progress,
     )
+    checkpoint.save_counter  # noqa: B018  A variable, which all workers must make together, is made when first asked for.
     manager = tf.train.CheckpointManager(checkpoint, str(folder.backup), max_to_keep=2)
     if manager.latest_checkpoint:
         _restore(checkpoint, manager.latest_checkpoint, folder)
         if folder.writes:
-            print(f"resuming {folder.path} after epoch {int(epochs_done)}", flush=True)
-    first_epoch = int(epochs_done)
+            print(f"resuming {folder.path} after epoch {progress.epochs_done}", flush=True)
+    first_epoch = progress.epochs_done
     _check_workers_agree(loop, first_epoch)
 
     # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
@@ -378,11 +386,11 @@ def _run(
         logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution, listeners, folder.writes)
         if datasets.splits["validation"].size:
             logs |= {f"val_{name}": value for name, value in loop.evaluate("validation").items()}
-            if logs["val_accuracy"] > float(best_accuracy):
-                best_accuracy.assign(logs["val_accuracy"])
+            if progress.best_accuracy is None or logs["val_accuracy"] > progress.best_accuracy:
+                progress.best_accuracy = logs["val_accuracy"]
                 folder.write_model(BEST_MODEL, model)
         listeners.on_epoch_end(epoch, logs)
-        epochs_done.assign(epoch + 1)
+        progress.epochs_done = epoch + 1
         if folder.writes:
             manager.save(epoch + 1)
             print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
@@ -392,8 +400,10 @@ def _run(
     folder.write_model(FINAL_MODEL, model)
     if folder.writes:
         figures.write_figures(folder)
-    summary = _summary(loop, num_epochs, training_seconds, float(best_accuracy))
+    summary = _summary(loop, num_epochs, training_seconds, progress.best_accuracy)
     folder.write_json("summary.json", summary)
+    # The others must not leave while the chief writes: it would take them for dead.
+    distribution.sum_over_replicas(loop.strategy, 1)
     return summary
 
 
@@ -406,10 +416,8 @@ def _restore(checkpoint: tf.train.Checkpoint, path: str, folder: RunFolder) -> N
 
 def _check_workers_agree(loop: TrainingLoop, first_epoch: int) -> None:
     """Raises where not every worker found the same backup."""
-    strategy = loop.strategy
-    replicas = strategy.num_replicas_in_sync
-    found = strategy.run(lambda: tf.constant(first_epoch))
-    if int(strategy.reduce("SUM", found, axis=None)) != replicas * first_epoch:
+    replicas = loop.strategy.num_replicas_in_sync
+    if distribution.sum_over_replicas(loop.strategy, first_epoch) != replicas * first_epoch:
         raise ValueError("The workers do not find the same backup: the workdir must be one folder that all can read.")
 
 
@@ -441,8 +449,8 @@ def _train_epoch(
     seconds = time.perf_counter() - began
     return {
         **results,
-        "step": int(loop.optimizer.iterations),
-        "learning_rate": float(loop.optimizer.learning_rate),
+        "step": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
+        "learning_rate": keras.ops.convert_to_numpy(loop.optimizer.learning_rate).item(),
         "seconds": round(seconds, 3),
         "images_per_second": round(steps * loop.datasets.images_per_step / seconds, 1),
     }
@@ -483,7 +491,9 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
     }
 
 
-def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, best_accuracy: float) -> dict[str, Any]:
+def _summary(
+    loop: TrainingLoop, num_epochs: int, training_seconds: float, best_accuracy: float | None
+) -> dict[str, Any]:
     model, datasets = loop.model, loop.datasets
     test = loop.evaluate("test")
     cost = complexity.macs(model, datasets.image_shape)
@@ -491,9 +501,9 @@ def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, best_
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
-        "best_validation_accuracy": best_accuracy if best_accuracy >= 0 else None,
+        "best_validation_accuracy": best_accuracy,
         "epochs": num_epochs,
-        "steps": int(loop.optimizer.iterations),
+        "steps": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
         "training_seconds": round(training_seconds, 1),
         "retraces": loop.retraces,
         "parameters": model.count_params(),

@@ -1,0 +1,75 @@
+r"""Trains with several workers on this machine, as several machines would: a way to try `--strategy=multi_worker`.
+
+python -m experiments.launch_local --workers=2 -- --gin_file=digits_hybrid --workdir=runs/two_workers
+
+What follows `--` goes to `diffstride_hybrid.train`. The first worker is the chief: it alone writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from absl import app, flags
+
+_WORKERS = flags.DEFINE_integer("workers", 2, "How many processes train together.", lower_bound=1)
+
+
+def start_workers(count: int, arguments: Sequence[str], **options: object) -> list[subprocess.Popen[str]]:
+    """Starts the workers of one cluster on loopback.
+
+    Args:
+        count: how many.
+        arguments: for `diffstride_hybrid.train`.
+        **options: for `subprocess.Popen`.
+
+    Returns:
+        The processes, the chief first.
+    """
+    command = [sys.executable, "-m", "diffstride_hybrid.train", "--strategy=multi_worker", *arguments]
+    addresses = [f"localhost:{port}" for port in _free_ports(count)]
+    environments = [
+        {
+            **os.environ,
+            "TF_CONFIG": json.dumps({"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}),
+        }
+        for index in range(count)
+    ]
+    return [subprocess.Popen(command, env=environment, text=True, **options) for environment in environments]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Starts the workers, passes on what they say with their number before it, and ends as the worst of them does."""
+    workers = start_workers(_WORKERS.value, argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    threads = [threading.Thread(target=_pass_on, args=(index, worker)) for index, worker in enumerate(workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        for worker in workers:
+            worker.terminate()
+    sys.exit(max(abs(worker.wait()) for worker in workers))
+
+
+def _pass_on(index: int, worker: subprocess.Popen[str]) -> None:
+    for line in worker.stdout:
+        print(f"[{index}] {line}", end="", flush=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+if __name__ == "__main__":
+    app.run(main)
