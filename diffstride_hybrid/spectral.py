@@ -18,6 +18,8 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.ops import control_flow_util
 
 FFT_BEYOND = 512
 """Samples of the longer axis beyond which 'auto' takes the transforms, as measured on a CPU at stride 2: at 512
@@ -413,6 +415,16 @@ def unequal_frequencies(smoothness_factor: float) -> int:
     return math.ceil(smoothness_factor) + 2
 
 
+def needs_static_shapes() -> bool:
+    """Whether shapes must be known when a graph is traced: it is for XLA, or a TPU's strategy is in scope."""
+    return _compiled_by_xla() or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+
+
+def _compiled_by_xla() -> bool:
+    """Whether the current graph, or one around it, is traced for XLA: by `jit_compile=True` or for a TPU's replicas."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
 def _apply_windows(
     inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat, method: Method
 ) -> tf.Tensor:
@@ -423,7 +435,8 @@ def _apply_windows(
 
 def _pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     spectrum = tf.signal.rfft2d(tf.cast(_to_channels_first(inputs, data_format), rows.weights.dtype))
-    spectrum = tf.gather(tf.gather(spectrum, rows.bins, axis=2), columns.bins, axis=3)
+    spectrum = spectrum[..., : _length_of(columns.bins, 0)]
+    spectrum = _low_frequencies(spectrum, 2, rows.length, rows.output_length, rows.negatives)
     spectrum *= _as_complex(rows.weights[:, None] * columns.weights)
     outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
     outputs *= _scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
@@ -447,16 +460,28 @@ def _spectral_pooling_fft(
 def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length: Length) -> tf.Tensor:
     """Keeps the lowest bins of one axis; the output's Nyquist bin also takes the bin of the opposite sign."""
     half = output_length // 2
-    bins = tf.concat([tf.range(output_length - half), tf.range(length - half, length)], 0)
-    cropped = tf.gather(spectrum, bins, axis=axis)
+    cropped = _low_frequencies(spectrum, axis, length, output_length, half)
     folds = (2 * tf.range(output_length) == output_length) & (output_length < length)
     folds = _as_complex(tf.cast(tf.reshape(folds, [-1] + [1] * (3 - axis)), spectrum.dtype.real_dtype))
-    return cropped + folds * tf.gather(spectrum, tf.reshape(half, [1]), axis=axis)
+    opposite = spectrum[:, :, half : half + 1] if axis == 2 else spectrum[..., half : half + 1]
+    return cropped + folds * opposite
+
+
+def _low_frequencies(
+    spectrum: tf.Tensor, axis: int, length: Length, output_length: Length, negatives: Length
+) -> tf.Tensor:
+    """The lowest bins along axis 2 or 3, by slices: XLA cannot compile the gradient of a gather at every size."""
+    positives = output_length - negatives
+    if axis == 2:
+        return tf.concat([spectrum[:, :, :positives], spectrum[:, :, length - negatives :]], 2)
+    return tf.concat([spectrum[..., :positives], spectrum[..., length - negatives :]], 3)
 
 
 def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
-    if rows.unequal is None:
+    if _compiled_by_xla():
+        outputs = _compiled_products(inputs, rows, columns, norm, data_format)
+    elif rows.unequal is None:
         outputs = _real_products(inputs, rows, columns, norm, data_format)
     elif data_format == "channels_last":
         outputs = _products_by_row_frequency(inputs, rows, columns, norm)
@@ -513,9 +538,7 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
         spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
         return _product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
 
-    even, odd = (tf.gather(weights, frequencies) for weights in (positive + negative, positive - negative))
-    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
-    weighting = rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
+    weighting = _weighting(*(tf.gather(weights, frequencies) for weights in (positive, negative)), column_matrix)
     weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
     outputs = contribution(frequencies, weighting, [-1, tf.size(frequencies), 2 * width, channels])
     if equal_frequencies is not None:
@@ -523,6 +546,40 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
         weights = tf.repeat(weights, 2)[:, None]
         outputs += contribution(equal_frequencies, column_matrix[:, 0], [-1, width, channels], weights)
     return tf.reshape(outputs, [-1, output_height, output_width, channels])
+
+
+def _compiled_products(
+    inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat
+) -> tf.Tensor:
+    """The products of `_real_products` or `_products_by_row_frequency` for XLA.
+
+    Without reshapes of the operands, and with the batch first and the new axis last in every one, the TPU compiler
+    copies the least between its layouts.
+    """
+    image, result = ("bhwc", "bijc") if data_format == "channels_last" else ("bchw", "bcij")
+    if rows.unequal is None:
+        row_matrix, column_matrix = (_pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
+        outputs = _einsum("bwci,jw->bcij", _einsum(f"{image},ih->bwci", inputs, row_matrix), column_matrix)
+    else:
+        positive, negative = _weights_by_sign(rows, norm)
+        frequencies = tf.range(_length_of(positive, 0))
+        forward, inverse = (
+            tf.reshape(_real_dft(frequencies, length, rows.weights.dtype), [-1, 2, length])
+            for length in (rows.length, rows.output_length)
+        )
+        weighting = _weighting(positive, negative, _pooling_matrix(columns, norm, 2))
+        spectrum = _einsum(f"{image},keh->bwcke", inputs, forward)
+        spectrum = _einsum("bwcke,kajew->kbcaj", spectrum, weighting)
+        outputs = _einsum("kbcaj,kai->bcji", spectrum, inverse)
+        outputs = tf.transpose(outputs, [0, 1, 3, 2])
+    return tf.transpose(outputs, ["bcij".index(axis) for axis in result])
+
+
+def _weighting(positive: tf.Tensor, negative: tf.Tensor, column_matrix: tf.Tensor) -> tf.Tensor:
+    """`[frequencies, 2, output_width, 2, width]`: the matrix that takes `C_k, S_k` to `P_k, Q_k`."""
+    even, odd = positive + negative, positive - negative
+    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
+    return rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
 
 
 def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tensor | None]:
@@ -545,6 +602,50 @@ def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Ten
 def _product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
     """`matrix @ operand` for one matrix, or a stack of them, and an operand for each image."""
     return tf.matmul(tf.cast(matrix, operand.dtype)[None], operand)
+
+
+def _einsum(equation: str, left: tf.Tensor, right: tf.Tensor, dtype: tf.DType | None = None) -> tf.Tensor:
+    """`tf.einsum` of two tensors for XLA, at the highest precision, with derivatives of every order.
+
+    `tf.einsum` and `tf.matmul` leave float32 at XLA's default, which on a TPU is one pass in bfloat16.
+
+    Args:
+        equation: with every index in two of its three terms at least.
+        left: the first operand.
+        right: the second. The product is taken in the coarser of the two dtypes.
+        dtype: of the result, that of `left` where None.
+
+    Returns:
+        The sums of products.
+    """
+    operands, result = equation.split("->")
+    first, second = operands.split(",")
+    shared = [axis for axis in first if axis in second]
+    summed, batch = ([axis for axis in shared if (axis in result) == kept] for kept in (False, True))
+    order = batch + [axis for axis in first + second if axis not in shared]
+    dimensions = xla.DotDimensionNumbers(
+        lhs_contracting_dimensions=[first.index(axis) for axis in summed],
+        rhs_contracting_dimensions=[second.index(axis) for axis in summed],
+        lhs_batch_dimensions=[first.index(axis) for axis in batch],
+        rhs_batch_dimensions=[second.index(axis) for axis in batch],
+    )
+    precision = xla.PrecisionConfig(operand_precision=[xla.PrecisionConfig.HIGHEST] * 2)
+    coarser = min(left.dtype, right.dtype, key=lambda dtype: dtype.size)
+
+    @tf.custom_gradient
+    def product(left: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return (
+                _einsum(f"{result},{second}->{first}", upstream, right, left.dtype),
+                _einsum(f"{first},{result}->{second}", left, upstream, right.dtype),
+            )
+
+        # XLA for CPU has no product of bfloat16 operands with a float32 result.
+        outputs = xla.dot_general(tf.cast(left, coarser), tf.cast(right, coarser), dimensions, precision)
+        outputs = tf.cast(outputs, dtype or left.dtype)
+        return tf.transpose(outputs, [order.index(axis) for axis in result]), gradient
+
+    return product(left, right)
 
 
 def _learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
@@ -613,7 +714,8 @@ def _pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
     left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
     cos, sin = _cos_and_sin(window.bins[:, None] * tf.range(window.length), window.length, dtype)
     right = tf.concat([weights[:, None] * cos, weights[:, None] * sin], 0)
-    matrix = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)]) @ right
+    left = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)])
+    matrix = _einsum("pj,jn->pn", left, right) if _compiled_by_xla() else left @ right
     return tf.reshape(matrix, [window.output_length, parts, window.length])
 
 
