@@ -435,8 +435,11 @@ def _apply_windows(
 
 def _pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     spectrum = tf.signal.rfft2d(tf.cast(_to_channels_first(inputs, data_format), rows.weights.dtype))
-    spectrum = spectrum[..., : _length_of(columns.bins, 0)]
     spectrum = _low_frequencies(spectrum, 2, rows.length, rows.output_length, rows.negatives)
+    if _compiled_by_xla():
+        spectrum = spectrum[..., : _length_of(columns.bins, 0)]
+    else:
+        spectrum = tf.gather(spectrum, columns.bins, axis=3)
     spectrum *= _as_complex(rows.weights[:, None] * columns.weights)
     outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
     outputs *= _scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
@@ -463,15 +466,24 @@ def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length
     cropped = _low_frequencies(spectrum, axis, length, output_length, half)
     folds = (2 * tf.range(output_length) == output_length) & (output_length < length)
     folds = _as_complex(tf.cast(tf.reshape(folds, [-1] + [1] * (3 - axis)), spectrum.dtype.real_dtype))
-    opposite = spectrum[:, :, half : half + 1] if axis == 2 else spectrum[..., half : half + 1]
+    if _compiled_by_xla():
+        opposite = spectrum[:, :, half : half + 1] if axis == 2 else spectrum[..., half : half + 1]
+    else:
+        opposite = tf.gather(spectrum, tf.reshape(half, [1]), axis=axis)
     return cropped + folds * opposite
 
 
 def _low_frequencies(
     spectrum: tf.Tensor, axis: int, length: Length, output_length: Length, negatives: Length
 ) -> tf.Tensor:
-    """The lowest bins along axis 2 or 3, by slices: XLA cannot compile the gradient of a gather at every size."""
+    """The lowest bins along axis 2 or 3.
+
+    For XLA by slices, as a TPU refuses the gradient of a gather at some sizes. A gather is faster without XLA.
+    """
     positives = output_length - negatives
+    if not _compiled_by_xla():
+        bins = tf.concat([tf.range(positives), tf.range(length - negatives, length)], 0)
+        return tf.gather(spectrum, bins, axis=axis)
     if axis == 2:
         return tf.concat([spectrum[:, :, :positives], spectrum[:, :, length - negatives :]], 2)
     return tf.concat([spectrum[..., :positives], spectrum[..., length - negatives :]], 3)
