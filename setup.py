@@ -27,5 +27,9 @@ setuptools.setup(
         "matplotlib",
         "tqdm",
     ],
-    extras_require={"test": ["pytest", "ruff", "scipy"]},
+    extras_require={
+        "test": ["pytest", "ruff", "scipy"],
+        # The TPU's compiler, which experiments.tpu_compile reaches through private modules of this very version.
+        "tpu-aot": ["jax[tpu]==0.10.1"],
+    },
 )

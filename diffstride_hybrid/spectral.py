@@ -195,14 +195,6 @@ def spectral_pooling(
     return _pool_by_matmul(inputs, rows, columns, norm, data_format)
 
 
-def needs_static_shapes() -> bool:
-    """Whether the current graph is traced for XLA, or the current strategy is that of a TPU."""
-    from tensorflow.python.ops import control_flow_util
-
-    in_xla = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-    return in_xla or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
-
-
 # --- Strides and sizes -----------------------------------------------------------------------------------------------
 
 
