@@ -367,12 +367,13 @@ def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -
 def resolve_method(method: Method, height: Length, width: Length) -> Method:
     """The engine that `method` stands for at a given size.
 
-    'auto' is 'matmul', but 'fft' where an axis is known to be longer than `FFT_BEYOND`.
+    'auto' is 'matmul', but 'fft' where an axis is known to be longer than `FFT_BEYOND`, save on a TPU, whose compiler
+    makes dense products of a transform.
     """
     if method != "auto":
         return method
     longest = max(length if isinstance(length, int) else 0 for length in (height, width))
-    return "fft" if longest > FFT_BEYOND else "matmul"
+    return "fft" if longest > FFT_BEYOND and not _on_tpu() else "matmul"
 
 
 def matmul_macs(
@@ -409,7 +410,11 @@ def unequal_frequencies(smoothness_factor: float) -> int:
 
 def needs_static_shapes() -> bool:
     """Whether shapes must be known when a graph is traced: it is for XLA, or a TPU's strategy is in scope."""
-    return _compiled_by_xla() or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+    return _compiled_by_xla() or _on_tpu()
+
+
+def _on_tpu() -> bool:
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
 def _compiled_by_xla() -> bool:
