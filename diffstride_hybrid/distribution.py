@@ -66,6 +66,19 @@ def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
     return "mixed_float16" if least >= (7, 0) else "float32"
 
 
+def strategy_name(strategy: tf.distribute.Strategy) -> str:
+    """Which of `STRATEGIES` a strategy is, its class's name where it is none of them."""
+    classes = {
+        "mirrored": tf.distribute.MirroredStrategy,
+        "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
+        "tpu": tf.distribute.TPUStrategy,
+    }
+    found = [name for name, cls in classes.items() if isinstance(strategy, cls)]
+    if found:
+        return found[0]
+    return type(strategy).__name__ if tf.distribute.has_strategy() else "one_device"
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
     """Whether this process is the one of several that writes."""
     return not _has_workers(strategy) or strategy.extended.should_checkpoint
@@ -77,7 +90,9 @@ def worker_count(strategy: tf.distribute.Strategy) -> int:
 
 
 def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
-    """Adds up what each replica has. It returns once every worker has called it."""
+    """Adds up what the worker of each replica has. It returns once every worker has called it."""
+    if worker_count(strategy) == 1:
+        return value * strategy.num_replicas_in_sync
 
     @tf.function(autograph=False)
     def total() -> tf.Tensor:

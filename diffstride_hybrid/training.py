@@ -214,6 +214,11 @@ class TrainingLoop:
                 f"train.train.jit_compile = True needs one replica, or GPUs, or a TPU: TensorFlow cannot add up the "
                 f"gradients of {replicas} CPUs within compiled code."
             )
+        if replicas > 1 and model.compute_dtype == "float64":
+            raise ValueError(
+                "train.train.dtype_policy = 'float64' needs one replica: strides stay float32, and TensorFlow adds up "
+                "the gradients of replicas in one precision only."
+            )
         self.model = model
         self.optimizer = optimizer
         self.datasets = datasets
@@ -473,7 +478,7 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "commit": _commit(),
         "command": sys.argv,
         "devices": [device.name for device in tf.config.list_logical_devices()],
-        "strategy": type(loop.strategy).__name__,
+        "strategy": distribution.strategy_name(loop.strategy),
         "replicas": loop.strategy.num_replicas_in_sync,
         "workers": distribution.worker_count(loop.strategy),
         "jit_compile": loop.jit_compile,

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import keras
 import pytest
+import tensorflow as tf
+
+# Two devices in place of one, for the strategies that train on several. Nothing runs on the second unasked.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 
 
 @pytest.fixture(autouse=True)

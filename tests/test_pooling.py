@@ -699,3 +699,61 @@ def test_static_crop_needs_a_known_size():
     for shape in [(None, None, None, 3), (None, 12, None, 3)]:
         with pytest.raises(ValueError, match=r"A static crop needs a known height and width, got \((None|12), None"):
             DiffStride(static_crop=True).build(shape)
+
+
+# --- The crop that XLA asks for --------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_dynamic_until_xla_compiles_the_layer():
+    layer, inputs = DiffStride((2.5, 3.0), smoothness_factor=2.0), tf.constant(images())
+    dynamic = layer(inputs)
+    assert not layer.crop_is_static and layer.crops == {}
+    compiled = tf.function(layer, jit_compile=True)(inputs)
+    np.testing.assert_allclose(compiled, dynamic, rtol=1e-4, atol=1e-5)
+    assert layer.crop_is_static and list(layer.crops) == [inputs.shape[1:3]]
+    layer.strides.assign([1.5, 1.5])
+    assert layer(inputs).shape == dynamic.shape
+    assert layer.refresh_crop()
+    assert layer(inputs).shape[1] > dynamic.shape[1]
+
+
+def test_a_crop_that_must_be_dynamic_is_refused_to_xla():
+    layer = DiffStride(static_crop=False, name="pool")
+    assert not layer.supports_jit
+    layer(images())
+    with pytest.raises(ValueError, match=r"pool has static_crop=False: XLA and TPUs need a static crop"):
+        tf.function(layer, jit_compile=True)(tf.constant(images()))
+
+
+def test_a_crop_that_was_static_stays_so_in_the_file(tmp_path: Path):
+    model = keras.Sequential([keras.Input(SHAPE[1:]), DiffStride((2.5, 3.0), smoothness_factor=2.0)])
+    tf.function(model, jit_compile=True)(tf.constant(images()))
+    model.layers[0].strides.assign([1.5, 1.5])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.layers[0].static_crop is None
+    assert loaded.layers[0].crops == model.layers[0].crops != {}
+    np.testing.assert_array_equal(loaded(images()), model(images()))
+
+
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+def test_hysteresis_keeps_a_crop_near_the_edge(mask: str):
+    layer = DiffStride(2.5, smoothness_factor=2.0, static_crop=True, mask=mask)
+    layer.build((None, 40, 40, 1))
+
+    def crop_at(stride: float, hysteresis: float) -> tuple[int, int]:
+        layer.strides.assign([stride, stride])
+        layer.refresh_crop(hysteresis)
+        return layer.crops[40, 40]
+
+    strides = np.linspace(2.0, 3.0, 201)
+    asked = [crop_at(stride, 0.0) for stride in strides]
+    edges = [(low, high) for low, high, a, b in zip(strides, strides[1:], asked, asked[1:]) if a != b]
+    assert len(edges) >= 3
+    for low, high in edges:
+        before = crop_at(low, 0.0)
+        assert crop_at(high, 0.0) != before
+        crop_at(low, 0.0)
+        assert all(crop_at(stride, 0.02) == before for stride in (high, low, high * 1.01, low * 0.99))
+        assert crop_at(high * 1.025, 0.02)[0] < before[0]
+        assert crop_at(high * 1.025, 0.02) == crop_at(high * 1.025, 0.0)

@@ -16,9 +16,21 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, data, macs, resnet18, training
-from diffstride_hybrid.callbacks import MetricsLog, StrideLog, stride_row
+from diffstride_hybrid import (
+    DiffStride,
+    FixedSpectralPooling,
+    Resnet,
+    SpectralPooling,
+    command_line,
+    data,
+    gin_registry,
+    macs,
+    resnet18,
+    training,
+)
+from diffstride_hybrid.callbacks import CropRefresh, MetricsLog, StrideLog, refresh_crops, stride_row
 from diffstride_hybrid.complexity import diffstride_layers
+from diffstride_hybrid.spectral import diffstride_windows, kept_bins
 
 digits = partial(data.load_datasets, "digits", batch_size=64)
 small_digits = partial(digits, image_size=16)
@@ -526,6 +538,133 @@ def test_what_is_wrong_is_named(tmp_path: Path, options: dict[str, Any], message
         train(tmp_path, **options)
 
 
+# --- XLA and static crops --------------------------------------------------------------------------------------------
+
+
+METHODS = {
+    "strided": {},
+    "spectral": {"pooling_cls": FixedSpectralPooling},
+    "DiffStride": {"pooling_cls": DiffStride},
+    "hybrid": hybrid,
+    "hybrid before the activation": {**hybrid, "head_placement": "before_activation"},
+}
+
+
+def loop_of(jit_compile: bool = False, **options: Any) -> training.TrainingLoop:
+    keras.utils.set_random_seed(1)
+    loop = training.make_loop(
+        small_digits(augment_fn=data.augment),
+        partial(Resnet, [4, 6], num_layers=1, **{"strides": [1, 2], **options, "output_activation": "softmax"}),
+        partial(keras.optimizers.SGD, 0.01, momentum=0.9),
+        keras.losses.CategoricalCrossentropy,
+        jit_compile=jit_compile,
+    )
+    loop.start(0)
+    return loop
+
+
+def losses_of(loop: training.TrainingLoop, steps: int) -> list[float]:
+    losses = []
+    for _ in range(steps):
+        loop.train_steps(1)
+        losses.append(loop.results()["loss"])
+    return losses
+
+
+@pytest.mark.parametrize("options", METHODS.values(), ids=list(METHODS))
+def test_xla_trains_every_method_to_the_same_losses(options: dict[str, Any]):
+    compiled, plain = (loop_of(jit_compile, **options) for jit_compile in (True, False))
+    losses, expected = (losses_of(loop, 10) for loop in (compiled, plain))
+    assert max(expected) - min(expected) > 1e-2
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    results, expected = (loop.evaluate("test") for loop in (compiled, plain))
+    assert results["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+
+
+def test_xla_trains_in_bfloat16():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    compiled, plain = (losses_of(loop_of(jit_compile, **hybrid), 10) for jit_compile in (True, False))
+    np.testing.assert_allclose(compiled, plain, rtol=3e-2)  # A few of bfloat16's steps of 2^-8.
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+def test_a_static_crop_that_must_change_goes_on_as_the_dynamic_one(jit_compile: bool):
+    """With a look before each step and no hysteresis both crop alike, so that they differ by rounding only.
+
+    Rounding grows to some 1e-4 of the greatest weight in eight steps; a crop off by one bin makes 1e-2 of it.
+    """
+    dynamic = loop_of(strides=[1.4, 2.2], pooling_cls=DiffStride)
+    static = loop_of(jit_compile, strides=[1.4, 2.2], pooling_cls=partial(DiffStride, static_crop=True))
+    for loop in (dynamic, static):
+        for step in range(8):
+            if step == 4:
+                for layer in diffstride_layers(loop.model):
+                    layer.strides.assign([2.9, 1.8])
+            refresh_crops(loop.model, (16, 16, 1))
+            loop.train_steps(1)
+    assert (static.retraces, dynamic.retraces) == (1, 0)
+    for weight, other in zip(static.model.weights, dynamic.model.weights, strict=True):
+        scale = max(np.abs(other.numpy()).max(), 0.1)
+        np.testing.assert_allclose(weight.numpy(), other.numpy(), rtol=1e-3, atol=1e-3 * scale, err_msg=weight.path)
+    assert static.results()["loss"] == pytest.approx(dynamic.results()["loss"], rel=1e-4)
+
+
+def test_a_run_with_static_crops_refreshes_them_and_counts_the_retraces(tmp_path: Path):
+    strides = [[1.6, 1.6], [2.9, 1.9], [2.9, 1.9]]  # At the start, and as they become during each epoch.
+
+    class Move(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            for layer in diffstride_layers(self.model):
+                layer.strides.assign(strides[epoch])
+
+    options = {"model_cls": partial(small, pooling_cls=partial(DiffStride, static_crop=True)), "callbacks": [Move()]}
+    summary = train(tmp_path, num_epochs=3, **options)
+    assert summary["retraces"] == 1
+    rows = rows_of(tmp_path / "strides.csv")
+    sizes = [(row["pooling/height"], row["pooling/width"]) for row in rows]
+    assert sizes[1] != sizes[2] == sizes[3]
+    model = load(tmp_path)
+    for layer in diffstride_layers(model):
+        assert layer.crops
+    poolings = [tuple(pooling["output_size"]) for pooling in summary["poolings"]]
+    assert [size for _, size in macs(model, (16, 16, 1)).pooling_sizes().values()] == poolings
+
+
+def test_a_stopped_run_keeps_its_static_crops(tmp_path: Path, uncompiled: None):
+    """Strides that have gone back over the edge, but not far enough, alone do not tell the crop."""
+
+    class Waver(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            for layer in diffstride_layers(self.model):
+                layer.strides.assign([2.9, 2.0] if epoch == 0 else [2.66, 2.0])  # The edge is at 8 / 3.
+
+    options = {
+        "load_data_fn": large_batches,
+        "steps_per_epoch": 1,
+        "num_epochs": 3,
+        "optimizer_cls": partial(keras.optimizers.SGD, 1e-6),
+        "model_cls": partial(small, pooling_cls=partial(DiffStride, static_crop=True)),
+    }
+    train(tmp_path / "whole", callbacks=[Waver()], **options)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "stopped", callbacks=[Waver(), Stop("on_epoch_begin", 2)], **options)
+    train(tmp_path / "stopped", callbacks=[Waver()], **options)
+    crops = [[layer.crops for layer in diffstride_layers(load(tmp_path / run))] for run in ("whole", "stopped")]
+    assert crops[0] == crops[1]
+    fresh = load(tmp_path / "stopped")
+    refresh_crops(fresh, (16, 16, 1))
+    assert [layer.crops for layer in diffstride_layers(fresh)] != crops[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [40, 8])
+def test_retraces_over_a_full_digits_run_stay_under_ten(tmp_path: Path, steps: int):
+    gin_registry.parse([command_line.find_gin_file("digits_hybrid")], ["pooling.DiffStride.static_crop = True"])
+    summary = gin_registry.train(workdir=str(tmp_path), crop_refresh_steps=steps)
+    assert summary["test_accuracy"] > 0.98
+    assert summary["retraces"] < 10
+
+
 # --- Callbacks in a user's own fit -----------------------------------------------------------------------------------
 
 
@@ -560,3 +699,38 @@ def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
 
 
 DIRECTIONS = ("vertical", "horizontal")
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+def test_static_crops_follow_the_strides_in_a_users_own_fit(jit_compile: bool):
+    model = functional(10)
+    layer = model.get_layer("learned")
+    if not jit_compile:
+        layer.fix_crop()  # XLA does it by itself.
+    model.compile(keras.optimizers.SGD(0.0), "categorical_crossentropy", jit_compile=jit_compile)
+    images, labels = next(small_digits().train().as_numpy_iterator())
+    refresh = CropRefresh(every_steps=2)
+    widths = []
+
+    class Move(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            widths.append(dict(layer.crops))
+            layer.strides.assign([2.0, 2.0] if batch < 4 else [4.0, 4.0])
+
+    model.fit(images, labels, batch_size=8, verbose=0, callbacks=[Move(), refresh])
+    assert model.jit_compile == jit_compile
+    assert refresh.changes == 1
+    assert len({str(crops) for crops in widths}) == 2
+    assert model.predict(images[:2], verbose=0).shape == (2, 10)
+    (crop,) = layer.crops.values()
+    windows = diffstride_windows(
+        14,
+        14,
+        layer.strides,
+        smoothness_factor=4.0,
+        cropping=True,
+        lower_limit_stride=None,
+        upper_limit_stride=None,
+        mask="released",
+    )
+    assert crop == kept_bins(*windows)
