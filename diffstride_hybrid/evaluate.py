@@ -13,7 +13,7 @@ import gin
 import keras
 from absl import app, flags
 
-from diffstride_hybrid import command_line, complexity, gin_registry, training
+from diffstride_hybrid import command_line, complexity, distribution, gin_registry, training
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MODEL = flags.DEFINE_enum(
@@ -23,11 +23,16 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Wh
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where TensorFlow Datasets keeps prepared sets, if not as in the run."
 )
+_STRATEGY = flags.DEFINE_enum(
+    "strategy", distribution.STRATEGIES[0], distribution.STRATEGIES, "Where to evaluate, as for training."
+)
+_TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on its own machine.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
     del argv
+    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     workdir = pathlib.Path(_WORKDIR.value)
     model_path, config_path = workdir / _MODEL.value, workdir / "operative_config.gin"
     for path in (config_path, model_path):
@@ -38,9 +43,12 @@ def main(argv: Sequence[str]) -> None:
     bindings = [] if _DATA_DIR.value is None else [f"data.load_datasets.data_dir = {_DATA_DIR.value!r}"]
     gin_registry.parse([str(config_path)], bindings)
     run = gin.get_bindings("train.train")
-    datasets = run["load_data_fn"](seed=run["seed"])
-    model = keras.models.load_model(model_path)
-    results = training.evaluate(model, run["loss_cls"](), datasets, _SPLIT.value)
+    with strategy.scope():
+        datasets = run["load_data_fn"](seed=run["seed"])
+        model = keras.models.load_model(model_path)
+        results = training.evaluate(model, run["loss_cls"](), datasets, _SPLIT.value)
+    if not distribution.is_chief(strategy):
+        return
     print(
         f"{_SPLIT.value} accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}, on "
         f"{datasets.splits[_SPLIT.value].size:,} images, "

@@ -2,10 +2,12 @@ r"""Compiles training steps for a TPU that is not there, and prints what its com
 
 python -m experiments.tpu_compile --gin_file=cifar10_hybrid --topology=v5e:2x2
 python -m experiments.tpu_compile --gin_file=cifar10_hybrid --topology=v5e:2x2 --part=layer
+python -m experiments.tpu_compile --tables_of=experiments/results/tpu_compile.jsonl
 
 `--part=step` compiles the whole training step of the config, forward, backward, optimiser and metrics, for one chip and
 the whole batch. `--part=layer` compiles each of its `DiffStride` layers alone, forward and backward, by both methods.
 Cycles, operations and memory are the compiler's estimates: nothing runs. Needs `pip install -e '.[tpu-aot]'`.
+`--tables_of` makes the README's tables of lines that `--output` has kept.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from typing import Any
 from absl import app, flags
 
 from diffstride_hybrid import command_line
+from experiments import tpu_report
 
 _GIN_FILES = flags.DEFINE_multi_string(
-    "gin_file", None, "A gin file: its path, or the name of a shipped one. Each one given is compiled.", required=True
+    "gin_file", [], "A gin file: its path, or the name of a shipped one. Each one given is compiled."
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files.")
 _TOPOLOGIES = flags.DEFINE_multi_string("topology", ["v5e:2x2"], "The TPU, in JAX's notation. May be given again.")
@@ -35,6 +38,7 @@ _DTYPE_POLICIES = flags.DEFINE_multi_string(
 )
 _PARTS = flags.DEFINE_multi_enum("part", ["step"], ["step", "layer"], "What to compile. May be given again.")
 _OUTPUT = flags.DEFINE_string("output", None, "File that the JSON lines are added to as well.")
+_TABLES_OF = flags.DEFINE_string("tables_of", None, "Print tables of the lines of this file, and compile nothing.")
 
 GIB = 2**30
 # Of each chip: its memory (cloud.google.com/tpu/docs/system-architecture), and the machine that the compiler is told.
@@ -43,7 +47,6 @@ CHIPS = {
     "v5e": {"memory_bytes": 16 * GIB, "accelerator": "v5litepod-4"},
     "v6e": {"memory_bytes": 32 * GIB, "accelerator": "v6e-4"},
 }
-METHODS = ("fft", "matmul")
 
 
 def requests() -> Iterator[dict[str, Any]]:
@@ -62,7 +65,7 @@ def requests() -> Iterator[dict[str, Any]]:
             yield request
             continue
         for place in compile_one({**request, "part": "places"})["places"]:
-            for method in METHODS:
+            for method in tpu_report.METHODS:
                 yield {**request, "place": place, "method": method}
 
 
@@ -107,6 +110,12 @@ def main(argv: Sequence[str]) -> None:
     """Compiles what the flags ask for."""
     if len(argv) > 1:
         raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
+    if _TABLES_OF.value:
+        lines = pathlib.Path(_TABLES_OF.value).read_text(encoding="utf-8").splitlines()
+        print(tpu_report.tables([json.loads(line) for line in lines]))
+        return
+    if not _GIN_FILES.value:
+        raise ValueError("--gin_file must be given: a path, or the name of a shipped config.")
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError("The TPU's compiler is not installed: pip install -e '.[tpu-aot]'.")
     for topology in _TOPOLOGIES.value:

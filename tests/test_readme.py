@@ -1,12 +1,15 @@
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
-from diffstride_hybrid import command_line
+from diffstride_hybrid import DiffStride, command_line
+from experiments import tpu_report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,18 +29,33 @@ PACKAGE_COMMANDS = [words for words in commands() if "-m" in words and words[wor
 
 
 @pytest.mark.parametrize("snippet", [part for block in blocks("python") for part in block.split("\n\n")])
-def test_each_snippet_runs_on_a_feature_map(snippet: str):
-    names = {"keras": keras, "x": keras.Input((32, 32, 8))}
-    exec("from diffstride_hybrid import *\n" + snippet, names)
+def test_each_snippet_runs(snippet: str):
+    names = {
+        "keras": keras,
+        "x": keras.Input((32, 32, 8)),
+        "model": keras.Sequential(
+            [DiffStride(2.0), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, activation="softmax")]
+        ),
+        "images": np.zeros([8, 12, 12, 3], "float32"),
+        "labels": np.arange(8),
+    }
+    exec("from diffstride_hybrid import *\nfrom diffstride_hybrid.callbacks import CropRefresh\n" + snippet, names)
     assert names["x"].shape[-1] in (8, 64)
+
+
+def options_of(module: str) -> list[str]:
+    source = importlib.util.find_spec(module).loader.get_source(module)
+    return re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
 
 
 @pytest.mark.parametrize("words", PACKAGE_COMMANDS, ids=" ".join)
 def test_each_command_names_a_module_options_and_configs_that_exist(words: list[str]):
     module = words[words.index("-m") + 1]
-    source = importlib.util.find_spec(module).loader.get_source(module)
-    known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    known = options_of(module)
     for option in words[words.index("-m") + 2 :]:
+        if option == "--":
+            known = options_of("diffstride_hybrid.train")
+            continue
         name, _, value = option.removeprefix("--").partition("=")
         assert name in known, option
         if name == "gin_file":
@@ -58,3 +76,9 @@ def test_the_test_command_is_that_of_ci():
 def test_the_readme_names_each_family_of_configs():
     for name in ("digits_hybrid", "cifar10_hybrid", "fashion_mnist_hybrid"):
         assert name in README
+
+
+def test_the_tables_of_the_tpu_compiler_are_those_of_its_lines():
+    lines = (ROOT / "experiments" / "results" / "tpu_compile.jsonl").read_text(encoding="utf-8").splitlines()
+    for table in tpu_report.tables([json.loads(line) for line in lines]).split("\n\n"):
+        assert table in README
