@@ -28,7 +28,7 @@ setuptools.setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "ruff", "scipy"],
+        "test": ["pytest", "pytest-xdist", "ruff", "scipy"],
         # The TPU's compiler, which experiments.tpu_compile reaches through private modules of this very version.
         "tpu-aot": ["jax[tpu]==0.10.1"],
     },

@@ -302,7 +302,8 @@ class TrainingLoop:
         """What one replica computes in a training step: forward, backward, optimiser and metrics."""
         with tf.GradientTape() as tape:
             outputs = self.model(images, training=True)
-            loss, penalties = self._loss(labels, outputs), self._penalties()
+            loss = self._loss(labels, outputs)
+            penalties = self._penalties(loss.dtype)
             # Gradients are added up over the replicas. Keras has divided the loss by their number, not the penalties.
             scaled_loss = self.optimizer.scale_loss(loss + penalties / self.strategy.num_replicas_in_sync)
         variables = self.model.trainable_variables
@@ -315,11 +316,11 @@ class TrainingLoop:
         # Keras divides by the size of the batch, in which images of weight 0 count as well.
         share = tf.reduce_sum(weights) / tf.cast(tf.size(weights), weights.dtype)
         loss = self._loss(labels, outputs, sample_weight=tf.math.divide_no_nan(weights, share))
-        self._update_metrics(loss, self._penalties(), labels, outputs, weights)
+        self._update_metrics(loss, self._penalties(loss.dtype), labels, outputs, weights)
 
-    def _penalties(self) -> tf.Tensor:
+    def _penalties(self, dtype: tf.DType) -> tf.Tensor:
         """The regularisers, which do not depend on the images."""
-        return tf.add_n([tf.zeros([]), *(tf.cast(penalty, tf.float32) for penalty in self.model.losses)])
+        return tf.add_n([tf.zeros([], dtype), *(tf.cast(penalty, dtype) for penalty in self.model.losses)])
 
     def _update_metrics(
         self, loss: tf.Tensor, penalties: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor
