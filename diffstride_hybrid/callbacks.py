@@ -77,10 +77,13 @@ class MetricsLog(keras.callbacks.Callback):
         self._events: tf.summary.SummaryWriter | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._events = tf.summary.create_file_writer(str(self._folder.tensorboard))
+        if self._folder.writes:
+            self._events = tf.summary.create_file_writer(str(self._folder.tensorboard))
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         logs = dict(logs or {})
+        if self._events is None:
+            return
         self._folder.write_epoch_row("metrics.csv", {"epoch": epoch + 1, **logs})
         with self._events.as_default(step=epoch + 1):
             for name, value in logs.items():
@@ -93,7 +96,8 @@ class MetricsLog(keras.callbacks.Callback):
         self._events.flush()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 def refresh_crops(model: keras.Model, input_shape: Sequence[int] | None = None, hysteresis: float = 0.0) -> bool:
@@ -114,7 +118,8 @@ def refresh_crops(model: keras.Model, input_shape: Sequence[int] | None = None, 
     for layer in layers:
         layer.forget_crop(hysteresis)
     model(tf.zeros([1, *(input_shape or model.input_shape[1:])], model.compute_dtype), training=False)
-    return [layer.crops for layer in layers] != before
+    # A size that is not met any more changes nothing.
+    return any(crops.get(size) != crop for layer, crops in zip(layers, before) for size, crop in layer.crops.items())
 
 
 class CropRefresh(keras.callbacks.Callback):
@@ -142,9 +147,15 @@ class CropRefresh(keras.callbacks.Callback):
         self._input_shape = input_shape
         self._steps = self._steps_before_epoch = 0
 
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self.model.compiled and self.model.jit_compile:
+            for layer in complexity.diffstride_layers(self.model):
+                layer.fix_crop()
+
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps_per_epoch = self.params.get("steps")
-        self._steps_before_epoch = epoch * steps_per_epoch if steps_per_epoch else self._steps
+        # Counted from the first epoch, so that a resumed run looks at the same steps.
+        self._steps = self._steps_before_epoch = epoch * steps_per_epoch if steps_per_epoch else self._steps
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps = self._steps_before_epoch + batch + 1

@@ -113,8 +113,9 @@ class Datasets:
     def train(self, first_step: int = 0, shard: Shard = ALL) -> tf.data.Dataset:
         """Training batches without end.
 
-        Of a set in memory, the shards of a step are the parts of the one batch that a single machine would read. Of a
-        set that is streamed, each machine reads a fixed part, and the order depends on TensorFlow's global seed, too.
+        Of a set in memory, the shards of a step are the parts of the one batch that a single machine would read (with
+        `mixup='batch'` where they are of even size). Of a set that is streamed, each machine reads a fixed part, and
+        the order depends on TensorFlow's global seed, too.
 
         Args:
             first_step: the step, counted over all epochs, whose batch comes first.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Sequence
 
+import keras
 import tensorflow as tf
 
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
@@ -25,7 +28,7 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
 
     Raises:
         ValueError: `name` is unknown, `tpu` is missing or not wanted, or TF_CONFIG does not say what it should.
-        OSError: the TPU cannot be reached.
+        OSError: the TPU or the other workers cannot be reached.
     """
     if name not in STRATEGIES:
         raise ValueError(f"--strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {name!r}.")
@@ -40,7 +43,12 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
     if name == "multi_worker":
         workers, task = _read_tf_config()
         print(f"{task}: waiting for all {workers} workers", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except tf.errors.OpError as error:
+            raise ConnectionError(
+                f"Not all {workers} workers of TF_CONFIG could be reached: {_first_line(error)}"
+            ) from error
     return tf.distribute.get_strategy()
 
 
@@ -89,6 +97,38 @@ def worker_count(strategy: tf.distribute.Strategy) -> int:
     return strategy.extended._num_workers if _has_workers(strategy) else 1
 
 
+def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
+    """Returns once every worker has called it, or one is gone."""
+    with contextlib.suppress(tf.errors.OpError):
+        sum_over_replicas(strategy, 1)
+
+
+@contextlib.contextmanager
+def naming_lost_workers(strategy: tf.distribute.Strategy, advice: str) -> Iterator[None]:
+    """Says so, and what to do, where something fails within the context because another worker is gone."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        if worker_count(strategy) == 1:
+            raise
+        raise ConnectionError(f"One of the {worker_count(strategy)} workers is gone. {advice}") from error
+
+
+@keras.saving.register_keras_serializable(package="diffstride_hybrid")
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras's loss scaling, for several replicas as well: none takes a step where the gradients of one overflowed.
+
+    Keras asks each replica for its own gradients only, before they are added up.
+    """
+
+    def check_finite(self, grads: Sequence[tf.Tensor]) -> tf.Tensor:
+        finite = super().check_finite(grads)
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            return finite
+        return replica.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(finite, tf.float32)) == 0.0
+
+
 def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
     """Adds up what the worker of each replica has. It returns once every worker has called it."""
     if worker_count(strategy) == 1:
@@ -105,6 +145,10 @@ def _has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
@@ -112,8 +156,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (tf.errors.OpError, ValueError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(f"No TPU {tpu!r} could be reached: {reason}") from error
+        raise OSError(f"No TPU {tpu!r} could be reached: {_first_line(error)}") from error
 
 
 def _read_tf_config() -> tuple[int, str]:
@@ -125,7 +168,9 @@ def _read_tf_config() -> tuple[int, str]:
     try:
         config = json.loads(text)
         job, index, cluster = config["task"]["type"], int(config["task"]["index"]), config["cluster"]
+        if index < 0 or not all(isinstance(addresses, list) for addresses in cluster.values()):
+            raise TypeError
         workers = sum(len(cluster.get(name, ())) for name in ("chief", "worker"))
         return workers, f"{job} {index} at {cluster[job][index]}"
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"TF_CONFIG must look like {example}, got {text}.") from error

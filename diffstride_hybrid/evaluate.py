@@ -32,7 +32,6 @@ _TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on 
 def main(argv: Sequence[str]) -> None:
     """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
     del argv
-    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     workdir = pathlib.Path(_WORKDIR.value)
     model_path, config_path = workdir / _MODEL.value, workdir / "operative_config.gin"
     for path in (config_path, model_path):
@@ -43,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
     bindings = [] if _DATA_DIR.value is None else [f"data.load_datasets.data_dir = {_DATA_DIR.value!r}"]
     gin_registry.parse([str(config_path)], bindings)
     run = gin.get_bindings("train.train")
-    with strategy.scope():
+    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
+    with strategy.scope(), distribution.naming_lost_workers(strategy, "Start all of them again."):
         datasets = run["load_data_fn"](seed=run["seed"])
         model = keras.models.load_model(model_path)
         results = training.evaluate(model, run["loss_cls"](), datasets, _SPLIT.value)

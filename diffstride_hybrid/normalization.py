@@ -20,10 +20,15 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
-        if mask is not None or not self._fuses(inputs):
-            return super().call(inputs, training=training, mask=mask)
-        channels = inputs.shape[self.axis]
         train = bool(training) and self.trainable
+        averages = (self.moving_mean, self.moving_variance)
+        if mask is not None or not self._fuses(inputs):
+            outputs = super().call(inputs, training=training, mask=mask)
+            if train and not self.synchronized:
+                for average, mean in zip(averages, _mean_over_replicas(list(map(tf.convert_to_tensor, averages)))):
+                    average.assign(mean)
+            return outputs
+        channels = inputs.shape[self.axis]
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
             scale=tf.convert_to_tensor(self.gamma) if self.scale else tf.ones([channels]),
@@ -39,7 +44,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
             count = tf.cast(tf.size(inputs) // channels, tf.float32)
             variance *= tf.maximum(count - 1.0, 1.0) / count
             mean, variance = _mean_over_replicas([mean, variance])
-            for average, batch_value in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            for average, batch_value in zip(averages, (mean, variance)):
                 average.assign(average * self.momentum + batch_value * (1.0 - self.momentum))
         return outputs
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -222,7 +223,7 @@ class DiffStride(FourierPooling):
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
         size = self._spatial_shape(input_shape)
-        if not self.crop_is_static and spectral.needs_static_shapes():
+        if spectral.needs_static_shapes():
             self.fix_crop()
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         if self.shared_stride:
@@ -244,8 +245,14 @@ class DiffStride(FourierPooling):
             self._crop_at(size, initial)
 
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
-        if not self.crop_is_static and spectral.needs_static_shapes():
+        if spectral.needs_static_shapes() and not self.crop_is_static:
             self.fix_crop()
+            if self.crop_is_static and self.trainable:
+                warnings.warn(
+                    f"XLA compiles {self.path}: its output keeps the size that its strides ask for now. The callback "
+                    "diffstride_hybrid.callbacks.CropRefresh lets it follow them, and so does jit_compile=False.",
+                    stacklevel=2,
+                )
         return spectral.diffstride(
             inputs,
             tf.convert_to_tensor(self.strides),

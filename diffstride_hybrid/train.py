@@ -53,6 +53,8 @@ class GinRecord(keras.callbacks.Callback):
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         for binding in gin_registry.unread_bindings():
             logging.warning("%s is bound, but nothing in this run reads it", binding)
+        if not self._folder.writes:
+            return
         config = gin.operative_config_str()
         path = self._folder.path / "operative_config.gin"
         if path.exists():
@@ -67,7 +69,6 @@ def main(argv: Sequence[str]) -> None:
     """Parses the flags and the gin files, trains, and prints a summary."""
     del argv
     command_line.keep_freed_memory()
-    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     files = [command_line.find_gin_file(name) for name in _GIN_FILES.value]
     bindings = list(_GIN_BINDINGS.value)
     if _SEED.value is not None:
@@ -75,6 +76,7 @@ def main(argv: Sequence[str]) -> None:
     if _DATA_DIR.value is not None:
         bindings.append(f"data.load_datasets.data_dir = {_DATA_DIR.value!r}")
     gin_registry.parse(files, bindings)
+    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     workdir = _WORKDIR.value or _bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
     with strategy.scope():
         summary = gin_registry.train(workdir=workdir, callbacks=[GinRecord(workdir)])

@@ -65,8 +65,8 @@ def train(
             `distribution.default_dtype_policy` gives.
         jit_compile: whether XLA compiles the steps. On a TPU it always does.
         crop_refresh_steps: training steps between two looks at whether the static crops of `DiffStride` still are what
-            the strides ask for. An epoch where None. Crops are static on a TPU, with `jit_compile`, and where a layer
-            has `static_crop=True`.
+            the strides ask for, rounded up to whole executions. An epoch where None. Crops are static on a TPU, with
+            `jit_compile`, and where a layer has `static_crop=True`.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
         callbacks: more Keras callbacks. Those that record the run are always there.
@@ -99,7 +99,11 @@ def train(
 
     keras.utils.set_random_seed(seed)
     strategy = tf.distribute.get_strategy()
-    with _global_dtype_policy(dtype_policy, strategy), _lost_workers_named(strategy, folder):
+    advice = f"Start all of them again: training in {folder.path} goes on after its last whole epoch."
+    with (
+        _global_dtype_policy(_resolved_policy(dtype_policy, strategy, folder)),
+        distribution.naming_lost_workers(strategy, advice),
+    ):
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         return _run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, crop_refresh_steps, seed, callbacks)
@@ -130,14 +134,10 @@ def make_loop(
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
         model = model_cls(num_output_classes=datasets.num_classes)
-        if jit_compile:
-            for layer in complexity.diffstride_layers(model):
-                layer.fix_crop()
         model.build((None, *datasets.image_shape))
-        recording.refresh_crops(model, datasets.image_shape)
         optimizer = optimizer_cls()
         if model.compute_dtype == "float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+            optimizer = distribution.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
         loss = loss_cls()
     _check_outputs(model, loss)
@@ -203,13 +203,13 @@ class TrainingLoop:
         strategy: tf.distribute.Strategy,
         jit_compile: bool = False,
     ):
-        replicas = strategy.num_replicas_in_sync
+        replicas, on_tpu = strategy.num_replicas_in_sync, isinstance(strategy, tf.distribute.TPUStrategy)
         if datasets.batch_size % replicas:
             raise ValueError(
                 f"data.load_datasets.batch_size must be a multiple of the {replicas} replicas, got "
                 f"{datasets.batch_size}."
             )
-        if jit_compile and replicas > 1 and not tf.config.list_physical_devices("GPU"):
+        if jit_compile and replicas > 1 and not on_tpu and not tf.config.list_physical_devices("GPU"):
             raise ValueError(
                 f"train.train.jit_compile = True needs one replica, or GPUs, or a TPU: TensorFlow cannot add up the "
                 f"gradients of {replicas} CPUs within compiled code."
@@ -219,13 +219,23 @@ class TrainingLoop:
                 "train.train.dtype_policy = 'float64' needs one replica: strides stay float32, and TensorFlow adds up "
                 "the gradients of replicas in one precision only."
             )
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        clips = [name for name in ("clipnorm", "global_clipnorm", "clipvalue") if getattr(inner, name, None)]
+        if replicas > 1 and clips:
+            raise ValueError(
+                f"{clips[0]} needs one replica: Keras would clip the gradients of each of the {replicas} by themselves."
+            )
         self.model = model
         self.optimizer = optimizer
         self.datasets = datasets
         self._loss = loss
         self.strategy = strategy
-        # A TPU's strategy compiles by itself.
-        self.jit_compile = jit_compile and not isinstance(strategy, tf.distribute.TPUStrategy)
+        self.jit_compile = jit_compile or on_tpu
+        self._strategy_compiles = on_tpu
+        if self.jit_compile:
+            for layer in complexity.diffstride_layers(model):
+                layer.fix_crop()
+        self.settle_crops()
         with strategy.scope():
             self._metrics = {"loss": keras.metrics.Mean(), "accuracy": keras.metrics.CategoricalAccuracy()}
         self._traces = 0
@@ -256,6 +266,11 @@ class TrainingLoop:
         self.results()
         self._evaluation_steps(iter(self._evaluation_batches[split]), tf.constant(count), self._crops())
         return self.results()
+
+    def settle_crops(self) -> None:
+        """Has static crops met all their sizes before a step is traced, as a replica cannot read the strides."""
+        if any(layer.crop_is_static for layer in complexity.diffstride_layers(self.model)):
+            complexity.macs(self.model, self.datasets.image_shape)
 
     def _distributed(self, batches_of: Callable[[Shard], tf.data.Dataset]) -> Any:
         """The batches of every machine and replica, each of which has an equal share."""
@@ -296,7 +311,9 @@ class TrainingLoop:
 
     def compiled(self, step: Callable[..., None]) -> Callable[..., None]:
         """A replica's step, compiled by XLA where this loop does so. It is good for the present crops."""
-        return tf.function(step, autograph=False, jit_compile=True) if self.jit_compile else step
+        if not self.jit_compile or self._strategy_compiles:
+            return step
+        return tf.function(step, autograph=False, jit_compile=True)
 
     def train_step(self, images: tf.Tensor, labels: tf.Tensor) -> None:
         """What one replica computes in a training step: forward, backward, optimiser and metrics."""
@@ -333,21 +350,36 @@ class TrainingLoop:
 class _Progress(tf.train.experimental.PythonState):
     """How far a run has come, as its backup holds it beside the variables: numbers, and the model's static crops."""
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, loop: TrainingLoop):
         super().__init__()
         self.epochs_done = 0
         self.best_accuracy: float | None = None
-        self._layers = complexity.diffstride_layers(model)
+        self._loop = loop
+        self._retraces_before = 0
+
+    @property
+    def retraces(self) -> int:
+        """Of all sittings."""
+        return self._retraces_before + self._loop.retraces
 
     def serialize(self) -> str:
-        crops = [list(layer.crops.items()) for layer in self._layers]
-        return json.dumps({"epochs_done": self.epochs_done, "best_accuracy": self.best_accuracy, "crops": crops})
+        layers = complexity.diffstride_layers(self._loop.model)
+        state = {
+            "epochs_done": self.epochs_done,
+            "best_accuracy": self.best_accuracy,
+            "retraces": self.retraces,
+            "crops": [list(layer.crops.items()) for layer in layers],
+        }
+        return json.dumps(state)
 
     def deserialize(self, string_value: str) -> None:
         state = json.loads(string_value)
         self.epochs_done, self.best_accuracy = state["epochs_done"], state["best_accuracy"]
-        for layer, crops in zip(self._layers, state["crops"]):
-            layer.crops = {tuple(size): tuple(kept) for size, kept in crops}
+        self._retraces_before = state["retraces"]
+        for layer, crops in zip(complexity.diffstride_layers(self._loop.model), state["crops"]):
+            if layer.crop_is_static:
+                layer.crops = {tuple(size): tuple(kept) for size, kept in crops}
+        self._loop.settle_crops()
 
 
 def _run(
@@ -362,7 +394,7 @@ def _run(
 ) -> dict[str, Any]:
     model, datasets = loop.model, loop.datasets
     steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
-    progress = _Progress(model)
+    progress = _Progress(loop)
     # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
     checkpoint = tf.train.Checkpoint(
         model=[variable.value for variable in model.variables],
@@ -406,10 +438,10 @@ def _run(
     folder.write_model(FINAL_MODEL, model)
     if folder.writes:
         figures.write_figures(folder)
-    summary = _summary(loop, num_epochs, training_seconds, progress.best_accuracy)
+    summary = _summary(loop, num_epochs, training_seconds, progress)
     folder.write_json("summary.json", summary)
     # The others must not leave while the chief writes: it would take them for dead.
-    distribution.sum_over_replicas(loop.strategy, 1)
+    distribution.wait_for_all_workers(loop.strategy)
     return summary
 
 
@@ -497,9 +529,7 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
     }
 
 
-def _summary(
-    loop: TrainingLoop, num_epochs: int, training_seconds: float, best_accuracy: float | None
-) -> dict[str, Any]:
+def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, progress: _Progress) -> dict[str, Any]:
     model, datasets = loop.model, loop.datasets
     test = loop.evaluate("test")
     cost = complexity.macs(model, datasets.image_shape)
@@ -507,11 +537,11 @@ def _summary(
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
-        "best_validation_accuracy": best_accuracy,
+        "best_validation_accuracy": progress.best_accuracy,
         "epochs": num_epochs,
         "steps": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
         "training_seconds": round(training_seconds, 1),
-        "retraces": loop.retraces,
+        "retraces": progress.retraces,
         "parameters": model.count_params(),
         "macs": cost.macs,
         "pooling_macs": cost.pooling_macs,
@@ -546,32 +576,26 @@ def _check_outputs(model: keras.Model, loss: keras.losses.Loss) -> None:
         )
 
 
-@contextlib.contextmanager
-def _global_dtype_policy(name: str, strategy: tf.distribute.Strategy) -> Iterator[None]:
+def _resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFolder) -> str:
+    """What 'auto' stands for: what the run began with, or else what the devices compute natively."""
     allowed = ("auto", "float32", "float64", "mixed_bfloat16", "mixed_float16")
     if name not in allowed:
         raise ValueError(f"train.train.dtype_policy must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
+    if name != "auto":
+        return name
+    if (folder.path / "run.json").exists():
+        return folder.read_json("run.json")["dtype_policy"]
+    return distribution.default_dtype_policy(strategy)
+
+
+@contextlib.contextmanager
+def _global_dtype_policy(name: str) -> Iterator[None]:
     before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(distribution.default_dtype_policy(strategy) if name == "auto" else name)
+    keras.config.set_dtype_policy(name)
     try:
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-@contextlib.contextmanager
-def _lost_workers_named(strategy: tf.distribute.Strategy, folder: RunFolder) -> Iterator[None]:
-    """Says so, and what to do, where a step failed because another worker is gone."""
-    workers = distribution.worker_count(strategy)
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
-        if workers == 1:
-            raise
-        raise ConnectionError(
-            f"One of the {workers} workers is gone. Start all of them again: training in {folder.path} goes on after "
-            "its last whole epoch."
-        ) from error
 
 
 def _commit() -> str | None:

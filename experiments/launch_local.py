@@ -13,9 +13,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 
 from absl import app, flags
+
+PATIENCE_SECONDS = 60
+"""How long workers may go on after one has failed. They notice by themselves, but not before all have met."""
 
 _WORKERS = flags.DEFINE_integer("workers", 2, "How many processes train together.", lower_bound=1)
 
@@ -50,8 +54,13 @@ def main(argv: Sequence[str]) -> None:
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join()
+        ended_badly_at: float | None = None
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.2)
+            if ended_badly_at is None and any(worker.poll() for worker in workers):
+                ended_badly_at = time.monotonic()
+            if ended_badly_at is not None and time.monotonic() - ended_badly_at > PATIENCE_SECONDS:
+                break
     finally:
         for worker in workers:
             worker.terminate()

@@ -156,7 +156,7 @@ def _compile(
 def _estimated_cycles(program: str) -> int | None:
     """The sum over the program's instructions; None where one of them has none that can be, as some in bfloat16."""
     cycles = [int(cycles) for cycles in re.findall(r'"estimated_cycles":"?(\d+)', program)]
-    return sum(cycles) if max(cycles) < 2**48 else None
+    return sum(cycles) if max(cycles, default=2**48) < 2**48 else None
 
 
 def _with_own_layouts(signature: re.Match[str]) -> str:

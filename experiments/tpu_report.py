@@ -23,12 +23,12 @@ def tables(lines: Sequence[Line]) -> str:
     texts = []
     for part, columns, cell in (
         ("step", ("gin_file", "topology", "batch"), _step_cell),
-        ("layer", ("map", "topology", "batch"), _layer_cell),
+        ("layer", ("gin_file", "map", "topology", "batch"), _layer_cell),
     ):
         rows: dict[tuple[Any, ...], dict[str, list[Line]]] = {}
         for line in lines:
             if line["part"] == part:
-                programs = rows.setdefault(tuple(line.get(column) for column in columns), {})
+                programs = rows.setdefault(tuple(line.get(column, "") for column in columns), {})
                 programs.setdefault(line["dtype_policy"], []).append(line)
         if rows:
             heads = [column.replace("gin_file", "config").replace("topology", "TPU") for column in columns]
@@ -53,8 +53,8 @@ def _step_cell(lines: Sequence[Line]) -> str:
 
 def _layer_cell(lines: Sequence[Line]) -> str:
     by_method = {line["method"]: line for line in lines}
-    texts = [f"{method} {_cycles(by_method[method])}" for method in METHODS]
-    cycles = [by_method[method].get("estimated_cycles") for method in METHODS]
+    texts = [f"{method} {_cycles(by_method[method])}" for method in METHODS if method in by_method]
+    cycles = [by_method.get(method, {}).get("estimated_cycles") for method in METHODS]
     return ", ".join(texts) + (f": {cycles[1] / cycles[0]:.3f}" if all(cycles) else "")
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, data, distribution, gin_registry, training
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, data, distribution, gin_registry, resnet, training
 from diffstride_hybrid.complexity import diffstride_layers
 from experiments.launch_local import start_workers
 
@@ -218,6 +218,58 @@ def test_what_several_cpus_cannot_do_is_named(tmp_path: Path):
             training.train(**options, jit_compile=True)
         with pytest.raises(ValueError, match=r"train\.train\.dtype_policy = 'float64' needs one replica"):
             training.train(**options, dtype_policy="float64")
+        clipped = {**options, "optimizer_cls": functools.partial(keras.optimizers.SGD, clipnorm=1.0)}
+        with pytest.raises(ValueError, match=r"clipnorm needs one replica: Keras would clip .* of each of the 2"):
+            training.train(**clipped)
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_no_replica_takes_a_step_where_the_gradients_of_one_overflow(broken: int):
+    strategy = two_cpus()
+    with strategy.scope():
+        weight = keras.Variable([1.0, 2.0])
+        optimizer = distribution.LossScaleOptimizer(keras.optimizers.SGD(0.5), initial_scale=8.0)
+        optimizer.build([weight])
+
+        @tf.function(autograph=False)
+        def step(overflows: tf.Tensor) -> None:
+            def of_replica() -> None:
+                here = tf.distribute.get_replica_context().replica_id_in_sync_group
+                gradient = tf.where(overflows & (here == broken), np.inf, 8.0) * tf.ones([2])
+                optimizer.apply_gradients([(gradient, weight)])
+
+            strategy.run(of_replica)
+
+        step(tf.constant(True))
+        for component in weight.value.values:
+            np.testing.assert_array_equal(component.numpy(), [1.0, 2.0])
+        scales = [component.numpy() for component in optimizer.dynamic_scale.value.values]
+        assert scales == [4.0, 4.0]
+        step(tf.constant(False))
+        for component in weight.value.values:
+            np.testing.assert_array_equal(component.numpy(), [1.0 - 0.5 * 4, 2.0 - 0.5 * 4])
+
+
+@pytest.mark.parametrize("axis", [-1, 1], ids=["fused", "not fused"])
+def test_a_layers_moving_averages_stay_the_same_on_all_replicas(axis: int):
+    strategy = two_cpus()
+    with strategy.scope():
+        layer = resnet.batch_norm(axis=axis)
+        layer.build((None, 4, 4, 4))
+        images = tf.random.normal([8, 4, 4, 4])
+
+        @tf.function(autograph=False)
+        def step() -> None:
+            def of_replica() -> None:
+                here = tf.distribute.get_replica_context().replica_id_in_sync_group
+                layer(images + tf.cast(here, tf.float32), training=True)
+
+            strategy.run(of_replica)
+
+        step()
+    first, second = (component.numpy() for component in layer.moving_mean.value.values)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first.mean(), 0.01 * (images.numpy().mean() + 0.5), rtol=1e-4)
 
 
 def test_unsynchronised_statistics_stay_the_same_on_all_replicas():
@@ -269,6 +321,9 @@ def test_what_is_wrong_is_named(monkeypatch: pytest.MonkeyPatch, arguments: tupl
 @pytest.mark.parametrize(
     "text",
     [
+        '{"cluster": ["a:1"], "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": -1}}',
         "{",
         "[]",
         "{}",

@@ -23,6 +23,7 @@ from diffstride_hybrid import (
     SpectralPooling,
     command_line,
     data,
+    distribution,
     gin_registry,
     macs,
     resnet18,
@@ -467,8 +468,8 @@ def test_other_losses_and_models_train(tmp_path: Path, uncompiled: None, options
 def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.FixtureRequest, policy: str):
     if policy != "mixed_float16":  # Whose loss scaling differs between eager and compiled steps.
         request.getfixturevalue("uncompiled")
-    scaling = mock.Mock(wraps=keras.optimizers.LossScaleOptimizer)
-    with mock.patch.object(keras.optimizers, "LossScaleOptimizer", scaling):
+    scaling = mock.Mock(wraps=distribution.LossScaleOptimizer)
+    with mock.patch.object(distribution, "LossScaleOptimizer", scaling):
         summary = train_a_step(tmp_path, dtype_policy=policy)
     assert scaling.call_count == (policy == "mixed_float16")
     assert keras.config.dtype_policy().name == "float32"
@@ -636,28 +637,59 @@ def test_a_run_with_static_crops_refreshes_them_and_counts_the_retraces(tmp_path
 
 def test_a_stopped_run_keeps_its_static_crops(tmp_path: Path, uncompiled: None):
     """Strides that have gone back over the edge, but not far enough, alone do not tell the crop."""
+    looks = []
 
     class Waver(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
             for layer in diffstride_layers(self.model):
                 layer.strides.assign([2.9, 2.0] if epoch == 0 else [2.66, 2.0])  # The edge is at 8 / 3.
 
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            looks.append([layer.crops for layer in diffstride_layers(self.model)])
+
     options = {
         "load_data_fn": large_batches,
-        "steps_per_epoch": 1,
+        "steps_per_epoch": 2,
+        "steps_per_execution": 1,
         "num_epochs": 3,
         "optimizer_cls": partial(keras.optimizers.SGD, 1e-6),
         "model_cls": partial(small, pooling_cls=partial(DiffStride, static_crop=True)),
     }
     train(tmp_path / "whole", callbacks=[Waver()], **options)
+    expected, looks = looks, []
     with pytest.raises(InterruptedError):
         train(tmp_path / "stopped", callbacks=[Waver(), Stop("on_epoch_begin", 2)], **options)
-    train(tmp_path / "stopped", callbacks=[Waver()], **options)
-    crops = [[layer.crops for layer in diffstride_layers(load(tmp_path / run))] for run in ("whole", "stopped")]
-    assert crops[0] == crops[1]
+    summary = train(tmp_path / "stopped", callbacks=[Waver()], **options)
+    assert looks == expected
+    # Run eagerly, each step counts as a trace, of which all but the first of each sitting are retraces.
+    assert summary["retraces"] == 4 - 1 + 2 - 1
     fresh = load(tmp_path / "stopped")
-    refresh_crops(fresh, (16, 16, 1))
-    assert [layer.crops for layer in diffstride_layers(fresh)] != crops[0]
+    before = [layer.crops for layer in diffstride_layers(fresh)]
+    assert refresh_crops(fresh, (16, 16, 1))
+    assert [layer.crops for layer in diffstride_layers(fresh)] != before
+
+
+def test_a_resumed_run_looks_at_the_crops_at_the_same_steps():
+    def looks(first_epoch: int) -> list[tuple[int, int]]:
+        refresh, found = CropRefresh(every_steps=22), []
+        refresh.set_params({"steps": 22})
+        for epoch in range(first_epoch, 4):
+            refresh.on_epoch_begin(epoch)
+            for batch in (7, 15, 21):
+                with mock.patch.object(refresh, "_refresh", partial(found.append, (epoch, batch))):
+                    refresh.on_train_batch_end(batch)
+        return found
+
+    assert looks(0) == [(epoch, 21) for epoch in range(4)]
+    assert looks(2) == looks(0)[2:]
+
+
+def test_a_map_of_another_size_is_no_change_of_the_crops():
+    model = small(num_output_classes=10, pooling_cls=partial(DiffStride, static_crop=True))
+    model.build((None, 16, 16, 1))
+    refresh_crops(model, (16, 16, 1))
+    model(tf.zeros([1, 12, 12, 1]))
+    assert not refresh_crops(model, (16, 16, 1))
 
 
 @pytest.mark.slow
@@ -710,7 +742,7 @@ def test_static_crops_follow_the_strides_in_a_users_own_fit(jit_compile: bool):
     model = functional(10)
     layer = model.get_layer("learned")
     if not jit_compile:
-        layer.fix_crop()  # XLA does it by itself.
+        layer.fix_crop()  # With XLA it is fixed by itself.
     model.compile(keras.optimizers.SGD(0.0), "categorical_crossentropy", jit_compile=jit_compile)
     images, labels = next(small_digits().train().as_numpy_iterator())
     refresh = CropRefresh(every_steps=2)
