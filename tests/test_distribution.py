@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, data, distribution, gin_registry, resnet, training
+from diffstride_hybrid import (
+    DiffStride,
+    Resnet,
+    SpectralPooling,
+    data,
+    distribution,
+    gin_registry,
+    resnet,
+    spectral,
+    training,
+)
 from diffstride_hybrid.complexity import diffstride_layers
 from experiments.launch_local import start_workers
 
@@ -289,6 +299,32 @@ def test_unsynchronised_statistics_stay_the_same_on_all_replicas():
         first, second = (component.numpy() for component in variable.value.values)
         np.testing.assert_array_equal(first, second, err_msg=variable.path)
     assert np.abs(loop.model.get_layer("norm").moving_mean.value.values[0].numpy()).max() > 0
+
+
+def test_what_a_tpu_asks_for_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch):
+    """Two CPUs in the place of a TPU: nothing is compiled, but everything is decided as there."""
+    monkeypatch.setattr(tf.distribute, "TPUStrategy", tf.distribute.MirroredStrategy)
+    datasets = data.load_datasets("digits", image_size=16, batch_size=32)
+    strategy = two_cpus()
+    assert distribution.default_dtype_policy(strategy) == "mixed_bfloat16"
+    with strategy.scope():
+        loop = training.make_loop(
+            datasets,
+            functools.partial(
+                Resnet, [4, 6], [1, 2], output_activation="softmax", pooling_cls=DiffStride, num_layers=1
+            ),
+            functools.partial(keras.optimizers.SGD, 0.01),
+            keras.losses.CategoricalCrossentropy,
+        )
+        assert loop.jit_compile
+        crops = [layer.crops for layer in diffstride_layers(loop.model)]
+        assert all(crops)
+        loop.start(0)
+        loop.train_steps(2)
+        assert [layer.crops for layer in diffstride_layers(loop.model)] == crops
+    assert spectral.resolve_method("auto", 2048, 2048) == "fft"
+    with strategy.scope():
+        assert spectral.resolve_method("auto", 2048, 2048) == "matmul"
 
 
 # --- Choosing where to run -------------------------------------------------------------------------------------------
