@@ -2,7 +2,6 @@ import functools
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -89,8 +88,8 @@ def launch(tmp_path: Path) -> Iterator[Any]:
 
     yield start
     for worker in started:
-        worker.kill()
-        worker.wait()
+        with worker:
+            worker.kill()
 
 
 # --- Several devices and several machines ----------------------------------------------------------------------------
@@ -170,7 +169,7 @@ def test_a_lost_worker_ends_the_other_and_both_resume(gin_file: Path, tmp_path: 
     epochs = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
     workers = launch(*arguments)
     wait_for_epochs(tmp_path / "run", epochs + 1, workers)
-    workers[0].send_signal(signal.SIGKILL)
+    workers[0].kill()
     resumed = re.search(r"resuming run after epoch (\d+)", workers[0].communicate()[0])
     assert int(resumed[1]) in (epochs - 1, epochs)
 

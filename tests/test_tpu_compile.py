@@ -45,7 +45,7 @@ def test_a_step_is_a_row_and_a_precision_a_column():
 def test_a_layer_compares_both_methods():
     lines = [{**LAYER, "method": "fft"}, {**LAYER, "method": "matmul", "estimated_cycles": 500_000}]
     row = tpu_report.tables(lines).splitlines()[-1]
-    assert row == "| 8x8x4 | v5e:2x2 | 128 | fft 4.00 M cycles, matmul 0.50 M cycles: 0.125 |"
+    assert row == "| some_config | 8x8x4 | v5e:2x2 | 128 | fft 4.00 M cycles, matmul 0.50 M cycles: 0.125 |"
     lines[1] |= {"estimated_cycles": None}
     assert tpu_report.tables(lines).splitlines()[-1].endswith("| fft 4.00 M cycles, matmul no estimate |")
 
