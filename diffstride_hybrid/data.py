@@ -110,6 +110,10 @@ class Datasets:
         """Training steps in one pass over the training images, the incomplete last batch left out."""
         return self.splits["train"].size // self.images_per_step
 
+    def evaluation_steps(self, split_name: str) -> int:
+        """Steps in one pass over a split, the incomplete last batch counted."""
+        return math.ceil(self.splits[split_name].size / self.batch_size)
+
     def train(self, first_step: int = 0, shard: Shard = ALL) -> tf.data.Dataset:
         """Training batches without end.
 
@@ -127,7 +131,6 @@ class Datasets:
         split = self.splits["train"]
         batches = self._batches_in_memory if split.arrays else self._stream
         first, last = shard.part_of(self.batch_size)
-        images_per_label = self.images_per_step // self.batch_size
 
         @_as_written
         def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -137,7 +140,7 @@ class Datasets:
             labels = tf.one_hot(labels, self.num_classes)
             if self.augment_fn is not None:
                 numbers = tf.random.stateless_uniform([self.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)
-                images = self.augment_fn(images, numbers[first * images_per_label : last * images_per_label])
+                images = self.augment_fn(images, numbers[slice(*shard.part_of(self.images_per_step))])
             if self.mixup_alpha > 0:
                 weights = mixup_weights(self.batch_size, seeds[1], self.mixup_alpha)
                 images, labels = mix_up(images, labels, weights[first:last], self.mixup)
@@ -184,7 +187,7 @@ class Datasets:
         dataset = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
         nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in dataset.element_spec)
         dataset = dataset.concatenate(tf.data.Dataset.from_tensors(nothing).repeat())
-        return dataset.take(math.ceil(split.size / self.batch_size)).prefetch(tf.data.AUTOTUNE)
+        return dataset.take(self.evaluation_steps(split_name)).prefetch(tf.data.AUTOTUNE)
 
     def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         with tf.device("CPU"):
@@ -405,13 +408,7 @@ def _load_tfds(
     import tensorflow_datasets as tfds
 
     builder = tfds_builder(name, data_dir)
-    keys = builder.info.supervised_keys or ()
-    features = [dict(builder.info.features.items()).get(key) for key in keys]
-    if len(keys) != 2 or not (
-        isinstance(features[0], tfds.features.Image) and isinstance(features[1], tfds.features.ClassLabel)
-    ):
-        raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
-    image_feature, label_feature = features
+    image_feature, num_classes, image_shape = image_classification(builder, image_size)
     prepare(builder)
     candidates = (name for name in ("test", "validation") if name in builder.info.splits)
     test_name = next((name for name in candidates if _is_labelled(builder, name)), None)
@@ -422,15 +419,7 @@ def _load_tfds(
         )
     total, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
     first_held_out = total - round(total * validation_fraction)
-    height, width, channels = image_feature.shape
-    if image_size is not None:
-        height = width = image_size
-    elif None in (height, width):
-        raise ValueError(
-            f"The images of {name!r} differ in size: set data.load_datasets.image_size to the size they shall have."
-        )
-    channels = channels or 3
-    in_memory = (total + test_size) * height * width * channels <= MEMORY_LIMIT_BYTES
+    in_memory = (total + test_size) * math.prod(image_shape) <= MEMORY_LIMIT_BYTES
 
     @_as_written
     def decode(encoded: tf.Tensor) -> tf.Tensor:
@@ -438,14 +427,14 @@ def _load_tfds(
         if image_size is not None:
             image = tf.image.resize_with_pad(image, image_size, image_size, antialias=True)
             image = tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
-        return tf.ensure_shape(image, [height, width, channels])
+        return tf.ensure_shape(image, image_shape)
 
     def load_split(name: str, begin: int, end: int) -> Split:
         def stream(first: int, last: int) -> tf.data.Dataset:
             return builder.as_dataset(
                 split=f"{name}[{begin + first}:{begin + last}]",
                 as_supervised=True,
-                decoders={keys[0]: tfds.decode.SkipDecoding()},
+                decoders={builder.info.supervised_keys[0]: tfds.decode.SkipDecoding()},
                 read_config=tfds.ReadConfig(try_autocache=False),
             )
 
@@ -462,7 +451,7 @@ def _load_tfds(
         "validation": load_split("train", first_held_out, total),
         "test": load_split(test_name, 0, test_size),
     }
-    return splits, label_feature.num_classes
+    return splits, num_classes
 
 
 def tfds_builder(name: str, data_dir: str | None) -> Any:
@@ -490,6 +479,37 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
         raise ValueError(
             f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets.{hint}"
         ) from None
+
+
+def image_classification(builder: Any, image_size: int | None) -> tuple[Any, int, tuple[int, int, int]]:
+    """What a set of TensorFlow Datasets classifies, known before it is prepared.
+
+    Args:
+        builder: what `tfds_builder` gives.
+        image_size: height and width that images are resized to, or None.
+
+    Returns:
+        The feature that decodes images, the number of classes, and (height, width, channels) of an image.
+
+    Raises:
+        ValueError: the set has no images with one label each, or they differ in size and `image_size` is None.
+    """
+    import tensorflow_datasets as tfds
+
+    name, keys = builder.name, builder.info.supervised_keys or ()
+    features = [dict(builder.info.features.items()).get(key) for key in keys]
+    if len(keys) != 2 or not (
+        isinstance(features[0], tfds.features.Image) and isinstance(features[1], tfds.features.ClassLabel)
+    ):
+        raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
+    height, width, channels = features[0].shape
+    if image_size is not None:
+        height = width = image_size
+    elif None in (height, width):
+        raise ValueError(
+            f"The images of {name!r} differ in size: set data.load_datasets.image_size to the size they shall have."
+        )
+    return features[0], features[1].num_classes, (height, width, channels or 3)
 
 
 def prepare(builder: Any) -> None:

@@ -62,7 +62,7 @@ def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
         'mixed_bfloat16' on a TPU and on GPUs of compute capability 8 and later, 'mixed_float16' on GPUs of 7,
         'float32' elsewhere.
     """
-    if isinstance(strategy, tf.distribute.TPUStrategy):
+    if is_tpu(strategy):
         return "mixed_bfloat16"
     capabilities = [
         tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
@@ -85,6 +85,11 @@ def strategy_name(strategy: tf.distribute.Strategy) -> str:
     if found:
         return found[0]
     return type(strategy).__name__ if tf.distribute.has_strategy() else "one_device"
+
+
+def is_tpu(strategy: tf.distribute.Strategy) -> bool:
+    """Whether a strategy is that of a TPU, which compiles every step by itself."""
+    return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -432,11 +432,9 @@ def _apply_windows(
 
 def _pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     spectrum = tf.signal.rfft2d(tf.cast(_to_channels_first(inputs, data_format), rows.weights.dtype))
-    spectrum = _low_frequencies(spectrum, 2, rows.length, rows.output_length, rows.negatives)
-    if _compiled_by_xla():
-        spectrum = spectrum[..., : _length_of(columns.bins, 0)]
-    else:
-        spectrum = tf.gather(spectrum, columns.bins, axis=3)
+    first_negative = rows.length - rows.negatives
+    spectrum = _bins(spectrum, 2, (0, rows.output_length - rows.negatives), (first_negative, rows.length))
+    spectrum = _bins(spectrum, 3, (0, _length_of(columns.bins, 0)))
     spectrum *= _as_complex(rows.weights[:, None] * columns.weights)
     outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
     outputs *= _scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
@@ -460,30 +458,21 @@ def _spectral_pooling_fft(
 def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length: Length) -> tf.Tensor:
     """Keeps the lowest bins of one axis; the output's Nyquist bin also takes the bin of the opposite sign."""
     half = output_length // 2
-    cropped = _low_frequencies(spectrum, axis, length, output_length, half)
+    cropped = _bins(spectrum, axis, (0, output_length - half), (length - half, length))
     folds = (2 * tf.range(output_length) == output_length) & (output_length < length)
     folds = _as_complex(tf.cast(tf.reshape(folds, [-1] + [1] * (3 - axis)), spectrum.dtype.real_dtype))
-    if _compiled_by_xla():
-        opposite = spectrum[:, :, half : half + 1] if axis == 2 else spectrum[..., half : half + 1]
-    else:
-        opposite = tf.gather(spectrum, tf.reshape(half, [1]), axis=axis)
-    return cropped + folds * opposite
+    return cropped + folds * _bins(spectrum, axis, (half, half + 1))
 
 
-def _low_frequencies(
-    spectrum: tf.Tensor, axis: int, length: Length, output_length: Length, negatives: Length
-) -> tf.Tensor:
-    """The lowest bins along axis 2 or 3.
+def _bins(spectrum: tf.Tensor, axis: int, *ranges: tuple[Length, Length]) -> tf.Tensor:
+    """The bins of some ranges along one axis, each from its first up to the one after its last.
 
     For XLA by slices, as a TPU refuses the gradient of a gather at some sizes. A gather is faster without XLA.
     """
-    positives = output_length - negatives
     if not _compiled_by_xla():
-        bins = tf.concat([tf.range(positives), tf.range(length - negatives, length)], 0)
-        return tf.gather(spectrum, bins, axis=axis)
-    if axis == 2:
-        return tf.concat([spectrum[:, :, :positives], spectrum[:, :, length - negatives :]], 2)
-    return tf.concat([spectrum[..., :positives], spectrum[..., length - negatives :]], 3)
+        return tf.gather(spectrum, tf.concat([tf.range(*bounds) for bounds in ranges], 0), axis=axis)
+    every = (slice(None),) * axis
+    return tf.concat([spectrum[(*every, slice(*bounds))] for bounds in ranges], axis)
 
 
 def _pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:

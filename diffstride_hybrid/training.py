@@ -10,7 +10,6 @@ import contextlib
 import functools
 import importlib.metadata
 import json
-import math
 import pathlib
 import platform
 import reprlib
@@ -203,7 +202,7 @@ class TrainingLoop:
         strategy: tf.distribute.Strategy,
         jit_compile: bool = False,
     ):
-        replicas, on_tpu = strategy.num_replicas_in_sync, isinstance(strategy, tf.distribute.TPUStrategy)
+        replicas, on_tpu = strategy.num_replicas_in_sync, distribution.is_tpu(strategy)
         if datasets.batch_size % replicas:
             raise ValueError(
                 f"data.load_datasets.batch_size must be a multiple of the {replicas} replicas, got "
@@ -231,7 +230,6 @@ class TrainingLoop:
         self._loss = loss
         self.strategy = strategy
         self.jit_compile = jit_compile or on_tpu
-        self._strategy_compiles = on_tpu
         if self.jit_compile:
             for layer in complexity.diffstride_layers(model):
                 layer.fix_crop()
@@ -262,9 +260,9 @@ class TrainingLoop:
             self._evaluation_batches[split] = self._distributed(
                 lambda shard: self.datasets.evaluation(split, shard).repeat()
             )
-        count = math.ceil(self.datasets.splits[split].size / self.datasets.batch_size)
+        count = tf.constant(self.datasets.evaluation_steps(split))
         self.results()
-        self._evaluation_steps(iter(self._evaluation_batches[split]), tf.constant(count), self._crops())
+        self._evaluation_steps(iter(self._evaluation_batches[split]), count, self._crops())
         return self.results()
 
     def settle_crops(self) -> None:
@@ -311,7 +309,7 @@ class TrainingLoop:
 
     def compiled(self, step: Callable[..., None]) -> Callable[..., None]:
         """A replica's step, compiled by XLA where this loop does so. It is good for the present crops."""
-        if not self.jit_compile or self._strategy_compiles:
+        if not self.jit_compile or distribution.is_tpu(self.strategy):
             return step
         return tf.function(step, autograph=False, jit_compile=True)
 

@@ -26,7 +26,7 @@ def main() -> None:
     """Answers the request."""
     request = json.loads(sys.argv[1])
     gin_registry.parse([command_line.find_gin_file(request["gin_file"])], request["gin_bindings"])
-    datasets = _datasets_without_images()
+    datasets = _datasets_of_shapes()
     keras.config.set_dtype_policy(request["dtype_policy"])
     run = gin.get_bindings("train.train")
     loop = training.make_loop(datasets, run["model_cls"], run["optimizer_cls"], run["loss_cls"], jit_compile=True)
@@ -46,17 +46,13 @@ def main() -> None:
     print(json.dumps(answer))
 
 
-def _datasets_without_images() -> data.Datasets:
-    """What a model's shapes depend on, of a set that need not be here."""
+def _datasets_of_shapes() -> data.Datasets:
+    """A set that need not be here, without images: its shapes are all that a step depends on."""
     bound = gin.get_bindings("data.load_datasets")
-    size = bound.get("image_size")
     if bound["name"] == data.DIGITS:
-        shape, num_classes = (size or 32, size or 32, 1), 10
-    else:
-        info = data.tfds_builder(bound["name"], bound.get("data_dir")).info
-        image, label = (info.features[key] for key in info.supervised_keys)
-        height, width, channels = image.shape
-        shape, num_classes = (size or height, size or width, channels or 3), label.num_classes
+        return data.load_datasets(**bound)
+    builder = data.tfds_builder(bound["name"], bound.get("data_dir"))
+    _, num_classes, shape = data.image_classification(builder, bound.get("image_size"))
     return data.Datasets(
         name=bound["name"],
         image_shape=shape,

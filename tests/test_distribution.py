@@ -68,6 +68,18 @@ def two_cpus() -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
+def started_loop(**options: Any) -> training.TrainingLoop:
+    """A small network on digits, under the current strategy, at its first step."""
+    loop = training.make_loop(
+        data.load_datasets("digits", image_size=16, batch_size=32),
+        functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1, **options),
+        functools.partial(keras.optimizers.SGD, 0.01),
+        keras.losses.CategoricalCrossentropy,
+    )
+    loop.start(0)
+    return loop
+
+
 def outcome(workers: list[subprocess.Popen[str]], timeout: float = 120) -> list[tuple[int, str, str]]:
     ends = []
     for worker in workers:
@@ -282,17 +294,8 @@ def test_a_layers_moving_averages_stay_the_same_on_all_replicas(axis: int):
 
 
 def test_unsynchronised_statistics_stay_the_same_on_all_replicas():
-    datasets = data.load_datasets("digits", image_size=16, batch_size=32)
     with two_cpus().scope():
-        loop = training.make_loop(
-            datasets,
-            functools.partial(
-                Resnet, [4, 6], [1, 2], output_activation="softmax", head_pooling_cls=SpectralPooling, num_layers=1
-            ),
-            functools.partial(keras.optimizers.SGD, 0.01),
-            keras.losses.CategoricalCrossentropy,
-        )
-        loop.start(0)
+        loop = started_loop(head_pooling_cls=SpectralPooling)
         loop.train_steps(3)
     for variable in loop.model.variables:
         first, second = (component.numpy() for component in variable.value.values)
@@ -303,22 +306,13 @@ def test_unsynchronised_statistics_stay_the_same_on_all_replicas():
 def test_what_a_tpu_asks_for_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch):
     """Two CPUs in the place of a TPU: nothing is compiled, but everything is decided as there."""
     monkeypatch.setattr(tf.distribute, "TPUStrategy", tf.distribute.MirroredStrategy)
-    datasets = data.load_datasets("digits", image_size=16, batch_size=32)
     strategy = two_cpus()
     assert distribution.default_dtype_policy(strategy) == "mixed_bfloat16"
     with strategy.scope():
-        loop = training.make_loop(
-            datasets,
-            functools.partial(
-                Resnet, [4, 6], [1, 2], output_activation="softmax", pooling_cls=DiffStride, num_layers=1
-            ),
-            functools.partial(keras.optimizers.SGD, 0.01),
-            keras.losses.CategoricalCrossentropy,
-        )
+        loop = started_loop(pooling_cls=DiffStride)
         assert loop.jit_compile
         crops = [layer.crops for layer in diffstride_layers(loop.model)]
         assert all(crops)
-        loop.start(0)
         loop.train_steps(2)
         assert [layer.crops for layer in diffstride_layers(loop.model)] == crops
     assert spectral.resolve_method("auto", 2048, 2048) == "fft"
