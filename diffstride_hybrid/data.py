@@ -233,6 +233,7 @@ def load_datasets(
     mixup_alpha: float = 0.0,
     mixup: str = "pairs",
     validation_fraction: float = 0.1,
+    training_images: int | None = None,
     image_size: int | None = None,
     data_dir: str | None = None,
     seed: int = 1,
@@ -248,6 +249,8 @@ def load_datasets(
         mixup: 'pairs' mixes each two images into one, as the code released with DiffStride does, so that an epoch has
             half the steps; 'batch' mixes each image with another one of its batch.
         validation_fraction: share of the training images set aside for validation: the last ones, whatever the seed.
+        training_images: how many images of the training split to use, those for validation included: the first ones,
+            whatever the seed. All where None.
         image_size: height and width that images are resized to. Needed where a set's images differ in size.
         data_dir: where TensorFlow Datasets keeps prepared sets. Its default where None.
         seed: of order, augmentation and mixup.
@@ -260,13 +263,13 @@ def load_datasets(
             is too small for one batch.
         OSError: the set is not prepared and cannot be downloaded.
     """
-    _check_arguments(batch_size, mixup_alpha, mixup, validation_fraction, image_size)
+    _check_arguments(batch_size, mixup_alpha, mixup, validation_fraction, training_images, image_size)
     if augment_fn is not None and not callable(augment_fn):
         raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
     if name == DIGITS:
-        splits, num_classes = _load_digits(validation_fraction, image_size or 32)
+        splits, num_classes = _load_digits(validation_fraction, training_images, image_size or 32)
     else:
-        splits, num_classes = _load_tfds(name, validation_fraction, image_size, data_dir)
+        splits, num_classes = _load_tfds(name, validation_fraction, training_images, image_size, data_dir)
     if splits["train"].size == 0:
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
@@ -362,8 +365,14 @@ def mixup_weights(count: int, seed: tf.Tensor, alpha: float) -> tf.Tensor:
 # --- Loading ---------------------------------------------------------------------------------------------------------
 
 
-def _check_arguments(batch_size: Any, mixup_alpha: Any, mixup: Any, validation_fraction: Any, image_size: Any) -> None:
-    for name, value, optional in (("batch_size", batch_size, False), ("image_size", image_size, True)):
+def _check_arguments(
+    batch_size: Any, mixup_alpha: Any, mixup: Any, validation_fraction: Any, training_images: Any, image_size: Any
+) -> None:
+    for name, value, optional in (
+        ("batch_size", batch_size, False),
+        ("training_images", training_images, True),
+        ("image_size", image_size, True),
+    ):
         if not (isinstance(value, int) and value >= 1) and not (optional and value is None):
             raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
     if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
@@ -385,7 +394,17 @@ def _check_augmentation(augment_fn: AugmentFn, shape: tuple[int, ...]) -> None:
         )
 
 
-def _load_digits(validation_fraction: float, image_size: int) -> tuple[dict[str, Split], int]:
+def _chosen_images(name: str, available: int, training_images: int | None) -> int:
+    if training_images is not None and training_images > available:
+        raise ValueError(
+            f"data.load_datasets.training_images must be at most the {available:,} of {name}, got {training_images:,}."
+        )
+    return available if training_images is None else training_images
+
+
+def _load_digits(
+    validation_fraction: float, training_images: int | None, image_size: int
+) -> tuple[dict[str, Split], int]:
     """The 1,797 handwritten digits that scikit-learn bundles, a fifth of each class for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -394,6 +413,7 @@ def _load_digits(validation_fraction: float, image_size: int) -> tuple[dict[str,
     images = tf.image.resize(digits.images[..., None] * (255 / 16), [image_size, image_size], antialias=True)
     images = tf.cast(tf.round(images), tf.uint8).numpy()
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
+    train = train[: _chosen_images(DIGITS, len(train), training_images)]
     first_held_out = len(train) - round(len(train) * validation_fraction)
     parts = {"train": train[:first_held_out], "validation": train[first_held_out:], "test": test}
     splits = {
@@ -403,7 +423,11 @@ def _load_digits(validation_fraction: float, image_size: int) -> tuple[dict[str,
 
 
 def _load_tfds(
-    name: str, validation_fraction: float, image_size: int | None, data_dir: str | None
+    name: str,
+    validation_fraction: float,
+    training_images: int | None,
+    image_size: int | None,
+    data_dir: str | None,
 ) -> tuple[dict[str, Split], int]:
     import tensorflow_datasets as tfds
 
@@ -417,7 +441,8 @@ def _load_tfds(
             f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
             f"{', '.join(builder.info.splits)}."
         )
-    total, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
+    available, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
+    total = _chosen_images(name, available, training_images)
     first_held_out = total - round(total * validation_fraction)
     in_memory = (total + test_size) * math.prod(image_shape) <= MEMORY_LIMIT_BYTES
 

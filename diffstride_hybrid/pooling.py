@@ -488,14 +488,19 @@ class SpectralPooling(FourierPooling):
 class SpatialPooling(keras.layers.AveragePooling2D):
     """Average pooling with the defaults of the code released with DiffStride.
 
-    With the default `pool_size=(1, 1)` it takes every `strides`-th sample.
+    With the default `pool_size=(1, 1)` it takes every `strides`-th sample, as a strided convolution does of the
+    unstrided one. There strides need not be whole: output `i` is sample `floor(i * stride)` of `ceil(size / stride)`,
+    so that any output size can be had, by a stride of `size / output size`.
 
     Args:
         pool_size: (height, width) of the averaged neighbourhood.
-        strides: one whole number for both axes or (vertical, horizontal).
+        strides: one number for both axes or (vertical, horizontal).
         padding: 'same' or 'valid'.
         data_format: 'channels_last' or 'channels_first'.
         **kwargs: for `keras.layers.AveragePooling2D`.
+
+    Raises:
+        ValueError: strides are not whole, and `pool_size` is not (1, 1).
     """
 
     def __init__(
@@ -506,28 +511,51 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         data_format: str | None = None,
         **kwargs: Any,
     ):
-        strides = validated_strides(strides)
-        if any(stride != int(stride) for stride in strides):
-            raise ValueError(f"SpatialPooling needs whole strides, got {strides}.")
+        strides, pool_size = validated_strides(strides), _size("pool_size", pool_size)
         padding = _one_of("padding", padding, ("same", "valid"))
-        super().__init__(
-            pool_size=_size("pool_size", pool_size),
-            strides=tuple(int(stride) for stride in strides),
-            padding=padding,
-            data_format=data_format,
-            **kwargs,
-        )
+        whole = tuple(int(stride) for stride in strides)
+        super().__init__(pool_size=pool_size, strides=whole, padding=padding, data_format=data_format, **kwargs)
+        self._has_whole_strides = strides == whole
+        if not self._has_whole_strides:
+            if pool_size != (1, 1):
+                raise ValueError(f"SpatialPooling needs whole strides where pool_size is {pool_size}, got {strides}.")
+            self.strides = strides
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         _check_floating(self, inputs)
-        return super().call(inputs)
+        if self._has_whole_strides:
+            return super().call(inputs)
+        for axis, stride in zip(self._spatial_axes(), self.strides):
+            size = tf.shape(inputs)[axis] if inputs.shape[axis] is None else inputs.shape[axis]
+            inputs = tf.gather(inputs, _sampled_positions(size, stride), axis=axis)
+        return inputs
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        if self._has_whole_strides:
+            return super().compute_output_shape(input_shape)
+        shape = list(input_shape)
+        for axis, stride in zip(self._spatial_axes(), self.strides):
+            shape[axis] = None if shape[axis] is None else len(_sampled_positions(shape[axis], stride))
+        return tuple(shape)
 
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         _check_floating(self, inputs)
-        return super().compute_output_spec(inputs)
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+    def _spatial_axes(self) -> tuple[int, int]:
+        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+
+
+def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.Tensor:
+    """The samples that a stride takes of an axis, as an array where the size is known."""
+    rounding = 1e-6  # A stride of size / output size is rounded, either way.
+    if isinstance(size, int):
+        return np.floor(np.arange(math.ceil(size / stride - rounding)) * stride + rounding).astype(np.int32)
+    count = tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding)
+    return tf.cast(tf.floor(tf.range(count) * stride + rounding), tf.int32)
 
 
 # --- Checks of arguments ---------------------------------------------------------------------------------------------

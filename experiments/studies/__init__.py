@@ -1,0 +1,1 @@
+"""The studies: one module each, whose `STUDY` is the grid."""

@@ -1,0 +1,58 @@
+"""What two CPU cores can carry of the papers' comparison: real Fashion-MNIST, 10,000 images, width 4, five epochs."""
+
+import dataclasses
+
+from experiments.study import Method, Study
+
+DATA = ("fashion_mnist",)
+
+EPOCHS = 5
+STEPS_PER_EPOCH = 140  # 9,000 images in batches of 64.
+
+RECIPE = (
+    "data.load_datasets.training_images = 10_000",
+    "data.load_datasets.batch_size = 64",
+    f"train.train.num_epochs = {EPOCHS}",
+    f"tf.keras.optimizers.schedules.CosineDecay.decay_steps = {EPOCHS * STEPS_PER_EPOCH}",
+    "resnet.resnet18.width = 4",
+)
+
+
+def rate_binding(rate: float) -> str:
+    """Binds the learning rate at which the cosine decay starts."""
+    return f"tf.keras.optimizers.schedules.CosineDecay.initial_learning_rate = {rate}"
+
+
+UNTUNED_METHODS = (
+    Method("strided", "{data}_strided"),
+    Method("spectral", "{data}_spectral"),
+    Method("diffstride", "{data}_diffstride"),
+    Method("hybrid", "{data}_hybrid"),
+    Method("hybrid_before_activation", "{data}_hybrid_before_activation"),
+    Method("strided_matched_maps", "{data}_strided", matched_to="diffstride", match="maps"),
+    Method("strided_matched_macs", "{data}_strided", matched_to="diffstride", match="macs"),
+)
+
+# Of the study learning_rate, by validation accuracy.
+LEARNING_RATES = {
+    "strided": 0.005,
+    "spectral": 0.005,
+    "diffstride": 0.005,
+    "hybrid": 0.005,
+    "hybrid_before_activation": 0.005,
+    "strided_matched_maps": 0.005,
+    "strided_matched_macs": 0.005,
+}
+
+STUDY = Study(
+    name="fashion_mnist_small",
+    purpose="Do learned strides hold their accuracy where strided convolutions lose it, and at what cost?",
+    methods=tuple(
+        dataclasses.replace(method, bindings=(*method.bindings, rate_binding(LEARNING_RATES[method.name])))
+        for method in UNTUNED_METHODS
+    ),
+    data=DATA,
+    strides=((2, 2, 2), (1, 3, 1), (3, 2, 3)),
+    seeds=(1, 2, 3),
+    bindings=RECIPE,
+)

@@ -1,0 +1,327 @@
+r"""Runs a study: every cell of its grid is a training process of its own, with a folder of its own.
+
+python -m experiments.sweep --study=fashion_mnist_small --jobs=2
+python -m experiments.sweep --study=cifar10 --dry_run
+python -m experiments.sweep --study=cifar10 --shard=1/8
+
+A sweep that is stopped, or killed, goes on where it was when it is started again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, NamedTuple
+
+from absl import app, flags
+
+from diffstride_hybrid import command_line
+from experiments.study import CELL_FILE, Cell, load_study, shard_of
+
+LOG_FILE = "train.log"
+ATTEMPTS = 2
+
+_STUDY = flags.DEFINE_string("study", None, "Name of the study: a module of experiments/studies.", required=True)
+_RUNS = flags.DEFINE_string("runs", "runs", "Where the folders of the runs are, one folder for each study.")
+_JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time. The CPU cores are divided among them.", lower_bound=1)
+_SHARD = flags.DEFINE_string("shard", "1/1", "Which part of the grid, such as 2/8 for the second of eight machines.")
+_LIST = flags.DEFINE_bool("list", False, "Say what is finished and what is not, and run nothing.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what each run costs in MACs, and run nothing.")
+_TRAIN_FLAGS = flags.DEFINE_multi_string(
+    "train_flag", [], "A flag for diffstride_hybrid.train, such as --data_dir=/data. May be given again."
+)
+
+
+class Running(NamedTuple):
+    """A cell whose training is under way.
+
+    Attributes:
+        process: the training.
+        lock: held by this process and by the training, so that no other sweep starts the cell while either lives.
+        began: when, by `time.monotonic`.
+    """
+
+    process: subprocess.Popen[bytes]
+    lock: IO[str]
+    began: float
+
+
+class Sweep:
+    """Runs cells, several at a time.
+
+    Args:
+        cells: in the order in which they start.
+        runs: where the folders of all studies are.
+        jobs: how many run at a time.
+        train_flags: for `diffstride_hybrid.train`.
+
+    Attributes:
+        broken: cells that failed twice, and why.
+    """
+
+    def __init__(self, cells: Sequence[Cell], runs: str, jobs: int, train_flags: Sequence[str] = ()):
+        self.broken: dict[Cell, str] = {}
+        self._cells = cells
+        self._runs = runs
+        self._jobs = jobs
+        self._train_flags = train_flags
+        self._waiting = [cell for cell in cells if not cell.is_finished(runs)]
+        self._running: dict[Cell, Running] = {}
+        self._attempts = dict.fromkeys(cells, 0)
+        self._seconds: dict[Cell, float] = {}
+        self._line = _StatusLine()
+
+    def run(self) -> None:
+        """Runs what is not finished, until nothing is left that can run."""
+        try:
+            while self._waiting or self._running:
+                self._start_what_can()
+                self._line.show(self._status())
+                time.sleep(0.5)
+                self._collect()
+        finally:
+            for running in self._running.values():
+                running.process.terminate()
+            for running in self._running.values():
+                running.process.wait()
+            self._line.end()
+
+    def _start_what_can(self) -> None:
+        elsewhere = 0
+        for cell in list(self._waiting):
+            if len(self._running) + elsewhere >= self._jobs:
+                return
+            if cell.is_finished(self._runs):  # By a process that an earlier sweep has left.
+                self._waiting.remove(cell)
+            elif cell.reference in self.broken:
+                self._waiting.remove(cell)
+                self._report_broken(cell, f"needs {cell.reference.name}, which is broken")
+            elif cell.reference is None or cell.reference.is_finished(self._runs):
+                lock = _locked(cell, self._runs)
+                if lock is None:
+                    elsewhere += 1
+                    continue
+                self._waiting.remove(cell)
+                self._running[cell] = self._start(cell, lock)
+
+    def _start(self, cell: Cell, lock: IO[str]) -> Running:
+        self._attempts[cell] += 1
+        folder = cell.folder(self._runs)
+        matched: Sequence[str] = ()
+        if cell.reference is not None:
+            from experiments import costs  # Needs TensorFlow, which a sweep can mostly do without.
+
+            matched = costs.matched_bindings(cell, self._runs)
+        command = [sys.executable, "-m", "diffstride_hybrid.train", f"--gin_file={cell.gin_file}"]
+        command += [f"--gin_bindings={binding}" for binding in (*cell.gin_bindings, *matched)]
+        command += [f"--workdir={folder}", f"--seed={cell.seed}", *self._train_flags]
+        with open(folder / LOG_FILE, "ab") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=_environment(self._jobs), pass_fds=[lock.fileno()]
+            )
+        return Running(process, lock, time.monotonic())
+
+    def _collect(self) -> None:
+        for cell, running in list(self._running.items()):
+            if running.process.poll() is None:
+                continue
+            del self._running[cell]
+            running.lock.close()
+            if running.process.returncode == 0 and cell.is_finished(self._runs):
+                self._seconds[cell] = time.monotonic() - running.began
+                self._line.say(f"done    {cell.name}  {_outcome(cell, self._runs)}")
+                continue
+            reason = f"exit code {running.process.returncode}: {_last_line(cell, self._runs)}"
+            if self._attempts[cell] < ATTEMPTS:
+                self._line.say(f"again   {cell.name}  {reason}")
+                self._waiting.insert(0, cell)
+            else:
+                self._report_broken(cell, reason)
+
+    def _report_broken(self, cell: Cell, reason: str) -> None:
+        self.broken[cell] = reason
+        self._line.say(f"broken  {cell.name}  {reason}")
+
+    def _status(self) -> str:
+        finished = len(self._cells) - len(self._waiting) - len(self._running) - len(self.broken)
+        parts = [f"{finished}/{len(self._cells)} done"]
+        if self.broken:
+            parts.append(f"{len(self.broken)} broken")
+        if self._seconds:
+            ends = time.localtime(time.time() + self._seconds_left())
+            parts.append(f"ends about {time.strftime('%a %H:%M', ends)}")
+        running = ", ".join(f"{cell.name} {_progress(cell, self._runs)}".strip() for cell in self._running)
+        return "; ".join([*parts, f"running {running}" if running else "waiting for another sweep"])
+
+    def _seconds_left(self) -> float:
+        now = time.monotonic()
+        left = sum(self._expected_seconds(cell) for cell in self._waiting)
+        for cell, running in self._running.items():
+            left += max(0.0, self._expected_seconds(cell) - (now - running.began))
+        return left / self._jobs
+
+    def _expected_seconds(self, cell: Cell) -> float:
+        """The mean of the runs that are most alike."""
+        alike = [
+            seconds
+            for other, seconds in self._seconds.items()
+            if (other.method.name, other.strides) == (cell.method.name, cell.strides)
+        ]
+        alike = alike or [seconds for other, seconds in self._seconds.items() if other.method.name == cell.method.name]
+        alike = alike or list(self._seconds.values())
+        return sum(alike) / len(alike)
+
+
+class _StatusLine:
+    """A line that changes in place on a terminal. Elsewhere nothing but events is printed."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+
+    def show(self, text: str) -> None:
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{text[:width]}", end="", flush=True)
+
+    def say(self, text: str) -> None:
+        print(f"{self._clear()}{time.strftime('%H:%M:%S')}  {text}", flush=True)
+
+    def end(self) -> None:
+        print(self._clear(), end="", flush=True)
+
+    def _clear(self) -> str:
+        return "\r\x1b[K" if self._live else ""
+
+
+def _locked(cell: Cell, runs: str) -> IO[str] | None:
+    """Makes and locks the folder of a cell. None where another process has it locked.
+
+    Raises:
+        ValueError: the folder belongs to a cell that was not the same.
+    """
+    folder = cell.folder(runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  Held as long as the training lives.
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    check_unchanged(cell, runs)
+    path = folder / CELL_FILE
+    partial = path.with_name(f".partial.{CELL_FILE}")
+    partial.write_text(json.dumps(cell.description(), indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+    return lock
+
+
+def check_unchanged(cell: Cell, runs: str) -> None:
+    """Raises ValueError where the folder of a cell was made by another version of its study."""
+    path = cell.folder(runs) / CELL_FILE
+    if not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = cell.description()
+    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{path.parent} was run by another version of the study: {'; '.join(changed)}. Move it away, or give "
+            "another --runs."
+        )
+
+
+def _environment(jobs: int) -> Mapping[str, str]:
+    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
+    if jobs == 1:
+        return os.environ
+    return {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads, **os.environ}
+
+
+def _outcome(cell: Cell, runs: str) -> str:
+    summary = json.loads((cell.folder(runs) / "summary.json").read_text(encoding="utf-8"))
+    return f"{summary['test_accuracy']:.2%}, {summary['macs'] / 1e9:.3f} G MACs, {summary['training_seconds']:.0f} s"
+
+
+def _log_lines(cell: Cell, runs: str) -> list[str]:
+    try:
+        text = (cell.folder(runs) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _last_line(cell: Cell, runs: str) -> str:
+    lines = _log_lines(cell, runs)
+    return lines[-1] if lines else "it said nothing"
+
+
+def _progress(cell: Cell, runs: str) -> str:
+    epochs = [match[0] for match in map(re.compile(r"epoch \d+/\d+").match, _log_lines(cell, runs)) if match]
+    return f"({epochs[-1]})" if epochs else ""
+
+
+def _shard(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}.")
+    return int(match[1]), int(match[2])
+
+
+def listing(cells: Sequence[Cell], runs: str) -> Iterator[str]:
+    """A line for each cell: whether it is finished, and how it ended."""
+    for cell in cells:
+        if cell.is_finished(runs):
+            yield f"finished  {cell.name}  {_outcome(cell, runs)}"
+        elif cell.folder(runs).exists():
+            yield f"begun     {cell.name}  {_progress(cell, runs)}".rstrip()
+        else:
+            yield f"to do     {cell.name}"
+
+
+def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
+    """A line for each cell: what an image costs, after training where the cell is finished, at the start where not."""
+    from experiments import costs
+
+    for cell in cells:
+        cost = costs.cell_cost(cell, runs)
+        when = "after training" if cell.is_finished(runs) else "at the start"
+        yield f"{cell.name}  {cost.macs / 1e9:.3f} G MACs {when}"
+
+
+def main(argv: Sequence[str]) -> None:
+    """Runs, or says what would be run."""
+    del argv
+    study = load_study(_STUDY.value)
+    every_cell = study.cells()
+    cells = shard_of(every_cell, *_shard(_SHARD.value))
+    for cell in cells:
+        check_unchanged(cell, _RUNS.value)
+    if _LIST.value or _DRY_RUN.value:
+        for line in (dry_run if _DRY_RUN.value else listing)(cells, _RUNS.value):
+            print(line, flush=True)
+        finished = sum(cell.is_finished(_RUNS.value) for cell in cells)
+        print(f"{len(cells)} runs, {finished} finished: {_composition(cells)}")
+        return
+    sweep = Sweep(cells, _RUNS.value, _JOBS.value, _TRAIN_FLAGS.value)
+    sweep.run()
+    if sweep.broken:
+        raise RuntimeError(f"{len(sweep.broken)} of {len(cells)} runs are broken: see {LOG_FILE} in their folders.")
+    print(f"all {len(cells)} runs are finished, in {_RUNS.value}/{study.name}")
+
+
+def _composition(cells: Sequence[Cell]) -> str:
+    matched = sum(cell.reference is not None for cell in cells)
+    count = len({cell.method.name for cell in cells if cell.reference is None})
+    text = f"{len(cells) - matched} of {count} methods"
+    return f"{text}, {matched} of strided convolutions matched to one of them" if matched else text
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))
