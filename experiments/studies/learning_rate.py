@@ -3,7 +3,7 @@
 from experiments.studies import fashion_mnist_small
 from experiments.study import Study, Variant
 
-RATES = (0.002, 0.005, 0.0125)
+RATES = (0.005, 0.01, 0.02)
 
 STUDY = Study(
     name="learning_rate",
