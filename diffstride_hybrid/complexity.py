@@ -1,4 +1,4 @@
-"""What a model costs: multiply-accumulate operations of a model as it stands, with the sizes its strides have now."""
+"""What a model costs as its strides stand: its multiply-accumulate operations, and a penalty that trains them away."""
 
 from __future__ import annotations
 
@@ -88,6 +88,64 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
     with _observed_calls(model, costs):
         model(tf.zeros([1, *shape], model.compute_dtype), training=False)
     return ModelCost(costs)
+
+
+def stride_complexity(layers: Sequence[DiffStride]) -> tf.Tensor:
+    """How much of the first map's area is left, added up over the poolings: `sum_l prod_{i <= l} 1 / (s_h^i s_w^i)`.
+
+    This is the regulariser of Riad et al. (ICLR 2022), which stands for the time and memory that the layers between the
+    poolings take.
+
+    Args:
+        layers: built layers, in the order in which they pool.
+
+    Returns:
+        A float32 scalar.
+    """
+    return tf.add_n([tf.zeros([]), *(_area_left(layers[: i + 1]) for i in range(len(layers)))])
+
+
+def regularize_strides(model: keras.Model, factor: float) -> None:
+    """Adds `factor * stride_complexity(…)` to the losses of a model, one term for each `DiffStride` that trains.
+
+    The terms are in `model.losses`, so `fit` and `training.train` add them to the loss. They are not saved with a
+    model, unless it is a `Resnet` that was made with `stride_complexity`.
+
+    Args:
+        model: a built model whose `DiffStride` layers pool one after the other.
+        factor: of the penalty, at least 0.
+
+    Raises:
+        ValueError: `factor` is out of range.
+    """
+    factor = validated_factor(factor)
+    layers = diffstride_layers(model)
+    for i, layer in enumerate(layers):
+        layer.strides.regularizer = _AreaPenalty(factor, layers[: i + 1]) if factor else None
+
+
+def validated_factor(factor: float) -> float:
+    """The factor of a penalty; raises ValueError where it is not a finite number of at least 0."""
+    if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
+        raise ValueError(f"The factor of the stride complexity must be a number of at least 0, got {factor!r}.")
+    return factor
+
+
+class _AreaPenalty(keras.regularizers.Regularizer):
+    """One term of the stride complexity. Keras has a regulariser for each variable, and no other place for it."""
+
+    def __init__(self, factor: float, layers: Sequence[DiffStride]):
+        self._factor = factor
+        self._layers = layers
+
+    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
+        del strides  # Those of the last layer.
+        return self._factor * _area_left(self._layers)
+
+
+def _area_left(layers: Sequence[DiffStride]) -> tf.Tensor:
+    strides = [tf.convert_to_tensor(layer.strides) for layer in layers]
+    return 1 / tf.reduce_prod([pair[0] * pair[-1] for pair in strides])
 
 
 def diffstride_layers(model: keras.Model) -> list[DiffStride]:

@@ -8,7 +8,7 @@ from typing import Any
 from diffstride_hybrid.run_folder import RunFolder
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def write_figures(folder: RunFolder) -> None:
@@ -27,7 +27,7 @@ def _curves(metrics: Mapping[str, Sequence[float]]) -> Any:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, name, unit in zip(axes, ("loss", "accuracy"), ("", " (%)")):
-        for prefix, label, colour in (("", "training", _COLOURS[0]), ("val_", "validation", _COLOURS[1])):
+        for prefix, label, colour in (("", "training", COLOURS[0]), ("val_", "validation", COLOURS[1])):
             if f"{prefix}{name}" in metrics:
                 scale = 100 if unit else 1
                 values = [scale * value for value in metrics[f"{prefix}{name}"]]
@@ -47,7 +47,7 @@ def _strides(columns: Mapping[str, Sequence[float]]) -> Any:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     stride_axis, size_axis = figure.subplots(1, 2)
     for i, name in enumerate(names):
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         stride_axis.plot(columns["epoch"], columns[f"{name}/vertical_stride"], color=colour, label=f"{name}, vertical")
         stride_axis.plot(
             columns["epoch"], columns[f"{name}/horizontal_stride"], color=colour, ls="--", label=f"{name}, horizontal"

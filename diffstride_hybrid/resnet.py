@@ -12,13 +12,15 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid import complexity
 from diffstride_hybrid.normalization import FusedBatchNormalization
 from diffstride_hybrid.pooling import validated_strides
 
 LayerFactory = Callable[..., keras.layers.Layer]
 """Makes a layer from keyword arguments: a layer class, or a function."""
 
-HEAD_PLACEMENTS = ("before_gap", "before_activation")
+HEAD_PLACEMENTS = ("before_gap", "before_activation", "after_each_block")
+POOLING_PLACEMENTS = ("everywhere", "first_convolution", "blocks")
 
 _register = keras.saving.register_keras_serializable(package="diffstride_hybrid")
 
@@ -213,18 +215,21 @@ class Resnet(keras.Sequential):
         pooling_cls: what downsamples, a layer class or a function, called as `pooling_cls(strides=…, data_format=…,
             dtype=…, name=…)`. Strided convolutions where None.
         weight_decay: factor of the squared kernels in the loss.
+        pooling_placement: where `pooling_cls` stands: 'everywhere', after the 'first_convolution' alone, or in the
+            'blocks' alone. The other place has strided convolutions.
         head_pooling_cls: one more pooling near the end, called as `head_pooling_cls(data_format=…, dtype=…, name=…)`.
-        head_placement: 'before_gap', straight before global average pooling, or 'before_activation', after the last
-            block and before the last normalisation and ReLU. Spectral pooling keeps the mean, so in the first place it
-            only multiplies by a constant; in the second it acts.
+        head_placement: 'before_gap', straight before global average pooling, 'before_activation', after the last
+            block and before the last normalisation and ReLU, or 'after_each_block', one after each. Spectral pooling
+            keeps the mean, so in the first place it only multiplies by a constant; in the others it acts.
         num_layers: residual layers of each block, one number for all or one for each.
         kernel_size: of the residual layers' convolutions.
         normalization_cls: called as `normalization_cls(axis=…, dtype=…, name=…)`.
+        stride_complexity: factor of the penalty `complexity.stride_complexity` on the strides of `DiffStride`.
         dtype: dtype policy of all layers but the last, which is at least float32.
         name: of the model.
 
     Raises:
-        ValueError: `filters`, `strides` and `num_layers` do not fit together, or `head_placement` is unknown.
+        ValueError: `filters`, `strides` and `num_layers` do not fit together, or a placement is unknown.
     """
 
     def __init__(
@@ -237,11 +242,13 @@ class Resnet(keras.Sequential):
         channels_first: bool = False,
         pooling_cls: LayerFactory | dict[str, Any] | None = None,
         weight_decay: float = 5e-3,
+        pooling_placement: str = "everywhere",
         head_pooling_cls: LayerFactory | dict[str, Any] | None = None,
         head_placement: str = "before_gap",
         num_layers: int | Sequence[int] = 2,
         kernel_size: int = 3,
         normalization_cls: LayerFactory | dict[str, Any] = batch_norm,
+        stride_complexity: float = 0.0,
         dtype: Any = None,
         name: str | None = None,
     ):
@@ -255,10 +262,12 @@ class Resnet(keras.Sequential):
                 f"filters and strides must have one entry for the first convolution and one for each block, got "
                 f"{len(filters)} filters and {len(strides)} strides."
             )
-        if head_placement not in HEAD_PLACEMENTS:
-            raise ValueError(
-                f"head_placement must be one of {', '.join(map(repr, HEAD_PLACEMENTS))}, got {head_placement!r}."
-            )
+        for argument, placement, allowed in (
+            ("pooling_placement", pooling_placement, POOLING_PLACEMENTS),
+            ("head_placement", head_placement, HEAD_PLACEMENTS),
+        ):
+            if placement not in allowed:
+                raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {placement!r}.")
         layers_of_blocks = [num_layers] * len(filters[1:]) if isinstance(num_layers, int) else list(num_layers)
         if len(layers_of_blocks) != len(filters) - 1:
             raise ValueError(
@@ -268,12 +277,13 @@ class Resnet(keras.Sequential):
         data_format = _data_format(channels_first)
         shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": policy}
 
-        stem = [keras.layers.Permute((3, 1, 2), dtype=policy)] if channels_first else []
         pooling = None
-        if pooling_cls is None:
+        if pooling_cls is not None:
+            pooling = _factory(pooling_cls)(strides=strides[0], data_format=data_format, dtype=policy, name="pooling")
+        stem = [keras.layers.Permute((3, 1, 2), dtype=policy)] if channels_first else []
+        if pooling is None or pooling_placement == "blocks":
             stem.append(_conv2d(filters[0], 3, strides=_whole_strides(strides[0]), name="conv", **shared))
         else:
-            pooling = _factory(pooling_cls)(strides=strides[0], data_format=data_format, dtype=policy, name="pooling")
             stem += [_conv2d(filters[0], 3, name="conv", **shared), pooling]
 
         blocks = [
@@ -283,7 +293,7 @@ class Resnet(keras.Sequential):
                 num_layers=block_layers,
                 project_first=i not in id_only,
                 kernel_size=kernel_size,
-                pooling_cls=pooling_cls,
+                pooling_cls=None if pooling_placement == "first_convolution" else pooling_cls,
                 normalization_cls=normalization_cls,
                 name=f"block_{i + 1}",
                 **shared,
@@ -295,12 +305,22 @@ class Resnet(keras.Sequential):
 
         normalization = _factory(normalization_cls)(axis=_channel_axis(channels_first), dtype=policy, name="norm")
         activation = [normalization, keras.layers.ReLU(dtype=policy, name="relu")]
-        head_pooling = None
-        if head_pooling_cls is not None:
-            head_pooling = _factory(head_pooling_cls)(data_format=data_format, dtype=policy, name="head_pooling")
-        pooled = [] if head_pooling is None else [head_pooling]
-        head = pooled + activation if head_placement == "before_activation" else activation + pooled
-        head += [
+        count = len(blocks) if head_placement == "after_each_block" else 1
+        head_poolings = [
+            _factory(head_pooling_cls)(
+                data_format=data_format, dtype=policy, name="head_pooling" if count == 1 else f"head_pooling_{i + 1}"
+            )
+            for i in range(0 if head_pooling_cls is None else count)
+        ]
+        if head_placement == "after_each_block" and head_poolings:
+            blocks = [layer for pair in zip(blocks, head_poolings) for layer in pair]
+        head = {
+            "before_gap": [*activation, *head_poolings],
+            "before_activation": [*head_poolings, *activation],
+            "after_each_block": activation,
+        }[head_placement]
+        head = [
+            *head,
             keras.layers.GlobalAveragePooling2D(data_format=data_format, dtype=policy, name="average"),
             keras.layers.Dense(
                 num_output_classes,
@@ -323,12 +343,19 @@ class Resnet(keras.Sequential):
             "channels_first": channels_first,
             "pooling_cls": _template(pooling, without=("strides", "data_format")),
             "weight_decay": weight_decay,
-            "head_pooling_cls": _template(head_pooling, without=("data_format",)),
+            "pooling_placement": pooling_placement,
+            "head_pooling_cls": _template(next(iter(head_poolings), None), without=("data_format",)),
             "head_placement": head_placement,
             "num_layers": layers_of_blocks,
             "kernel_size": kernel_size,
             "normalization_cls": _template(normalization, without=("axis",)),
+            "stride_complexity": complexity.validated_factor(stride_complexity),
         }
+
+    def build(self, input_shape: Sequence[int | None] | None = None) -> None:
+        super().build(input_shape)
+        if self.built:
+            complexity.regularize_strides(self, self._config["stride_complexity"])
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -11,7 +11,7 @@ import importlib
 import itertools
 import pathlib
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 STUDIES_PACKAGE = "experiments.studies"
@@ -125,7 +125,11 @@ class Study:
         seeds: of the runs.
         bindings: of all runs.
         variants: settings that all methods are run with.
+        first_stride: of the first convolution.
         model: the network's name in gin.
+        measure: what the tables compare: accuracy on the 'test' or on the 'validation' images, after training.
+        baseline: the method whose runs those of the others are compared to one by one, or None.
+        published: figures of others, by data set and method, as they stand in the tables.
     """
 
     name: str
@@ -136,7 +140,11 @@ class Study:
     seeds: tuple[int, ...] = (1,)
     bindings: tuple[str, ...] = ()
     variants: tuple[Variant, ...] = (Variant(),)
+    first_stride: float = 1
     model: str = "resnet.resnet18"
+    measure: str = "test"
+    baseline: str | None = None
+    published: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """All runs. Seeds come last, so that a study that is not finished has whole seeds."""
@@ -145,7 +153,7 @@ class Study:
             for method in self.methods:
                 bound = (
                     *self.bindings,
-                    f"{self.model}.strides = {[1, 1, *strides]}",
+                    f"{self.model}.strides = {[self.first_stride, 1, *strides]}",
                     *method.bindings,
                     *variant.bindings,
                 )
@@ -155,6 +163,25 @@ class Study:
                     self.name, data, method, variant, strides, seed, self.model, bound, reference
                 )
         return list(cells.values())
+
+
+PAPER_STRIDES: tuple[Strides, ...] = ((2, 2, 2), (2, 2, 3), (1, 3, 1), (3, 1, 3), (3, 1, 2), (3, 2, 3))
+"""Those that both papers start from on CIFAR-10 and CIFAR-100."""
+
+PAPER_METHODS = (
+    Method("strided", "{data}_strided"),
+    Method("spectral", "{data}_spectral"),
+    Method("diffstride", "{data}_diffstride"),
+    Method("hybrid", "{data}_hybrid"),
+    Method("hybrid_before_activation", "{data}_hybrid_before_activation"),
+    Method("strided_matched_maps", "{data}_strided", matched_to="diffstride", match="maps"),
+    Method("strided_matched_macs", "{data}_strided", matched_to="diffstride", match="macs"),
+)
+"""The five methods of the papers' comparison, and two baselines that tell a gain of the method from one of compute.
+
+Both are strided convolutions matched to the `diffstride` run of the same seed: one samples its maps to the sizes that
+DiffStride ended with, so that maps, MACs and parameters are equal, the other is wider until the MACs are.
+"""
 
 
 def shard_of(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -23,13 +24,15 @@ from typing import IO, NamedTuple
 from absl import app, flags
 
 from diffstride_hybrid import command_line
+from experiments import costs
 from experiments.study import CELL_FILE, Cell, load_study, shard_of
+from experiments.study_flags import RUNS, STUDY
 
+TRAIN = [sys.executable, "-m", "diffstride_hybrid.train"]
 LOG_FILE = "train.log"
 ATTEMPTS = 2
+POLL_SECONDS = 0.5
 
-_STUDY = flags.DEFINE_string("study", None, "Name of the study: a module of experiments/studies.", required=True)
-_RUNS = flags.DEFINE_string("runs", "runs", "Where the folders of the runs are, one folder for each study.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time. The CPU cores are divided among them.", lower_bound=1)
 _SHARD = flags.DEFINE_string("shard", "1/1", "Which part of the grid, such as 2/8 for the second of eight machines.")
 _LIST = flags.DEFINE_bool("list", False, "Say what is finished and what is not, and run nothing.")
@@ -84,7 +87,7 @@ class Sweep:
             while self._waiting or self._running:
                 self._start_what_can()
                 self._line.show(self._status())
-                time.sleep(0.5)
+                time.sleep(POLL_SECONDS)
                 self._collect()
         finally:
             for running in self._running.values():
@@ -116,10 +119,8 @@ class Sweep:
         folder = cell.folder(self._runs)
         matched: Sequence[str] = ()
         if cell.reference is not None:
-            from experiments import costs  # Needs TensorFlow, which a sweep can mostly do without.
-
             matched = costs.matched_bindings(cell, self._runs)
-        command = [sys.executable, "-m", "diffstride_hybrid.train", f"--gin_file={cell.gin_file}"]
+        command = [*TRAIN, f"--gin_file={cell.gin_file}"]
         command += [f"--gin_bindings={binding}" for binding in (*cell.gin_bindings, *matched)]
         command += [f"--workdir={folder}", f"--seed={cell.seed}", *self._train_flags]
         with open(folder / LOG_FILE, "ab") as log:
@@ -267,7 +268,8 @@ def _progress(cell: Cell, runs: str) -> str:
     return f"({epochs[-1]})" if epochs else ""
 
 
-def _shard(text: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
+    """Reads 'i/n'; raises ValueError where it is not that, or i is not from 1 to n."""
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}.")
@@ -287,8 +289,6 @@ def listing(cells: Sequence[Cell], runs: str) -> Iterator[str]:
 
 def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
     """A line for each cell: what an image costs, after training where the cell is finished, at the start where not."""
-    from experiments import costs
-
     for cell in cells:
         cost = costs.cell_cost(cell, runs)
         when = "after training" if cell.is_finished(runs) else "at the start"
@@ -298,22 +298,23 @@ def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     """Runs, or says what would be run."""
     del argv
-    study = load_study(_STUDY.value)
+    study = load_study(STUDY.value)
     every_cell = study.cells()
-    cells = shard_of(every_cell, *_shard(_SHARD.value))
+    cells = shard_of(every_cell, *parse_shard(_SHARD.value))
     for cell in cells:
-        check_unchanged(cell, _RUNS.value)
+        check_unchanged(cell, RUNS.value)
     if _LIST.value or _DRY_RUN.value:
-        for line in (dry_run if _DRY_RUN.value else listing)(cells, _RUNS.value):
+        for line in (dry_run if _DRY_RUN.value else listing)(cells, RUNS.value):
             print(line, flush=True)
-        finished = sum(cell.is_finished(_RUNS.value) for cell in cells)
+        finished = sum(cell.is_finished(RUNS.value) for cell in cells)
         print(f"{len(cells)} runs, {finished} finished: {_composition(cells)}")
         return
-    sweep = Sweep(cells, _RUNS.value, _JOBS.value, _TRAIN_FLAGS.value)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    sweep = Sweep(cells, RUNS.value, _JOBS.value, _TRAIN_FLAGS.value)
     sweep.run()
     if sweep.broken:
         raise RuntimeError(f"{len(sweep.broken)} of {len(cells)} runs are broken: see {LOG_FILE} in their folders.")
-    print(f"all {len(cells)} runs are finished, in {_RUNS.value}/{study.name}")
+    print(f"all {len(cells)} runs are finished, in {RUNS.value}/{study.name}")
 
 
 def _composition(cells: Sequence[Cell]) -> str:

@@ -199,6 +199,18 @@ def test_splits_are_disjoint_and_complete(
     assert images["train"] + images.get("validation", []) == everything
 
 
+@pytest.mark.parametrize("name", ["cifar10", "digits"])
+def test_a_part_of_the_training_images_is_the_first_of_them(load: Any, storage: str, name: str):
+    whole, part = (
+        data.load_datasets(name, batch_size=BATCH, data_dir=load.keywords["data_dir"], **images)
+        for images in ({"validation_fraction": 0.0}, {"training_images": 40, "validation_fraction": 0.25})
+    )
+    assert {split: part.splits[split].size for split in ("train", "validation")} == {"train": 30, "validation": 10}
+    assert part.splits["test"].size == whole.splits["test"].size
+    seen = [image for split in ("train", "validation") for image in fingerprints(part, evaluated(part, split))]
+    assert seen == fingerprints(whole, evaluated(whole, "train"))[:40]
+
+
 def test_the_validation_split_does_not_depend_on_the_seed(load: Any, storage: str):
     first, other = (evaluated(load(seed=seed, **RANDOM), "validation") for seed in (1, 2))
     assert_same(first, other)
@@ -401,6 +413,12 @@ def test_mixup_weights_follow_the_beta_distribution(alpha: float):
         ({"validation_fraction": 1.0}, r"validation_fraction must be at least 0 and below 1, got 1\.0\."),
         ({"validation_fraction": -0.1}, r"validation_fraction must be at least 0 and below 1, got -0\.1\."),
         ({"validation_fraction": 0.999}, r"validation_fraction.* no training images"),
+        ({"training_images": 68}, r"training_images must be at most the 67 of cifar10, got 68\."),
+        ({"training_images": 0}, r"training_images must be a whole number of at least 1, got 0\."),
+        (
+            {"training_images": 1438, "name": "digits"},
+            r"training_images must be at most the 1,437 of digits, got 1,438\.",
+        ),
         ({"validation_fraction": 0.9999, "name": "digits"}, r"validation_fraction.* no training images"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",

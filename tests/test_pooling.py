@@ -61,6 +61,7 @@ CASES = {
     "SpectralPooling": Case(SpectralPooling, {"strides": (1.5, 2.5), "norm": "forward"}, (8, 5)),
     "SpectralPooling fft": Case(SpectralPooling, {"output_size": (7, 6), "method": "fft"}, (7, 6)),
     "SpatialPooling": Case(SpatialPooling, {"pool_size": (3, 2), "strides": (2, 3)}, (6, 5)),
+    "SpatialPooling fractional": Case(SpatialPooling, {"strides": (1.5, 2.5)}, (8, 6)),
 }
 
 EVERY_ARGUMENT = {
@@ -616,8 +617,13 @@ def test_strides_must_be_one_or_two_finite_numbers_of_at_least_1(
         (lambda: SpectralPooling(output_size=4.5), TypeError, "output_size must be a whole number.*got 4.5"),
         (lambda: SpectralPooling(output_size=True), TypeError, "output_size must be a whole number.*got True"),
         (lambda: SpectralPooling(output_size=(4, 4, 4)), TypeError, r"output_size must be .*got \(4, 4, 4\)"),
-        (lambda: SpatialPooling(strides=1.5), ValueError, r"whole strides, got \(1.5, 1.5\)"),
-        (lambda: SpatialPooling(strides=(2, 2.5)), ValueError, r"whole strides, got \(2.0, 2.5\)"),
+        (
+            lambda: SpatialPooling(2, strides=1.5),
+            ValueError,
+            r"whole strides where pool_size is \(2, 2\), got \(1.5, 1.5\)",
+        ),
+        (lambda: SpatialPooling((1, 2), strides=(2, 2.5)), ValueError, r"whole strides.*got \(2.0, 2.5\)"),
+        (lambda: SpatialPooling(strides=0.5), ValueError, "strides must be .*at least 1, got 0.5"),
         (lambda: SpatialPooling(pool_size=0), ValueError, "pool_size must be at least 1.*got 0"),
         (lambda: SpatialPooling(pool_size="big"), TypeError, "pool_size must be a whole number.*got 'big'"),
         (lambda: SpatialPooling(padding="most"), ValueError, "padding.*'same'.*'valid'.*'most'"),

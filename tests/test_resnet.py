@@ -272,6 +272,31 @@ def test_spectral_pooling_before_the_activation_acts():
     assert names[-5:] == ["head_pooling", "norm", "relu", "average", "classifier"]
 
 
+def test_spectral_pooling_after_each_block_pools_what_each_gives():
+    model = small(head_pooling_cls=SpectralPooling, head_placement="after_each_block")
+    order = [layer.name for layer in model.layers]
+    assert order[1:9] == [f"{kind}_{i}" for i in range(1, 5) for kind in ("block", "head_pooling")]
+    outputs = [output for _, output in macs(model).pooling_sizes().values()]
+    assert outputs == [(16, 16), (4, 4), (2, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("placement", "poolings", "strided"),
+    [
+        ("everywhere", ["pooling", "block_2", "block_3", "block_4"], {}),
+        ("first_convolution", ["pooling"], {"block_2", "block_3", "block_4"}),
+        ("blocks", ["block_2", "block_3", "block_4"], {"conv"}),
+    ],
+)
+def test_poolings_stand_where_they_are_placed(placement: str, poolings: list[str], strided: set[str]):
+    model = small(strides=(2, 1, 2, 2, 2), pooling_cls=FixedSpectralPooling, pooling_placement=placement)
+    cost = macs(model)
+    assert [path.split("/")[1] for path in cost.pooling_sizes()] == poolings
+    convolutions = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Conv2D)]
+    assert {layer.path.split("/")[1] for layer in convolutions if layer.strides == (2, 2)} == set(strided)
+    assert numpy_result(model, images()).shape == (2, 10)
+
+
 def test_head_placement_without_a_head_pooling_changes_nothing():
     x = images((6, 10))
     np.testing.assert_array_equal(headed(None, "before_activation")(x), headed(None)(x))
@@ -316,7 +341,9 @@ def test_config_round_trips_every_argument():
         pooling_cls=partial(DiffStride, smoothness_factor=1.0, mask="symmetric", trainable=False),
         weight_decay=0.25,
         head_pooling_cls=partial(SpectralPooling, output_size=(2, 3), norm="forward"),
+        pooling_placement="blocks",
         head_placement="before_activation",
+        stride_complexity=0.5,
         num_layers=[1, 3],
         kernel_size=5,
         normalization_cls=Normalization,
@@ -379,13 +406,21 @@ def test_parts_of_the_network_save_by_themselves(make: Callable[..., keras.layer
     [
         ({"strides": (1, 2, 2)}, "filters and strides must .*got 2 filters and 3 strides"),
         ({"num_layers": [2, 2]}, r"num_layers must be one number or one for each of the 1 blocks, got \[2, 2\]"),
-        ({"head_placement": "end"}, "head_placement must be one of 'before_gap', 'before_activation', got 'end'"),
+        ({"head_placement": "end"}, "head_placement must be one of 'before_gap', .*'after_each_block', got 'end'"),
+        (
+            {"pooling_placement": "stem"},
+            "pooling_placement must be one of 'everywhere', 'first_convolution', 'blocks', got 'stem'",
+        ),
+        ({"stride_complexity": -1.0}, "stride complexity must be a number of at least 0, got -1.0"),
         ({"strides": (1, 1.5)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1.5, 1)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1, (2, 1.5))}, r"whole strides of at least 1, got \(2, 1.5\)"),
         ({"strides": (1, 0)}, "strides must be finite and at least 1, got 0"),
         ({"strides": (1, 0.5), "pooling_cls": DiffStride}, "strides must be .*at least 1, got 0.5"),
-        ({"strides": (1, 1.5), "pooling_cls": SpatialPooling}, r"whole strides, got \(1.5, 1.5\)"),
+        (
+            {"strides": (1, 1.5), "pooling_cls": DiffStride, "pooling_placement": "first_convolution"},
+            "whole strides of at least 1, got 1.5",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from experiments.study import Method, Study
+from experiments.study import PAPER_METHODS, Study
 
 DATA = ("fashion_mnist",)
 
@@ -24,16 +24,6 @@ def rate_binding(rate: float) -> str:
     return f"tf.keras.optimizers.schedules.CosineDecay.initial_learning_rate = {rate}"
 
 
-UNTUNED_METHODS = (
-    Method("strided", "{data}_strided"),
-    Method("spectral", "{data}_spectral"),
-    Method("diffstride", "{data}_diffstride"),
-    Method("hybrid", "{data}_hybrid"),
-    Method("hybrid_before_activation", "{data}_hybrid_before_activation"),
-    Method("strided_matched_maps", "{data}_strided", matched_to="diffstride", match="maps"),
-    Method("strided_matched_macs", "{data}_strided", matched_to="diffstride", match="macs"),
-)
-
 # Of the study learning_rate, by validation accuracy.
 LEARNING_RATES = {
     "strided": 0.005,
@@ -50,10 +40,11 @@ STUDY = Study(
     purpose="Do learned strides hold their accuracy where strided convolutions lose it, and at what cost?",
     methods=tuple(
         dataclasses.replace(method, bindings=(*method.bindings, rate_binding(LEARNING_RATES[method.name])))
-        for method in UNTUNED_METHODS
+        for method in PAPER_METHODS
     ),
     data=DATA,
     strides=((2, 2, 2), (1, 3, 1), (3, 2, 3)),
-    seeds=(1, 2, 3),
+    seeds=(1, 2, 3, 4, 5),
     bindings=RECIPE,
+    baseline="diffstride",
 )

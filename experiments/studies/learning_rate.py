@@ -1,16 +1,17 @@
 """Which learning rate each method gets: the same three rates for all, compared on the validation images."""
 
 from experiments.studies import fashion_mnist_small
-from experiments.study import Study, Variant
+from experiments.study import PAPER_METHODS, Study, Variant
 
 RATES = (0.005, 0.01, 0.02)
 
 STUDY = Study(
     name="learning_rate",
     purpose="The learning rate of each method in fashion_mnist_small, chosen on the validation split.",
-    methods=tuple(fashion_mnist_small.UNTUNED_METHODS),
+    methods=PAPER_METHODS,
     data=fashion_mnist_small.DATA,
     seeds=(0,),  # None of the study that the rates are for.
     bindings=fashion_mnist_small.RECIPE,
+    measure="validation",
     variants=tuple(Variant(f"rate{rate:g}", (fashion_mnist_small.rate_binding(rate),)) for rate in RATES),
 )

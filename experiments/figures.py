@@ -1,0 +1,95 @@
+r"""Draws the figures of a study from its CSV files, and of one of its trained networks where that is here.
+
+python -m experiments.figures --study=fashion_mnist_small
+
+The figures are `experiments/results/<study>_*.png`. Those of curves, strides and MACs need the CSV files alone, that of
+the windows the folder of a run, and that of the poolings the data set.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+from absl import app
+from matplotlib.figure import Figure
+
+from diffstride_hybrid import command_line, gin_registry, training
+from experiments import records, study_figures
+from experiments.study import Cell, Study, load_study
+from experiments.study_flags import RESULTS, RUNS, STUDY
+
+IMAGES = 64
+
+
+def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, Figure]]:
+    """The figures that need the CSV files alone, with their names."""
+    runs, epochs = (
+        records.read_rows(records.runs_path(study, results)),
+        records.read_rows(records.epochs_path(study, results)),
+    )
+    if not runs:
+        raise ValueError(
+            f"There is no {records.runs_path(study, results)}: start python -m experiments.sweep and then "
+            f"python -m experiments.tables, both with --study={study.name}."
+        )
+    for data in study.data:
+        suffix = f"_{data}" if len(study.data) > 1 else ""
+        of_data = [row for row in runs if row["data"] == data]
+        epochs_of_data = [row for row in epochs if row["data"] == data]
+        methods = list(dict.fromkeys(row["method"] for row in of_data))
+        shown = [name for name in ("strided", "hybrid") if name in methods] or methods[:2]
+        yield f"curves{suffix}", study_figures.curves(study, epochs_of_data, shown)
+        for method in methods:
+            if any(row["method"] == method and row["strides_at_end"] for row in of_data):
+                yield f"strides_{method}{suffix}", study_figures.learned_strides(study, epochs_of_data, method)
+        yield f"macs{suffix}", study_figures.accuracy_against_macs(study, of_data)
+
+
+def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
+    """The figures that need a trained network with learned strides and its test images, with their names."""
+    folder = cell.folder(runs)
+    gin_registry.parse([str(folder / "operative_config.gin")], [])
+    datasets = gin_registry.load_datasets(seed=cell.seed)
+    model = keras.saving.load_model(folder / training.FINAL_MODEL)
+    images = next(iter(datasets.evaluation("test")))[0].numpy()[:IMAGES]
+    (start, *_) = records.read_rows(folder / "strides.csv")
+    strides = {
+        name.removesuffix("/vertical_stride"): (
+            float(start[name]),
+            float(start[name.replace("vertical", "horizontal")]),
+        )
+        for name in start
+        if name.endswith("/vertical_stride")
+    }
+    yield "windows", study_figures.windows(model, images, strides)
+    of_each_class = datasets.splits["test"].arrays
+    first = [int(np.argmax(of_each_class[1] == label)) for label in (0, 5, 8)]
+    yield "poolings", study_figures.poolings(of_each_class[0][first].astype("float32") / 255)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Draws what can be drawn."""
+    del argv
+    study, results = load_study(STUDY.value), pathlib.Path(RESULTS.value)
+    _write(study, results, figures_of_rows(study, results))
+    learned = (cell for cell in study.cells() if cell.is_finished(RUNS.value) and cell.method.name == study.baseline)
+    cell = next(learned, None)
+    if cell is None:
+        print(f"no run of {study.baseline} is in {RUNS.value}: its windows and poolings are not drawn")
+        return
+    _write(study, results, figures_of_run(cell, RUNS.value))
+
+
+def _write(study: Study, results: pathlib.Path, figures: Iterator[tuple[str, Figure]]) -> None:
+    results.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures:
+        path = results / f"{study.name}_{name}.png"
+        figure.savefig(path, dpi=130)
+        print(path)
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))

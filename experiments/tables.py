@@ -1,0 +1,64 @@
+r"""Brings the CSV files of a study up to date with its runs, and makes its Markdown tables from them.
+
+python -m experiments.tables --study=fashion_mnist_small
+python -m experiments.tables --study=fashion_mnist_small --readme=README.md
+
+Where the folders of the runs are not here the committed CSV files are what the tables are made of. With `--readme` the
+text between `<!-- table NAME -->` and `<!-- end of table -->` is replaced by the tables of the study of that name.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from diffstride_hybrid import command_line
+from experiments import records, study_report
+from experiments.study import load_study
+from experiments.study_flags import RESULTS, RUNS, STUDY
+
+_README = flags.DEFINE_string("readme", None, "A Markdown file whose tables are to be replaced.")
+
+
+def replace_table(text: str, name: str, table: str) -> str:
+    """Puts a table between its two marks.
+
+    Args:
+        text: Markdown.
+        name: of the table.
+        table: what is to stand there.
+
+    Returns:
+        The text with the table.
+
+    Raises:
+        ValueError: there are no such marks.
+    """
+    marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+    if not marks.search(text):
+        raise ValueError(f"There is no place for the table: a line '<!-- table {name} -->' and an end.")
+    return marks.sub(lambda match: match[1] + table + match[2], text)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Writes the CSV files and prints the tables."""
+    del argv
+    study, results = load_study(STUDY.value), pathlib.Path(RESULTS.value)
+    rows, _ = records.record(study, RUNS.value, results)
+    if not rows:
+        raise ValueError(
+            f"No run of {study.name} is finished in {RUNS.value}, and there is no {records.runs_path(study, results)}: "
+            f"start python -m experiments.sweep --study={study.name}."
+        )
+    table = study_report.tables(study, rows)
+    print(table)
+    if _README.value:
+        readme = pathlib.Path(_README.value)
+        readme.write_text(replace_table(readme.read_text(encoding="utf-8"), study.name, table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))

@@ -1,0 +1,267 @@
+import csv
+import dataclasses
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_folders import POOLING, finish
+
+from diffstride_hybrid import command_line
+from experiments import costs, figures, records, study_report, tables
+from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
+
+STUDIES = study_names()
+every_study = pytest.mark.parametrize("name", STUDIES)
+
+SMALL = Study(
+    name="small",
+    purpose="For tests.",
+    methods=(
+        Method("strided", "{data}_hybrid"),
+        Method("learned", "{data}_hybrid"),
+        Method("matched", "{data}_hybrid", matched_to="learned", match="maps"),
+    ),
+    data=("digits",),
+    strides=((2, 2, 2), (3, 2, 3)),
+    seeds=(1, 2, 3),
+    baseline="learned",
+)
+
+
+# --- The grid --------------------------------------------------------------------------------------------------------
+
+
+def test_the_studies_are_those_of_the_plan():
+    assert set(STUDIES) == {
+        "cifar10",
+        "cifar100",
+        "complexity",
+        "digits",
+        "fashion_mnist_small",
+        "imagenet",
+        "learning_rate",
+        "placement",
+    }
+
+
+@every_study
+def test_each_study_names_configs_that_exist_and_itself(name: str):
+    study = load_study(name)
+    assert study.name == name
+    cells = study.cells()
+    assert len({cell.name for cell in cells}) == len(cells)
+    for gin_file in {cell.gin_file for cell in cells}:
+        command_line.find_gin_file(gin_file)
+    for cell in cells:
+        assert cell.reference is None or cells.index(cell.reference) < cells.index(cell)
+
+
+@every_study
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 50])
+def test_shards_cover_a_grid_once_and_keep_what_is_matched_together(name: str, count: int):
+    cells = load_study(name).cells()
+    shards = [shard_of(cells, index, count) for index in range(1, count + 1)]
+    assert sorted(cell.name for shard in shards for cell in shard) == sorted(cell.name for cell in cells)
+    for shard in shards:
+        assert all(cell.reference is None or cell.reference in shard for cell in shard)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_papers_grid_has_90_runs_and_36_of_matched_baselines(name: str):
+    study = load_study(name)
+    cells = study.cells()
+    assert sum(cell.reference is None for cell in cells) == 90
+    assert len(cells) == 126
+    assert {cell.strides for cell in cells} == {(2, 2, 2), (2, 2, 3), (1, 3, 1), (3, 1, 3), (3, 1, 2), (3, 2, 3)}
+    assert {cell.seed for cell in cells} == {1, 2, 3}
+
+
+def test_all_methods_of_the_small_study_have_the_same_budget_of_tuning():
+    tuning, study = load_study("learning_rate"), load_study("fashion_mnist_small")
+    assert [method.name for method in tuning.methods] == [method.name for method in study.methods]
+    assert tuning.bindings == study.bindings
+    assert not set(tuning.seeds) & set(study.seeds)
+    assert tuning.measure == "validation"
+
+
+def test_a_study_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"No study 'cifar11': did you mean cifar10"):
+        load_study("cifar11")
+    with pytest.raises(ValueError, match=r"there are cifar10, .*placement"):
+        load_study("../x")
+
+
+# --- Costs and matches -----------------------------------------------------------------------------------------------
+
+
+def cell_of(study: str, method: str, strides: tuple[int, int, int] = (2, 2, 2)) -> Cell:
+    return next(cell for cell in load_study(study).cells() if (cell.method.name, cell.strides) == (method, strides))
+
+
+def test_the_cost_of_a_cell_is_that_of_its_end_where_it_is_finished_and_of_its_start_where_not(tmp_path: Path):
+    cell = cell_of("fashion_mnist_small", "strided")
+    at_the_start = costs.cell_cost(cell, str(tmp_path))
+    stem, classifier = 28 * 28 * 9 * 4, 32 * 10
+    block_1 = 4 * 28 * 28 * 9 * 4 * 4
+    others = sum(size * size * width * width * (9 / 2 + 3 * 9 + 1 / 2) for size, width in ((14, 8), (7, 16), (4, 32)))
+    assert at_the_start == (stem + block_1 + others + classifier, {})
+    finish(cell, tmp_path, poolings=[POOLING], macs=7)
+    assert costs.cell_cost(cell, str(tmp_path)) == (7, {"pooling": ((32, 32), (20, 26))})
+
+
+def test_matched_maps_have_the_sizes_that_learned_strides_ended_with(tmp_path: Path):
+    cell = cell_of("fashion_mnist_small", "strided_matched_maps")
+    poolings = [
+        {"layer": "pooling", "strides": [1.2, 1.2], "input_size": [28, 28], "output_size": [28, 26]},
+        {"layer": "block_2/layer_1/pooling", "strides": [2, 2], "input_size": [28, 26], "output_size": [23, 20]},
+        {"layer": "block_3/layer_1/pooling", "strides": [2, 2], "input_size": [23, 20], "output_size": [19, 18]},
+        {"layer": "block_4/layer_1/pooling", "strides": [2, 2], "input_size": [19, 18], "output_size": [16, 13]},
+        {"layer": "head_pooling", "strides": None, "input_size": [16, 13], "output_size": [8, 6]},
+    ]
+    finish(cell.reference, tmp_path, poolings=poolings, macs=1)
+    bindings = (*cell.gin_bindings, *costs.matched_bindings(cell, str(tmp_path)))
+    sizes = costs.initial_cost(cell.gin_file, bindings).pooling_sizes
+    expected = {p["layer"]: (tuple(p["input_size"]), tuple(p["output_size"])) for p in poolings[:4]}
+    assert sizes == expected
+
+
+def test_matched_maps_cost_what_learned_strides_cost(tmp_path: Path):
+    learned, matched = (cell_of("fashion_mnist_small", name) for name in ("diffstride", "strided_matched_maps"))
+    assert costs.cell_cost(learned, str(tmp_path)).macs == costs.cell_cost(matched, str(tmp_path)).macs
+
+
+@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 3, 1), (3, 2, 3)])
+@pytest.mark.parametrize("macs", [3_000_000, 50_000_000])
+def test_matched_macs_are_the_nearest_that_a_width_gives(tmp_path: Path, strides: Any, macs: int):
+    cell = cell_of("fashion_mnist_small", "strided_matched_macs", strides)
+    finish(cell.reference, tmp_path, poolings=[], macs=macs)
+    (binding,) = costs.matched_bindings(cell, str(tmp_path))
+    width = int(binding.removeprefix("resnet.resnet18.width = "))
+    at = {
+        near: costs.initial_cost(cell.gin_file, (*cell.gin_bindings, f"resnet.resnet18.width = {near}")).macs
+        for near in (width - 1, width, width + 1)
+    }
+    assert min(at, key=lambda near: abs(at[near] - macs)) == width
+
+
+# --- Records ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_finished_run_is_a_row_and_each_of_its_epochs_another(tmp_path: Path):
+    cells = SMALL.cells()
+    for cell in cells[:3]:
+        finish(cell, tmp_path / "runs")
+    rows, epochs = records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    assert [tuple(row[name] for name in records.KEY) for row in rows] == [
+        ("digits", name, "", "2,2,2", "1") for name in ("strided", "learned", "matched")
+    ]
+    assert rows == records.read_rows(tmp_path / "small.csv")
+    assert [(row["method"], row["epoch"]) for row in epochs] == list(
+        itertools.product(("strided", "learned", "matched"), ("0", "1", "2"))
+    )
+    assert rows[1]["strides_at_start"] == "pooling 2.0000,2.0000"
+    assert rows[1]["strides_at_end"] == "pooling 2.5000,1.5000"
+    assert rows[1]["sizes_at_end"] == "pooling 32x32 to 20x26"
+    assert rows[1]["commit"] == "abc"
+    assert "keras 3" in rows[1]["versions"]
+    assert epochs[3]["loss"] == "" and float(epochs[4]["loss"]) > 0
+
+
+def test_rows_of_runs_on_another_machine_stay_and_rows_of_no_cell_go(tmp_path: Path):
+    cells = SMALL.cells()
+    finish(cells[0], tmp_path / "here", accuracy=0.5)
+    records.record(SMALL, str(tmp_path / "here"), tmp_path)
+    finish(cells[4], tmp_path / "there")
+    finish(Cell("small", "digits", Method("gone", "x"), Variant(), (1, 1, 1), 1, "m", ()), tmp_path / "there")
+    rows, epochs = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    assert [(row["method"], row["strides"]) for row in rows] == [("strided", "2,2,2"), ("learned", "3,2,3")]
+    assert len(epochs) == 6
+    finish(cells[0], tmp_path / "there", accuracy=0.75)
+    rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    assert [row["test_accuracy"] for row in rows] == ["0.7500", "0.9000"]
+    assert records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0] == rows
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+
+
+def rows_of(accuracies: dict[tuple[str, str], list[float]]) -> list[records.Row]:
+    return [
+        {
+            "data": "digits",
+            "method": method,
+            "variant": "",
+            "strides": strides,
+            "seed": str(seed),
+            "test_accuracy": str(accuracy),
+            "macs": str(1_000_000 * (seed + 1) if method == "learned" else 2_000_000),
+            "parameters": "1234",
+        }
+        for (method, strides), values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+ROWS = rows_of(
+    {
+        ("strided", "2,2,2"): [0.5, 0.6, 0.7],
+        ("strided", "3,2,3"): [0.4],
+        ("learned", "2,2,2"): [0.8, 0.7, 0.9],
+        ("learned", "3,2,3"): [0.5],
+    }
+)
+
+
+def test_a_table_gives_mean_deviation_count_and_macs():
+    head, rule, *lines = study_report.accuracy_table(SMALL, "digits", ROWS).splitlines()
+    assert head == "| method | strides 2,2,2 | strides 3,2,3 | mean | runs | parameters |"
+    assert rule.count("---") == 6
+    strided, learned = (f"{statistics.stdev(values):.2f} %" for values in ([50, 60, 70, 40], [80, 70, 90, 50]))
+    assert lines == [
+        f"| `strided` | 60.00 ± 10.00 %, 0.0020 G | 40.00 %, 0.0020 G | 55.00 ± {strided} | 4 | 1,234 |",
+        f"| `learned` | 80.00 ± 10.00 %, 0.0010 to 0.0030 G | 50.00 %, 0.0010 G | 72.50 ± {learned} | 4 | 1,234 |",
+    ]
+
+
+def test_published_figures_have_a_column_of_their_own():
+    study = dataclasses.replace(SMALL, published={("digits", "learned"): "99 %"})
+    head, _, strided, learned = study_report.accuracy_table(study, "digits", ROWS).splitlines()
+    assert head.endswith("| published |")
+    assert strided.endswith("| none |") and learned.endswith("| 99 % |")
+
+
+def test_differences_are_those_of_runs_of_the_same_strides_and_seed():
+    (line,) = study_report.difference_table(SMALL, ROWS).splitlines()[2:]
+    differences = [-30, -10, -20, -10]
+    assert line == (f"| `strided` | -20.00 ± 10.00 | -10.00 | -17.50 ± {statistics.stdev(differences):.2f} | 4 |")
+
+
+def test_a_table_is_put_between_its_marks():
+    text = "a\n<!-- table x -->\nold\n<!-- end of table -->\nb\n<!-- table y -->\nkept\n<!-- end of table -->\n"
+    assert tables.replace_table(text, "x", "new \\1") == text.replace("old", "new \\1")
+    with pytest.raises(ValueError, match="<!-- table z -->"):
+        tables.replace_table(text, "z", "new")
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_figures_are_drawn_from_the_files_alone(tmp_path: Path):
+    for cell, accuracy in zip(SMALL.cells(), itertools.cycle((0.5, 0.6, 0.7, 0.9))):
+        finish(cell, tmp_path / "runs", accuracy=accuracy)
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    drawn = dict(figures.figures_of_rows(SMALL, tmp_path))
+    assert list(drawn) == ["curves", "strides_learned", "macs"]
+    for figure in drawn.values():
+        below = [axes for axes in figure.axes if axes.get_subplotspec().is_last_row()]
+        assert all(axes.get_xlabel() for axes in below)
+        assert below[0].get_ylabel()
+        figure.savefig(tmp_path / "figure.png")
+    (line,) = (line for line in drawn["curves"].axes[0].lines if line.get_label() == "strided, validation")
+    with open(tmp_path / "small_epochs.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["method"], row["strides"]) == ("strided", "2,2,2")]
+    at_the_end = [100 * float(row["val_accuracy"]) for row in rows if row["epoch"] == "2"]
+    assert len(at_the_end) == 3
+    assert list(line.get_ydata()) == pytest.approx([20, statistics.fmean(at_the_end)])
