@@ -354,7 +354,7 @@ class Resnet(keras.Sequential):
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
         super().build(input_shape)
-        if self.built:
+        if self.layers[-1].built:  # Not yet where Keras asks before the shape is known.
             complexity.regularize_strides(self, self._config["stride_complexity"])
 
     def get_config(self) -> dict[str, Any]:

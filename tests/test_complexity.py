@@ -242,7 +242,7 @@ def test_the_gradient_of_the_penalty_is_its_finite_difference():
                 layer.strides.assign(strides + sign * step)
                 ends.append(float(sum(model.losses)))
             layer.strides.assign(strides)
-            assert gradient[i] == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-3)
+            assert float(gradient[i]) == pytest.approx((ends[0] - ends[1]) / 2e-2, rel=1e-3)
             assert gradient[i] < 0
 
 

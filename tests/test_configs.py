@@ -32,7 +32,7 @@ every_config = pytest.mark.parametrize("name", CONFIGS)
 # These run the compiled loop. The others run it eagerly, to save time; test_commands compiles digits_hybrid.
 COMPILED = ("cifar10_strided", "cifar100_spectral")
 
-TINY = ("resnet.resnet18.width = 4", "train.train.num_epochs = 1", "train.train.steps_per_epoch = 1")
+TINY = ("train.train.num_epochs = 1", "train.train.steps_per_epoch = 1")
 
 
 class Trained(NamedTuple):
@@ -55,7 +55,10 @@ class AtTheStart(keras.callbacks.Callback):
 
 def train(folder: Path, data_dir: Path, file: Path, batch_size: int = 24) -> Trained:
     data = [f"data.load_datasets.{name}" for name in (f"data_dir = {str(data_dir)!r}", f"batch_size = {batch_size}")]
-    gin_registry.parse([str(file)], [*TINY, *data])
+    is_imagenet = file.stem.startswith("imagenet")
+    width = f"resnet.{'resnet34' if is_imagenet else 'resnet18'}.width = 4"
+    image_size = ["data.load_datasets.image_size = 64"] if is_imagenet else []
+    gin_registry.parse([str(file)], [*TINY, width, *data, *image_size])
     callback = AtTheStart()
     summary = gin_registry.train(workdir=str(folder), callbacks=[callback])
     return Trained(folder, summary, callback.model, callback.unread)
@@ -95,13 +98,12 @@ def metrics_of(run: Trained) -> dict[str, float]:
 
 
 def test_the_configs_are_those_of_the_plan():
-    variants = ("strided", "spectral", "diffstride", "hybrid")
+    variants = ("strided", "spectral", "diffstride", "hybrid", "hybrid_before_activation")
     assert set(CONFIGS) == {
         "base",
         "digits_hybrid",
         "cifar10_diffstride_released",
-        *(f"{name}_{variant}" for name in ("fashion_mnist", "cifar10", "cifar100") for variant in variants),
-        *(f"{name}_hybrid_before_activation" for name in ("cifar10", "cifar100")),
+        *(f"{name}_{variant}" for name in ("fashion_mnist", "cifar10", "cifar100", "imagenet") for variant in variants),
     }
 
 
@@ -175,8 +177,9 @@ def test_poolings_and_head_are_what_the_name_says(trained: Callable[[str], Train
 @every_config
 def test_data_are_what_the_name_says(trained: Callable[[str], Trained], name: str):
     data = json.loads((trained(name).folder / "run.json").read_text())["data"]
-    expected = next((part for part in ("cifar100", "cifar10", "fashion_mnist") if name.startswith(part)), "digits")
-    assert data["name"] == expected
+    known = ("cifar100", "cifar10", "fashion_mnist", "imagenet")
+    expected = next((part for part in known if name.startswith(part)), "digits")
+    assert data["name"] == expected.replace("imagenet", "imagenet2012")
     assert (data["split_sizes"]["validation"] == 0) == (name == "cifar10_diffstride_released")
 
 

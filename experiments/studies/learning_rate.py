@@ -1,9 +1,9 @@
-"""Which learning rate each method gets: the same three rates for all, compared on the validation images."""
+"""Which learning rate each method gets: the same four rates for all, compared on the validation images."""
 
 from experiments.studies import fashion_mnist_small
 from experiments.study import PAPER_METHODS, Study, Variant
 
-RATES = (0.005, 0.01, 0.02)
+RATES = (0.0025, 0.005, 0.01, 0.02)
 
 STUDY = Study(
     name="learning_rate",
