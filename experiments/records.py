@@ -104,8 +104,8 @@ def _run_rows(cell: Cell, runs: str) -> Iterable[Row]:
     values = {
         "test_accuracy": f"{summary['test_accuracy']:.4f}",
         "test_loss": f"{summary['test_loss']:.4f}",
-        "validation_accuracy": epochs[-1].get("val_accuracy", ""),
-        "validation_loss": epochs[-1].get("val_loss", ""),
+        "validation_accuracy": _rounded(epochs[-1].get("val_accuracy", "")),
+        "validation_loss": _rounded(epochs[-1].get("val_loss", "")),
         "epochs": summary["epochs"],
         "steps": summary["steps"],
         "macs_at_start": start["macs"],
@@ -134,8 +134,14 @@ def _epoch_rows(cell: Cell, runs: str) -> Iterable[Row]:
     metrics = {row["epoch"]: row for row in read_rows(folder / "metrics.csv")}
     for sizes in read_rows(folder / "strides.csv"):
         measured = metrics.get(sizes["epoch"], {})
-        figures = {name: measured.get(name, "") for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        figures = {name: _rounded(measured.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        sizes = {name: _rounded(value) for name, value in sizes.items()}
         yield {**dict(zip(KEY, _key(cell))), "epoch": sizes["epoch"], **figures, **sizes}
+
+
+def _rounded(text: str) -> str:
+    """A number to five decimals, other text as it is."""
+    return f"{float(text):.5f}" if "." in text or "e" in text else text
 
 
 def _strides_at_start(row: Mapping[str, str]) -> Iterable[str]:

@@ -45,7 +45,8 @@ def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
     column, names = _columns(study)
     published = {method.name: study.published.get((data, method.name), "") for method in study.methods}
     head = ["method", *(_title(column, name) for name in names)]
-    head += ["mean"] * (len(names) > 1) + ["runs", "parameters"] + ["published"] * any(published.values())
+    has_mean = column == "strides" and len(names) > 1
+    head += ["mean"] * has_mean + ["runs", "parameters"] + ["published"] * any(published.values())
     lines = [head, ["---"] * len(head)]
     for method in study.methods:
         of_method = [row for row in rows if row["method"] == method.name]
@@ -53,7 +54,7 @@ def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
             continue
         cells = [[row for row in of_method if row[column] == name] for name in names]
         line = [f"`{method.name}`", *(_cell(study, cell) for cell in cells)]
-        if len(names) > 1:
+        if has_mean:
             line.append(_accuracy(study, of_method))
         line += [str(len(of_method)), _span(of_method, "parameters", lambda value: f"{value:,.0f}")]
         lines.append(line + [published[method.name] or "none"] * any(published.values()))

@@ -299,8 +299,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs, or says what would be run."""
     del argv
     study = load_study(STUDY.value)
-    every_cell = study.cells()
-    cells = shard_of(every_cell, *parse_shard(_SHARD.value))
+    cells = shard_of(study.cells(), *parse_shard(_SHARD.value))
     for cell in cells:
         check_unchanged(cell, RUNS.value)
     if _LIST.value or _DRY_RUN.value:
@@ -309,7 +308,8 @@ def main(argv: Sequence[str]) -> None:
         finished = sum(cell.is_finished(RUNS.value) for cell in cells)
         print(f"{len(cells)} runs, {finished} finished: {_composition(cells)}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: sys.exit(128 + received))
     sweep = Sweep(cells, RUNS.value, _JOBS.value, _TRAIN_FLAGS.value)
     sweep.run()
     if sweep.broken:

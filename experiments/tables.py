@@ -4,7 +4,8 @@ python -m experiments.tables --study=fashion_mnist_small
 python -m experiments.tables --study=fashion_mnist_small --readme=README.md
 
 Where the folders of the runs are not here the committed CSV files are what the tables are made of. With `--readme` the
-text between `<!-- table NAME -->` and `<!-- end of table -->` is replaced by the tables of the study of that name.
+text between `<!-- table NAME -->` and `<!-- end of table -->` is replaced by the tables of the study of that name, and
+that after `<!-- table published -->` by the published figures.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from diffstride_hybrid import command_line
-from experiments import records, study_report
+from experiments import published, records, study_report
 from experiments.study import load_study
 from experiments.study_flags import RESULTS, RUNS, STUDY
 
@@ -37,10 +38,10 @@ def replace_table(text: str, name: str, table: str) -> str:
     Raises:
         ValueError: there are no such marks.
     """
-    marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
+    marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end of table -->)", re.DOTALL)
     if not marks.search(text):
         raise ValueError(f"There is no place for the table: a line '<!-- table {name} -->' and an end.")
-    return marks.sub(lambda match: match[1] + table + match[2], text)
+    return marks.sub(lambda match: match[1] + table + "\n" + match[2], text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -57,7 +58,10 @@ def main(argv: Sequence[str]) -> None:
     print(table)
     if _README.value:
         readme = pathlib.Path(_README.value)
-        readme.write_text(replace_table(readme.read_text(encoding="utf-8"), study.name, table), encoding="utf-8")
+        text = readme.read_text(encoding="utf-8")
+        for name, content in ((study.name, table), ("published", published.table())):
+            text = replace_table(text, name, content)
+        readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

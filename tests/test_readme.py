@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from diffstride_hybrid import DiffStride, command_line
-from experiments import tpu_report
+from experiments import published, records, study_report, tpu_report
+from experiments.study import load_study
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,8 +44,12 @@ def test_each_snippet_runs(snippet: str):
     assert names["x"].shape[-1] in (8, 64)
 
 
+OF_STUDIES = ("experiments.sweep", "experiments.tables", "experiments.figures")
+
+
 def options_of(module: str) -> list[str]:
-    source = importlib.util.find_spec(module).loader.get_source(module)
+    modules = [module, "experiments.study_flags"] if module in OF_STUDIES else [module]
+    source = "".join(importlib.util.find_spec(name).loader.get_source(name) for name in modules)
     return re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
 
 
@@ -82,3 +87,20 @@ def test_the_tables_of_the_tpu_compiler_are_those_of_its_lines():
     lines = (ROOT / "experiments" / "results" / "tpu_compile.jsonl").read_text(encoding="utf-8").splitlines()
     for table in tpu_report.tables([json.loads(line) for line in lines]).split("\n\n"):
         assert table in README
+
+
+@pytest.mark.parametrize("name", re.findall(r"<!-- table (\w+) -->", README))
+def test_the_tables_of_studies_are_those_of_their_rows(name: str):
+    if name == "published":
+        table = published.table()
+    else:
+        study = load_study(name)
+        rows = records.read_rows(records.runs_path(study, records.RESULTS))
+        assert len(rows) == len(study.cells())
+        table = study_report.tables(study, rows)
+    assert f"<!-- table {name} -->\n{table}\n<!-- end of table -->" in README
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)#]+)\)", README))
+def test_each_file_that_is_linked_exists(path: str):
+    assert (ROOT / path).exists()

@@ -10,6 +10,7 @@ from study_folders import POOLING, finish
 
 from diffstride_hybrid import command_line
 from experiments import costs, figures, records, study_report, tables
+from experiments.studies import fashion_mnist_small
 from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
 
 STUDIES = study_names()
@@ -84,6 +85,14 @@ def test_all_methods_of_the_small_study_have_the_same_budget_of_tuning():
     assert tuning.bindings == study.bindings
     assert not set(tuning.seeds) & set(study.seeds)
     assert tuning.measure == "validation"
+
+
+def test_the_rates_of_the_small_study_are_the_best_on_the_validation_images():
+    rows = records.read_rows(records.runs_path(load_study("learning_rate"), records.RESULTS))
+    for method, rate in fashion_mnist_small.LEARNING_RATES.items():
+        of_method = [row for row in rows if row["method"] == method]
+        best = max(of_method, key=lambda row: float(row["validation_accuracy"]))
+        assert best["variant"] == f"rate{rate:g}", method
 
 
 def test_a_study_that_does_not_exist_is_refused():

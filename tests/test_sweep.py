@@ -1,5 +1,7 @@
 import fcntl
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -228,17 +230,17 @@ def test_a_sweep_killed_three_times_ends_with_the_rows_of_one_left_alone(tmp_pat
 
     def start(runs: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "experiments.sweep", "--study=digits", "--jobs=2", f"--runs={tmp_path / runs}"]
-        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.DEVNULL)
+        return subprocess.Popen(command, cwd=root, text=True, stdout=subprocess.DEVNULL, start_new_session=True)
 
     assert start("left_alone").wait() == 0
-    for finished in (0, 2, 5):
+    for finished, kill in ((0, os.kill), (2, os.killpg), (5, os.kill)):  # The second time with all trainings.
         killed = start("killed")
         while sum(cell.is_finished(tmp_path / "killed") for cell in study.cells()) < finished or (
             not list((tmp_path / "killed").glob("*/*/backup/ckpt-1.index"))
         ):
             assert killed.poll() is None
             time.sleep(0.1)
-        killed.kill()
+        kill(killed.pid, signal.SIGKILL)
         killed.wait()
     assert start("killed").wait() == 0
 

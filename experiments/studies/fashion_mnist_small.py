@@ -26,12 +26,12 @@ def rate_binding(rate: float) -> str:
 
 # Of the study learning_rate, by validation accuracy.
 LEARNING_RATES = {
-    "strided": 0.005,
+    "strided": 0.02,
     "spectral": 0.005,
     "diffstride": 0.005,
     "hybrid": 0.005,
     "hybrid_before_activation": 0.005,
-    "strided_matched_maps": 0.005,
+    "strided_matched_maps": 0.01,
     "strided_matched_macs": 0.005,
 }
 
