@@ -49,10 +49,13 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
         The rows of both files.
 
     Raises:
+        ValueError: a run was made by another version of the study.
         OSError: a file cannot be read or written.
     """
     cells = study.cells()
     finished = [cell for cell in cells if cell.is_finished(runs)]
+    for cell in finished:
+        cell.check_unchanged(runs)
     places = {_key(cell): place for place, cell in enumerate(cells)}
     here = {_key(cell) for cell in finished}
     files = []

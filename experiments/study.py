@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import itertools
+import json
 import pathlib
 import pkgutil
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,19 @@ class Cell:
             "gin_file": self.gin_file,
             "gin_bindings": list(self.gin_bindings),
         }
+
+    def check_unchanged(self, runs: str | pathlib.Path) -> None:
+        """Raises ValueError where the cell's folder was made by another version of its study."""
+        path = self.folder(runs) / CELL_FILE
+        if not path.exists():
+            return
+        before, now = json.loads(path.read_text(encoding="utf-8")), self.description()
+        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            raise ValueError(
+                f"{path.parent} was run by another version of the study: {'; '.join(changed)}. Move it away, or give "
+                "another --runs."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,27 +215,12 @@ def _locked(cell: Cell, runs: str) -> IO[str] | None:
     except BlockingIOError:
         lock.close()
         return None
-    check_unchanged(cell, runs)
+    cell.check_unchanged(runs)
     path = folder / CELL_FILE
     partial = path.with_name(f".partial.{CELL_FILE}")
     partial.write_text(json.dumps(cell.description(), indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
     return lock
-
-
-def check_unchanged(cell: Cell, runs: str) -> None:
-    """Raises ValueError where the folder of a cell was made by another version of its study."""
-    path = cell.folder(runs) / CELL_FILE
-    if not path.exists():
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    now = cell.description()
-    changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
-    if changed:
-        raise ValueError(
-            f"{path.parent} was run by another version of the study: {'; '.join(changed)}. Move it away, or give "
-            "another --runs."
-        )
 
 
 def _environment(jobs: int) -> Mapping[str, str]:
@@ -301,7 +286,7 @@ def main(argv: Sequence[str]) -> None:
     study = load_study(STUDY.value)
     cells = shard_of(study.cells(), *parse_shard(_SHARD.value))
     for cell in cells:
-        check_unchanged(cell, RUNS.value)
+        cell.check_unchanged(RUNS.value)
     if _LIST.value or _DRY_RUN.value:
         for line in (dry_run if _DRY_RUN.value else listing)(cells, RUNS.value):
             print(line, flush=True)

@@ -25,6 +25,7 @@ from diffstride_hybrid import (
     training,
 )
 from diffstride_hybrid.resnet import ResidualLayer
+from experiments.studies import fashion_mnist_small
 
 CONFIGS = sorted(path.stem for path in command_line.shipped_configs().glob("*.gin"))
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -113,7 +114,16 @@ def test_each_file_opens_with_its_command_and_what_it_costs(name: str):
     comment = text[: text.index("\n\n") if name == "base" else text.index("\ninclude")]
     assert all(line.startswith("#") for line in comment.splitlines())
     assert f"#   python -m diffstride_hybrid.train --gin_file={name}\n" in comment + "\n"
-    assert name == "base" or "Cost: " in comment
+    assert "Cost: " in comment
+    assert "\n# Learning rate: " in comment
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("fashion_mnist")] + ["digits_hybrid"])
+def test_tuned_rates_are_those_of_the_study(name: str):
+    gin_registry.parse([str(command_line.shipped_configs() / f"{name}.gin")], [])
+    method = name.removeprefix("fashion_mnist_").removeprefix("digits_")
+    schedule = gin.get_bindings("tf.keras.optimizers.schedules.CosineDecay")
+    assert schedule["initial_learning_rate"] == fashion_mnist_small.LEARNING_RATES[method]
 
 
 @every_config

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import itertools
+import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from study_folders import POOLING, finish
 from diffstride_hybrid import command_line
 from experiments import costs, figures, records, study_report, tables
 from experiments.studies import fashion_mnist_small
-from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
+from experiments.study import CELL_FILE, Cell, Method, Study, Variant, load_study, shard_of, study_names
 
 STUDIES = study_names()
 every_study = pytest.mark.parametrize("name", STUDIES)
@@ -191,6 +192,15 @@ def test_rows_of_runs_on_another_machine_stay_and_rows_of_no_cell_go(tmp_path: P
     rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
     assert [row["test_accuracy"] for row in rows] == ["0.7500", "0.9000"]
     assert records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0] == rows
+
+
+def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    folder = finish(cell, tmp_path)
+    cell.check_unchanged(tmp_path)
+    (folder / CELL_FILE).write_text(json.dumps({**cell.description(), "gin_bindings": ["a = 1"]}))
+    with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
+        records.record(SMALL, str(tmp_path), tmp_path)
 
 
 # --- Tables ----------------------------------------------------------------------------------------------------------

@@ -176,16 +176,6 @@ def test_a_training_whose_sweep_is_killed_keeps_its_cell(trainer: Callable[[str]
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_folder_of_another_version_of_the_study_is_refused(trainer: Callable[[str], None], tmp_path: Path):
-    trainer("")
-    (cell, *_) = STUDY.cells()
-    folder = finish(cell, tmp_path)
-    before = {**cell.description(), "gin_bindings": ["a = 1"]}
-    (folder / CELL_FILE).write_text(json.dumps(before))
-    with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
-        sweep.check_unchanged(cell, str(tmp_path))
-
-
 def test_the_time_that_is_left_follows_the_runs_that_are_most_alike(tmp_path: Path):
     cells = STUDY.cells()
     running = sweep.Sweep(cells, str(tmp_path), 2)
