@@ -24,6 +24,7 @@ seed `tf.image.stateless_…`.
 """
 
 DIGITS = "digits"
+DIGITS_SIZE = 32
 MEMORY_LIMIT_BYTES = 2 << 30
 MIXUPS = ("pairs", "batch")
 
@@ -267,7 +268,7 @@ def load_datasets(
     if augment_fn is not None and not callable(augment_fn):
         raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
     if name == DIGITS:
-        splits, num_classes = _load_digits(validation_fraction, training_images, image_size or 32)
+        splits, num_classes = _load_digits(validation_fraction, training_images, image_size or DIGITS_SIZE)
     else:
         splits, num_classes = _load_tfds(name, validation_fraction, training_images, image_size, data_dir)
     if splits["train"].size == 0:
@@ -535,6 +536,30 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, int
             f"The images of {name!r} differ in size: set data.load_datasets.image_size to the size they shall have."
         )
     return features[0], features[1].num_classes, (height, width, channels or 3)
+
+
+def shapes(
+    name: str, image_size: int | None = None, data_dir: str | None = None, **others: Any
+) -> tuple[tuple[int, int, int], int]:
+    """What `load_datasets` would give, as far as a network depends on it. The set need not be prepared.
+
+    Args:
+        name: see `load_datasets`.
+        image_size: see `load_datasets`.
+        data_dir: see `load_datasets`.
+        **others: arguments of `load_datasets` that do not matter here.
+
+    Returns:
+        (height, width, channels) of an image, and the number of classes.
+
+    Raises:
+        ValueError: the name is unknown, or the set does not pair images with one label each.
+    """
+    del others
+    if name == DIGITS:
+        return (image_size or DIGITS_SIZE, image_size or DIGITS_SIZE, 1), 10
+    _, num_classes, shape = image_classification(tfds_builder(name, data_dir), image_size)
+    return shape, num_classes
 
 
 def prepare(builder: Any) -> None:

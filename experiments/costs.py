@@ -29,36 +29,14 @@ class Cost(NamedTuple):
     pooling_sizes: Mapping[str, tuple[Size, Size]]
 
 
-def datasets_of_shapes() -> data.Datasets:
-    """The data set that gin binds, without images: it need not be here, as its shapes are all that is asked for."""
-    bound = gin.get_bindings("data.load_datasets")
-    if bound["name"] == data.DIGITS:
-        return data.load_datasets(**bound)
-    builder = data.tfds_builder(bound["name"], bound.get("data_dir"))
-    _, num_classes, shape = data.image_classification(builder, bound.get("image_size"))
-    return data.Datasets(
-        name=bound["name"],
-        image_shape=shape,
-        num_classes=num_classes,
-        batch_size=bound.get("batch_size", 32),
-        mean=(0.0,) * shape[-1],
-        std=(1.0,) * shape[-1],
-        splits={},
-        mixup_alpha=0.0,
-        mixup="pairs",
-        augment_fn=None,
-        seed=1,
-    )
-
-
 @functools.cache
 def initial_cost(gin_file: str, bindings: tuple[str, ...]) -> Cost:
     """The cost of a config's network at the strides that it starts with."""
     gin_registry.parse([command_line.find_gin_file(gin_file)], list(bindings))
-    datasets = datasets_of_shapes()
-    model = gin.get_bindings("train.train")["model_cls"](num_output_classes=datasets.num_classes)
-    model.build((None, *datasets.image_shape))
-    cost = complexity.macs(model, datasets.image_shape)
+    image_shape, num_classes = data.shapes(**gin.get_bindings("data.load_datasets"))
+    model = gin.get_bindings("train.train")["model_cls"](num_output_classes=num_classes)
+    model.build((None, *image_shape))
+    cost = complexity.macs(model, image_shape)
     sizes = {path.removeprefix(f"{model.name}/"): size for path, size in cost.pooling_sizes().items()}
     keras.utils.clear_session(free_memory=False)
     return Cost(cost.macs, sizes)

@@ -19,15 +19,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid import command_line, complexity, gin_registry, training
-from experiments import costs
+from diffstride_hybrid import command_line, complexity, data, gin_registry, training
 
 
 def main() -> None:
     """Answers the request."""
     request = json.loads(sys.argv[1])
     gin_registry.parse([command_line.find_gin_file(request["gin_file"])], request["gin_bindings"])
-    datasets = costs.datasets_of_shapes()
+    datasets = _datasets_of_shapes()
     keras.config.set_dtype_policy(request["dtype_policy"])
     run = gin.get_bindings("train.train")
     loop = training.make_loop(datasets, run["model_cls"], run["optimizer_cls"], run["loss_cls"], jit_compile=True)
@@ -45,6 +44,25 @@ def main() -> None:
         answer = _compile(function, (inputs,), request["topology"], own_layouts=True)
         answer |= {"batch": datasets.batch_size, "map": "x".join(map(str, shape))}
     print(json.dumps(answer))
+
+
+def _datasets_of_shapes() -> data.Datasets:
+    """A set that need not be here, without images: its shapes are all that a step depends on."""
+    bound = gin.get_bindings("data.load_datasets")
+    image_shape, num_classes = data.shapes(**bound)
+    return data.Datasets(
+        name=bound["name"],
+        image_shape=image_shape,
+        num_classes=num_classes,
+        batch_size=bound.get("batch_size", 32),
+        mean=(0.0,) * image_shape[-1],
+        std=(1.0,) * image_shape[-1],
+        splits={},
+        mixup_alpha=0.0,
+        mixup="pairs",
+        augment_fn=None,
+        seed=1,
+    )
 
 
 def _places(model: keras.Model, image_shape: tuple[int, int, int]) -> dict[str, tuple[Any, tuple[int, ...]]]:

@@ -1,0 +1,57 @@
+r"""Makes a model of this package of a checkpoint of the code released with DiffStride.
+
+python -m diffstride_hybrid.convert_google --checkpoint=run/saved_model --gin_file=cifar10_diffstride \
+    --output=model.keras
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+import gin
+from absl import app, flags
+
+from diffstride_hybrid import command_line, complexity, data, gin_registry, google_checkpoint
+from diffstride_hybrid.resnet import Resnet
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
+)
+_GIN_FILES = flags.DEFINE_multi_string(
+    "gin_file", None, "The config of the run: a path, or the name of a shipped one. May be given again.", required=True
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files. May be given again.")
+_OUTPUT = flags.DEFINE_string("output", None, "The '.keras' file to write.", required=True)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Builds the network of the config, restores the checkpoint, and saves."""
+    del argv
+    output = pathlib.Path(_OUTPUT.value)
+    if output.suffix != ".keras":
+        raise ValueError(f"--output must end in '.keras', got {output}.")
+    if output.exists():
+        raise ValueError(f"{output} exists: choose another name, or move that file away.")
+    gin_registry.parse([command_line.find_gin_file(name) for name in _GIN_FILES.value], _GIN_BINDINGS.value)
+    model_cls = gin.get_bindings("train.train").get("model_cls")
+    image_shape, num_classes = data.shapes(**gin.get_bindings("data.load_datasets"))
+    model = model_cls(num_output_classes=num_classes)
+    if not isinstance(model, Resnet):
+        raise ValueError(f"train.train.model_cls must make a Resnet, as in the release, got {type(model).__name__}.")
+    model.build((None, *image_shape))
+    google_checkpoint.restore(model, _CHECKPOINT.value)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".partial.{output.name}")
+    model.save(partial)
+    os.replace(partial, output)
+    print(f"{model.count_params():,} parameters, strides:")
+    for layer in complexity.diffstride_layers(model):
+        strides = ", ".join(f"{stride:.3f}" for stride in layer.strides.numpy())
+        print(f"  {layer.path.removeprefix(f'{model.name}/'):<24}  {strides}")
+    print(f"saved {output}")
+
+
+if __name__ == "__main__":
+    app.run(command_line.reporting_errors(main))
