@@ -9,10 +9,12 @@ from diffstride_hybrid.pooling import (
     SpectralPooling,
     StrideConstraint,
 )
+from diffstride_hybrid.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.resnet import ResidualLayer, Resnet, ResnetBlock, resnet18, resnet34, resnet56
 
 __all__ = [
     "DiffStride",
+    "DiffStride1D",
     "FixedSpectralPooling",
     "FusedBatchNormalization",
     "ResidualLayer",
@@ -20,6 +22,7 @@ __all__ = [
     "ResnetBlock",
     "SpatialPooling",
     "SpectralPooling",
+    "SpectralPooling1D",
     "StrideConstraint",
     "macs",
     "resnet18",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -58,8 +58,8 @@ class ModelCost(NamedTuple):
         sizes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}
         for cost in self.layers:
             if cost.is_pooling:
-                spatial = slice(0, 2) if cost.layer.data_format == "channels_last" else slice(1, 3)
-                sizes.setdefault(cost.layer.path, (cost.input_shape[spatial], cost.output_shape[spatial]))
+                before, after = (cost.layer.spatial_size(shape) for shape in (cost.input_shape, cost.output_shape))
+                sizes.setdefault(cost.layer.path, (before, after))
         return sizes
 
 
@@ -85,31 +85,24 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
     if shape is None or None in shape:
         raise ValueError(f"input_shape must be given for a model of input shape {own_shape}.")
     costs: list[LayerCost] = []
-    with _observed_calls(model, costs):
+
+    def count(layer: keras.layers.Layer, inputs: tf.Tensor, outputs: tf.Tensor) -> None:
+        shapes = tuple(inputs.shape[1:]), tuple(outputs.shape[1:])
+        costs.append(LayerCost(layer, *shapes, _layer_macs(layer, *shapes)))
+
+    with watched_calls([layer for layer in _leaf_layers(model) if isinstance(layer, _COUNTED)], count):
         model(tf.zeros([1, *shape], model.compute_dtype), training=False)
     return ModelCost(costs)
 
 
-def stride_complexity(layers: Sequence[DiffStride]) -> tf.Tensor:
-    """How much of the first map's area is left, added up over the poolings: `sum_l prod_{i <= l} 1 / (s_h^i s_w^i)`.
-
-    This is the regulariser of Riad et al. (ICLR 2022), which stands for the time and memory that the layers between the
-    poolings take.
-
-    Args:
-        layers: built layers, in the order in which they pool.
-
-    Returns:
-        A float32 scalar.
-    """
-    return tf.add_n([tf.zeros([]), *(_area_left(layers[: i + 1]) for i in range(len(layers)))])
-
-
 def regularize_strides(model: keras.Model, factor: float) -> None:
-    """Adds `factor * stride_complexity(…)` to the losses of a model, one term for each `DiffStride` that trains.
+    """Penalises small strides of a model's `DiffStride` layers by `factor * sum_l prod_{i <= l} 1 / (s_h^i s_w^i)`.
+
+    This is the regulariser of Riad et al. (ICLR 2022): the share of the first map's area that is left after each
+    pooling stands for the time and memory that the layers behind it take.
 
     The terms are in `model.losses`, so `fit` and `training.train` add them to the loss. They are not saved with a
-    model, unless it is a `Resnet` that was made with `stride_complexity`.
+    model, unless it is a `Resnet` made with `stride_complexity`.
 
     Args:
         model: a built model whose `DiffStride` layers pool one after the other.
@@ -158,27 +151,32 @@ def _leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
 
 
 @contextlib.contextmanager
-def _observed_calls(model: keras.Model, costs: list[LayerCost]) -> Iterator[None]:
-    """Makes every layer that costs something report its calls while the context lasts."""
+def watched_calls(
+    layers: Sequence[keras.layers.Layer], report: Callable[[keras.layers.Layer, tf.Tensor, tf.Tensor], None]
+) -> Iterator[None]:
+    """Has layers report their calls while the context lasts.
 
-    def observed(layer: keras.layers.Layer) -> Any:
+    Args:
+        layers: whose calls to watch.
+        report: called after each call with the layer, its inputs and its outputs.
+    """
+
+    def watched(layer: keras.layers.Layer) -> Callable[..., tf.Tensor]:
         call = layer.call
 
-        def report(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
+        def reporting(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> tf.Tensor:
             outputs = call(inputs, *args, **kwargs)
-            input_shape, output_shape = tuple(inputs.shape[1:]), tuple(outputs.shape[1:])
-            costs.append(LayerCost(layer, input_shape, output_shape, _layer_macs(layer, input_shape, output_shape)))
+            report(layer, inputs, outputs)
             return outputs
 
-        return report
+        return reporting
 
-    watched = [layer for layer in _leaf_layers(model) if isinstance(layer, _COUNTED)]
-    for layer in watched:
-        object.__setattr__(layer, "call", observed(layer))
+    for layer in layers:
+        object.__setattr__(layer, "call", watched(layer))
     try:
         yield
     finally:
-        for layer in watched:
+        for layer in layers:
             object.__delattr__(layer, "call")
 
 

@@ -67,6 +67,8 @@ class FourierPooling(keras.layers.Layer):
         TypeError: the input is not of a floating-point dtype.
     """
 
+    _least_size: Size = (2, 2)
+
     def __init__(
         self,
         *,
@@ -108,11 +110,15 @@ class FourierPooling(keras.layers.Layer):
             "method": self.method,
         }
 
+    def spatial_size(self, shape: Sequence[int]) -> Size:
+        """Height and width of a feature map, its shape without the batch axis."""
+        return self._spatial_shape((None, *shape))
+
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
         """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
-        first, channels = (0, 2) if self.data_format == "channels_last" else (1, 0)
-        sizes = (*input_shape[first : first + 2], *output_shape[first : first + 2])
-        return input_shape[channels] * spectral.matmul_macs(
+        channels = input_shape[-1 if self.data_format == "channels_last" else 0]
+        sizes = (*self.spatial_size(input_shape), *self.spatial_size(output_shape))
+        return channels * spectral.matmul_macs(
             *sizes, unequal=self._unequal_frequencies(), data_format=self.data_format
         )
 
@@ -141,11 +147,11 @@ class FourierPooling(keras.layers.Layer):
 
     def _check_shape(self, shape: Sequence[int | None]) -> None:
         """Raises if a feature map of this shape, so far as it is known, cannot be pooled."""
-        for length in self._spatial_shape(shape):
-            if length is not None and length < 2:
+        for length, least in zip(self._spatial_shape(shape), self._least_size):
+            if length is not None and length < least:
                 raise ValueError(
-                    f"{type(self).__name__} needs a feature map of at least 2x2 to pool, got {tuple(shape)} "
-                    f"({self.data_format})."
+                    f"{type(self).__name__} needs at least {'x'.join(map(str, self._least_size))} samples to pool, got "
+                    f"{tuple(shape)} ({self.data_format})."
                 )
 
 
@@ -225,9 +231,7 @@ class DiffStride(FourierPooling):
         size = self._spatial_shape(input_shape)
         if spectral.needs_static_shapes():
             self.fix_crop()
-        minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
-        if self.shared_stride:
-            minima = [max(minima)]
+        minima = self._minimum_strides(size)
         constraint = StrideConstraint(
             [max(minimum, self.lower_limit_stride or 1.0) for minimum in minima], self.upper_limit_stride
         )
@@ -244,6 +248,10 @@ class DiffStride(FourierPooling):
         if self.crop_is_static:
             self._crop_at(size, initial)
 
+    def _minimum_strides(self, size: tuple[int | None, int | None]) -> list[float]:
+        minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
+        return [max(minima)] if self.shared_stride else minima
+
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         if spectral.needs_static_shapes() and not self.crop_is_static:
             self.fix_crop()
@@ -253,11 +261,14 @@ class DiffStride(FourierPooling):
                     "diffstride_hybrid.callbacks.CropRefresh lets it follow them, and so does jit_compile=False.",
                     stacklevel=2,
                 )
+        return self._pool_to(self._crop_at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None, inputs)
+
+    def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:
         return spectral.diffstride(
             inputs,
             tf.convert_to_tensor(self.strides),
             cropping=self.cropping,
-            kept=self._crop_at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None,
+            kept=kept,
             trainable=self.trainable,
             **self._window_options(),
             **self._options(),
@@ -544,6 +555,11 @@ class SpatialPooling(keras.layers.AveragePooling2D):
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         _check_floating(self, inputs)
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+    def spatial_size(self, shape: Sequence[int]) -> Size:
+        """Height and width of a feature map, its shape without the batch axis."""
+        vertical, horizontal = self._spatial_axes()
+        return shape[vertical - 1], shape[horizontal - 1]
 
     def _spatial_axes(self) -> tuple[int, int]:
         return (1, 2) if self.data_format == "channels_last" else (2, 3)

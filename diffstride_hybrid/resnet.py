@@ -224,7 +224,7 @@ class Resnet(keras.Sequential):
         num_layers: residual layers of each block, one number for all or one for each.
         kernel_size: of the residual layers' convolutions.
         normalization_cls: called as `normalization_cls(axis=…, dtype=…, name=…)`.
-        stride_complexity: factor of the penalty `complexity.stride_complexity` on the strides of `DiffStride`.
+        stride_complexity: factor of the penalty on small strides, see `complexity.regularize_strides`.
         dtype: dtype policy of all layers but the last, which is at least float32.
         name: of the model.
 

@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -60,12 +60,7 @@ class RunFolder:
         """Writes a text file."""
         if not self.writes:
             return
-        partial = self._partial(name)
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path / name)
+        write_whole(self.path / name, text)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Writes a JSON file."""
@@ -93,11 +88,7 @@ class RunFolder:
 
     def read_rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a CSV file, none where it does not exist."""
-        path = self.path / name
-        if not path.exists():
-            return []
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        return read_rows(self.path / name)
 
     def write_epoch_row(self, name: str, row: Mapping[str, Any]) -> None:
         """Adds the row of an epoch to a CSV file, in place of its own and later rows, which a resumed run may find.
@@ -107,13 +98,39 @@ class RunFolder:
             row: its columns, `epoch` among them.
         """
         rows = [earlier for earlier in self.read_rows(name) if int(earlier["epoch"]) < row["epoch"]]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*rows, row])
-        self.write_text(name, text.getvalue())
+        self.write_text(name, rows_as_text(list(row), [*rows, row]))
 
     def _partial(self, name: str) -> pathlib.Path:
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f".partial.{path.name}")
+        return _partial(self.path / name)
+
+
+def write_whole(path: pathlib.Path, text: str) -> None:
+    """Writes a text file, in a way that leaves the file from before if it is interrupted. Makes the folder, too."""
+    partial = _partial(path)
+    with open(partial, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none where it does not exist."""
+    if not path.exists():
+        return []
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """The content of a CSV file. A column that a row lacks is left empty."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _partial(path: pathlib.Path) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_name(f".partial.{path.name}")

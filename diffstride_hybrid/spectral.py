@@ -195,6 +195,80 @@ def spectral_pooling(
     return _pool_by_matmul(inputs, rows, columns, norm, data_format)
 
 
+def diffstride_1d(
+    inputs: tf.Tensor,
+    stride: tf.Tensor,
+    *,
+    smoothness_factor: float = 4.0,
+    cropping: bool = True,
+    lower_limit_stride: float | None = None,
+    upper_limit_stride: float | None = None,
+    mask: Mask = "released",
+    norm: Norm = "backward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+    kept: int | None = None,
+    trainable: bool = True,
+) -> tf.Tensor:
+    """What `diffstride` does along the horizontal axis, for signals of one.
+
+    Args:
+        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
+        stride: `[1]`.
+        smoothness_factor: see `diffstride`.
+        cropping: see `diffstride`.
+        lower_limit_stride: see `diffstride`.
+        upper_limit_stride: see `diffstride`.
+        mask: see `diffstride`.
+        norm: see `diffstride`.
+        data_format: see `diffstride`.
+        method: see `diffstride`.
+        kept: how many of the non-negative frequencies to keep, or None to ask the stride.
+        trainable: see `diffstride`.
+
+    Returns:
+        The pooled signal, in the dtype of `inputs`.
+    """
+    window = diffstride_window_1d(
+        signal_length(inputs, data_format),
+        stride,
+        smoothness_factor=smoothness_factor,
+        cropping=cropping,
+        lower_limit_stride=lower_limit_stride,
+        upper_limit_stride=upper_limit_stride,
+        mask=mask,
+        kept=kept,
+        trainable=trainable,
+        dtype=_working_dtype(inputs),
+    )
+    return _pool_one_axis(inputs, window, norm, data_format, method)
+
+
+def spectral_pooling_1d(
+    inputs: tf.Tensor,
+    output_length: Length,
+    *,
+    norm: Norm = "backward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> tf.Tensor:
+    """What `spectral_pooling` does along one axis: `scipy.signal.resample` to fewer samples, times a constant.
+
+    Args:
+        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
+        output_length: samples of the result, at most those of `inputs`.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+        method: the engine.
+
+    Returns:
+        The pooled signal, in the dtype of `inputs`.
+    """
+    length = signal_length(inputs, data_format)
+    window = _resampling_window(length, output_length, _working_dtype(inputs))
+    return _pool_one_axis(inputs, window, norm, data_format, method)
+
+
 # --- Strides and sizes -----------------------------------------------------------------------------------------------
 
 
@@ -222,16 +296,17 @@ def effective_stride(
 
 def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
     """Size after `fixed_spectral_pooling`: rows are rounded down to an even number, both are at least 2."""
-    rows = _strided_length(height, strides[0])
-    return rows - rows % 2, _strided_length(width, strides[1])
+    rows = spectral_output_length(height, strides[0])
+    return rows - rows % 2, spectral_output_length(width, strides[1])
 
 
 def spectral_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
     """Size that `SpectralPooling` gives by its strides: `max(2, floor(n / stride))` along each axis."""
-    return _strided_length(height, strides[0]), _strided_length(width, strides[1])
+    return spectral_output_length(height, strides[0]), spectral_output_length(width, strides[1])
 
 
-def _strided_length(length: Length, stride: float) -> Length:
+def spectral_output_length(length: Length, stride: float) -> Length:
+    """`max(2, floor(length / stride))`."""
     if isinstance(length, int):
         return max(2, math.floor(length / stride))
     return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float32) / stride), tf.int32))
@@ -243,6 +318,11 @@ def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length,
     dynamic = tf.shape(inputs)
     height, width = (dynamic[axis] if inputs.shape[axis] is None else inputs.shape[axis] for axis in (first, first + 1))
     return height, width
+
+
+def signal_length(inputs: tf.Tensor, data_format: DataFormat) -> Length:
+    """Samples of a signal, a Python integer where it is known."""
+    return _length_of(inputs, 1 if data_format == "channels_last" else 2)
 
 
 # --- Windows ---------------------------------------------------------------------------------------------------------
@@ -330,6 +410,26 @@ def diffstride_windows(
         Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, unequal, trainable),
         Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, None, trainable),
     )
+
+
+def diffstride_window_1d(
+    length: Length, stride: tf.Tensor, *, kept: int | None = None, dtype: tf.DType = tf.float32, **options: Any
+) -> Window:
+    """The window of `diffstride_1d`: the one over the columns of a map of one row.
+
+    Args:
+        length: samples of the signal.
+        stride: `[1]`.
+        kept: a fixed number of kept bins, or None for those of positive weight.
+        dtype: float32 or float64, of the weights.
+        **options: see `diffstride_windows`.
+
+    Returns:
+        A one-sided window.
+    """
+    strides = tf.concat([[1.0], tf.cast(stride, tf.float32)], 0)
+    _, window = diffstride_windows(1, length, strides, kept=None if kept is None else (1, kept), dtype=dtype, **options)
+    return window
 
 
 def kept_bins(rows: Window, columns: Window) -> tuple[int, int]:
@@ -440,6 +540,28 @@ def _pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, d
     outputs *= _scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
     outputs *= _scale_after_inverse(columns.length, columns.output_length, norm, outputs.dtype)
     return _from_channels_first(outputs, inputs, rows.output_length, columns.output_length, data_format)
+
+
+def _pool_one_axis(inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat, method: Method) -> tf.Tensor:
+    """Pools a signal by a one-sided window, whose matrix is real: one product, or `rfft` and `irfft`."""
+    last = data_format == "channels_last"
+    if resolve_method(method, 1, window.length) == "fft":
+        signal = tf.transpose(inputs, [0, 2, 1]) if last else inputs
+        spectrum = _bins(tf.signal.rfft(tf.cast(signal, window.weights.dtype)), 2, (0, _length_of(window.bins, 0)))
+        outputs = tf.signal.irfft(spectrum * _as_complex(window.weights), [window.output_length])
+        outputs *= _scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
+        outputs = tf.cast(tf.transpose(outputs, [0, 2, 1]) if last else outputs, inputs.dtype)
+    else:
+        matrix = _pooling_matrix(window, norm, 1)[:, 0]
+        if _compiled_by_xla():
+            outputs = _einsum("bnc,pn->bpc" if last else "bcn,pn->bcp", inputs, tf.cast(matrix, inputs.dtype))
+        elif last:
+            outputs = (_learned_product if window.learned else _product)(matrix, inputs)
+        else:
+            outputs = tf.matmul(inputs, tf.cast(matrix, inputs.dtype), transpose_b=True)
+    length = window.output_length if isinstance(window.output_length, int) else None
+    batch, channels = inputs.shape[0], inputs.shape[2 if last else 1]
+    return tf.ensure_shape(outputs, [batch, length, channels] if last else [batch, channels, length])
 
 
 def _spectral_pooling_fft(

@@ -352,6 +352,7 @@ class _Progress(tf.train.experimental.PythonState):
         super().__init__()
         self.epochs_done = 0
         self.best_accuracy: float | None = None
+        self.training_seconds = 0.0
         self._loop = loop
         self._retraces_before = 0
 
@@ -365,6 +366,7 @@ class _Progress(tf.train.experimental.PythonState):
         state = {
             "epochs_done": self.epochs_done,
             "best_accuracy": self.best_accuracy,
+            "training_seconds": self.training_seconds,
             "retraces": self.retraces,
             "crops": [list(layer.crops.items()) for layer in layers],
         }
@@ -373,6 +375,7 @@ class _Progress(tf.train.experimental.PythonState):
     def deserialize(self, string_value: str) -> None:
         state = json.loads(string_value)
         self.epochs_done, self.best_accuracy = state["epochs_done"], state["best_accuracy"]
+        self.training_seconds = state["training_seconds"]
         self._retraces_before = state["retraces"]
         for layer, crops in zip(complexity.diffstride_layers(self._loop.model), state["crops"]):
             if layer.crop_is_static:
@@ -416,8 +419,8 @@ def _run(
     loop.start(first_step=first_epoch * steps_per_epoch)
     listeners.on_train_begin()
     folder.write_json("run.json", _run_record(loop, seed))
-    began = time.perf_counter()
     for epoch in range(first_epoch, num_epochs):
+        began = time.perf_counter()
         listeners.on_epoch_begin(epoch)
         logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution, listeners, folder.writes)
         if datasets.splits["validation"].size:
@@ -427,16 +430,16 @@ def _run(
                 folder.write_model(BEST_MODEL, model)
         listeners.on_epoch_end(epoch, logs)
         progress.epochs_done = epoch + 1
+        progress.training_seconds += time.perf_counter() - began
         if folder.writes:
             manager.save(epoch + 1)
             print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
-    training_seconds = time.perf_counter() - began
     listeners.on_train_end()
 
     folder.write_model(FINAL_MODEL, model)
     if folder.writes:
         figures.write_figures(folder)
-    summary = _summary(loop, num_epochs, training_seconds, progress)
+    summary = _summary(loop, num_epochs, progress)
     folder.write_json("summary.json", summary)
     # The others must not leave while the chief writes: it would take them for dead.
     distribution.wait_for_all_workers(loop.strategy)
@@ -527,7 +530,7 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
     }
 
 
-def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, progress: _Progress) -> dict[str, Any]:
+def _summary(loop: TrainingLoop, num_epochs: int, progress: _Progress) -> dict[str, Any]:
     model, datasets = loop.model, loop.datasets
     test = loop.evaluate("test")
     cost = complexity.macs(model, datasets.image_shape)
@@ -538,7 +541,7 @@ def _summary(loop: TrainingLoop, num_epochs: int, training_seconds: float, progr
         "best_validation_accuracy": progress.best_accuracy,
         "epochs": num_epochs,
         "steps": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
-        "training_seconds": round(training_seconds, 1),
+        "training_seconds": round(progress.training_seconds, 1),
         "retraces": progress.retraces,
         "parameters": model.count_params(),
         "macs": cost.macs,
@@ -598,15 +601,16 @@ def _global_dtype_policy(name: str) -> Iterator[None]:
 
 def _commit() -> str | None:
     """The commit of the checkout that the package runs from, None where it is installed."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    package = pathlib.Path(__file__).parent
+    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", "../gin_configs")
     try:
         head, changes = (
-            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout.strip()
-            for command in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", "."))
+            subprocess.run(["git", "-C", str(package), *command], capture_output=True, text=True, check=True).stdout
+            for command in (("rev-parse", "HEAD"), changed)
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{head}-dirty" if changes else head
+    return f"{head.strip()}-dirty" if changes.strip() else head.strip()
 
 
 def _version(package: str) -> str | None:

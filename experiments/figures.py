@@ -2,8 +2,8 @@ r"""Draws the figures of a study from its CSV files, and of one of its trained n
 
 python -m experiments.figures --study=fashion_mnist_small
 
-The figures are `experiments/results/<study>_*.png`. Those of curves, strides and MACs need the CSV files alone, that of
-the windows the folder of a run, and that of the poolings the data set.
+The figures are `experiments/results/<study>_*.png`. Those of curves, strides and MACs need the CSV files alone, those
+of the windows and the poolings the folder of a run with learned strides, and its data set.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from absl import app
 from matplotlib.figure import Figure
 
 from diffstride_hybrid import command_line, gin_registry, training
+from diffstride_hybrid.run_folder import read_rows
 from experiments import records, study_figures
 from experiments.study import Cell, Study, load_study
 from experiments.study_flags import RESULTS, RUNS, STUDY
 
 IMAGES = 64
+IMAGES_SHOWN = 3
 
 
 def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, Figure]]:
     """The figures that need the CSV files alone, with their names."""
     runs, epochs = (
-        records.read_rows(records.runs_path(study, results)),
-        records.read_rows(records.epochs_path(study, results)),
+        read_rows(records.runs_path(study, results)),
+        read_rows(records.epochs_path(study, results)),
     )
     if not runs:
         raise ValueError(
@@ -55,19 +57,10 @@ def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
     datasets = gin_registry.load_datasets(seed=cell.seed)
     model = keras.saving.load_model(folder / training.FINAL_MODEL)
     images = next(iter(datasets.evaluation("test")))[0].numpy()[:IMAGES]
-    (start, *_) = records.read_rows(folder / "strides.csv")
-    strides = {
-        name.removesuffix("/vertical_stride"): (
-            float(start[name]),
-            float(start[name.replace("vertical", "horizontal")]),
-        )
-        for name in start
-        if name.endswith("/vertical_stride")
-    }
-    yield "windows", study_figures.windows(model, images, strides)
-    of_each_class = datasets.splits["test"].arrays
-    first = [int(np.argmax(of_each_class[1] == label)) for label in (0, 5, 8)]
-    yield "poolings", study_figures.poolings(of_each_class[0][first].astype("float32") / 255)
+    (start, *_) = read_rows(folder / "strides.csv")
+    yield "windows", study_figures.windows(model, images, records.strides_at_start(start))
+    shown = images[:IMAGES_SHOWN] * np.asarray(datasets.std) + np.asarray(datasets.mean)
+    yield "poolings", study_figures.poolings(np.clip(shown, 0, 1).astype("float32"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,12 +68,17 @@ def main(argv: Sequence[str]) -> None:
     del argv
     study, results = load_study(STUDY.value), pathlib.Path(RESULTS.value)
     _write(study, results, figures_of_rows(study, results))
-    learned = (cell for cell in study.cells() if cell.is_finished(RUNS.value) and cell.method.name == study.baseline)
-    cell = next(learned, None)
+    finished = (cell for cell in study.cells() if cell.is_finished(RUNS.value))
+    cell = next((cell for cell in finished if _learns_strides(cell, RUNS.value)), None)
     if cell is None:
-        print(f"no run of {study.baseline} is in {RUNS.value}: its windows and poolings are not drawn")
+        print(f"no run with learned strides is in {RUNS.value}: its windows and the poolings are not drawn")
         return
     _write(study, results, figures_of_run(cell, RUNS.value))
+
+
+def _learns_strides(cell: Cell, runs: str) -> bool:
+    rows = read_rows(cell.folder(runs) / "strides.csv")
+    return bool(rows and records.strides_at_start(rows[0]))
 
 
 def _write(study: Study, results: pathlib.Path, figures: Iterator[tuple[str, Figure]]) -> None:

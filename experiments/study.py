@@ -9,17 +9,22 @@ import dataclasses
 import difflib
 import importlib
 import itertools
-import json
 import pathlib
 import pkgutil
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 STUDIES_PACKAGE = "experiments.studies"
-CELL_FILE = "cell.json"
+
+MEASURES = {"test": "test_accuracy", "validation": "validation_accuracy"}
+"""What a study compares, and the column of its CSV file that holds it."""
 
 Strides = tuple[float, float, float]
 """The strides of a network's last three blocks where training starts."""
+
+
+MATCHES = ("maps", "macs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,31 +105,6 @@ class Cell:
         """Whether the run has ended well."""
         return (self.folder(runs) / "summary.json").exists()
 
-    def description(self) -> dict[str, Any]:
-        """What the folder keeps of the cell in `CELL_FILE`, to tell whether a study has changed since."""
-        return {
-            "data": self.data,
-            "method": self.method.name,
-            "variant": self.variant.name,
-            "strides": format_strides(self.strides),
-            "seed": self.seed,
-            "gin_file": self.gin_file,
-            "gin_bindings": list(self.gin_bindings),
-        }
-
-    def check_unchanged(self, runs: str | pathlib.Path) -> None:
-        """Raises ValueError where the cell's folder was made by another version of its study."""
-        path = self.folder(runs) / CELL_FILE
-        if not path.exists():
-            return
-        before, now = json.loads(path.read_text(encoding="utf-8")), self.description()
-        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
-        if changed:
-            raise ValueError(
-                f"{path.parent} was run by another version of the study: {'; '.join(changed)}. Move it away, or give "
-                "another --runs."
-            )
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -160,6 +140,29 @@ class Study:
     baseline: str | None = None
     published: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        names = [*self.data, *(method.name for method in self.methods), *(variant.name for variant in self.variants)]
+        for name in (self.name, *names):
+            if not re.fullmatch(r"[\w.]*", name):
+                raise ValueError(f"A name in a study may have letters, digits, '_' and '.', got {name!r}.")
+        if len(self.variants) > 1 and len(self.strides) > 1:
+            raise ValueError(f"Study {self.name} may vary its strides or have variants, not both.")
+        unmatched: set[str] = set()
+        for method in self.methods:
+            if method.matched_to is None:
+                unmatched.add(method.name)
+            elif method.matched_to not in unmatched or method.match not in MATCHES:
+                raise ValueError(
+                    f"Method {method.name} must be matched in {' or '.join(MATCHES)} to an earlier one that is not "
+                    f"matched itself, got {method.match} to {method.matched_to}."
+                )
+
+    def columns(self) -> tuple[str, list[str]]:
+        """What the columns of the tables are: 'variant' or 'strides', and their values in the CSV file."""
+        if len(self.variants) > 1:
+            return "variant", [variant.name for variant in self.variants]
+        return "strides", [format_strides(strides) for strides in self.strides]
+
     def cells(self) -> list[Cell]:
         """All runs. Seeds come last, so that a study that is not finished has whole seeds."""
         cells: dict[tuple[Any, ...], Cell] = {}
@@ -193,8 +196,9 @@ PAPER_METHODS = (
 )
 """The five methods of the papers' comparison, and two baselines that tell a gain of the method from one of compute.
 
-Both are strided convolutions matched to the `diffstride` run of the same seed: one samples its maps to the sizes that
-DiffStride ended with, so that maps, MACs and parameters are equal, the other is wider until the MACs are.
+Both are strided convolutions matched to the `diffstride` run of the same seed. One samples its maps to the sizes that
+DiffStride ended with, so that maps and the MACs of convolutions are equal. The other is wider until those MACs are as
+near as a whole width gets, and has more parameters for it.
 """
 
 
@@ -209,8 +213,18 @@ def shard_of(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
     Returns:
         About the same number for each machine.
     """
-    heads = [cell for cell in cells if cell.reference is None]
-    return [cell for cell in cells if heads.index(cell.reference or cell) % count == index - 1]
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.reference or cell, []).append(cell)
+    shards: list[list[Cell]] = [[] for _ in range(count)]
+    for group in groups.values():
+        min(shards, key=len).extend(group)
+    return sorted(shards[index - 1], key=cells.index)
+
+
+def column_title(axis: str, value: str) -> str:
+    """What stands above a column of a table or figure."""
+    return f"strides {value}" if axis == "strides" else value
 
 
 def format_strides(strides: Sequence[float]) -> str:

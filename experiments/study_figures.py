@@ -16,7 +16,7 @@ from matplotlib.ticker import LogLocator
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling, complexity, spectral
 from diffstride_hybrid.figures import COLOURS
 from experiments.records import Row
-from experiments.study import Study, format_strides
+from experiments.study import MEASURES, Study, column_title
 
 MARKERS = "osD^vPX*"
 
@@ -34,20 +34,20 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
     Returns:
         A figure.
     """
-    columns = [format_strides(strides) for strides in study.strides]
+    axis, columns = study.columns()
     figure = Figure(figsize=(max(6.0, 3.2 * len(columns) + 0.6), 5.6), layout="constrained")
     grid = figure.subplots(2, len(columns), sharex=True, sharey="row", squeeze=False)
-    for (row, (name, label, scale)), (column, strides) in itertools.product(
+    for (row, (name, label, scale)), (column, value) in itertools.product(
         enumerate((("accuracy", "accuracy (%)", 100), ("loss", "loss (nats)", 1))), enumerate(columns)
     ):
         axes = grid[row][column]
         for method, colour in zip(methods, COLOURS):
-            of_method = [line for line in epochs if line["method"] == method and line["strides"] == strides]
+            of_method = [line for line in epochs if line["method"] == method and line[axis] == value]
             for prefix, part, style in (("", "training", "--"), ("val_", "validation", "-")):
                 _band(axes, of_method, prefix + name, scale, colour, style, f"{method}, {part}")
         _finish(axes, "epoch" if row else "", label if column == 0 else "")
         if row == 0:
-            axes.set_title(f"strides {strides} at the start", fontsize=10)
+            axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=2)
     return figure
 
@@ -63,25 +63,25 @@ def learned_strides(study: Study, epochs: Sequence[Row], method: str) -> Figure:
     Returns:
         A figure.
     """
-    columns = [format_strides(strides) for strides in study.strides]
+    axis, columns = study.columns()
     of_method = [line for line in epochs if line["method"] == method]
     layers = [name.removesuffix("/vertical_stride") for name in of_method[0] if name.endswith("/vertical_stride")]
     figure = Figure(figsize=(max(6.5, 3.2 * len(columns) + 0.6), 4.4), layout="constrained")
     grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)
-    for axes, strides in zip(grid[0], columns):
-        lines = [line for line in of_method if line["strides"] == strides]
+    for axes, value in zip(grid[0], columns):
+        lines = [line for line in of_method if line[axis] == value]
         for layer, colour in zip(layers, COLOURS):
             label = layer.replace("/layer_1/pooling", "").replace("pooling", "first convolution").replace("_", " ")
-            for axis, style in (("vertical", "-"), ("horizontal", "--")):
-                _band(axes, lines, f"{layer}/{axis}_stride", 1, colour, style, f"{label}, {axis}")
+            for way, style in (("vertical", "-"), ("horizontal", "--")):
+                _band(axes, lines, f"{layer}/{way}_stride", 1, colour, style, f"{label}, {way}")
         _finish(axes, "epoch", "stride (input over output samples)" if axes is grid[0][0] else "")
-        axes.set_title(f"strides {strides} at the start", fontsize=10)
+        axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=4)
     return figure
 
 
 def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
-    """Test accuracy against MACs: colour tells the method, marker the strides; bars are a standard deviation.
+    """Accuracy against MACs: colour tells the method, marker the strides or the variant; bars are standard deviations.
 
     Args:
         study: which study.
@@ -90,16 +90,16 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
     Returns:
         A figure.
     """
+    axis, columns = study.columns()
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    names = [method.name for method in study.methods]
-    for (method, colour), (strides, marker) in itertools.product(
-        zip(names, itertools.cycle(COLOURS)), zip(map(format_strides, study.strides), itertools.cycle(MARKERS))
-    ):
-        cell = [row for row in rows if row["method"] == method and row["strides"] == strides]
+    methods = list(zip((method.name for method in study.methods), itertools.cycle(COLOURS)))
+    marked = list(zip(columns, itertools.cycle(MARKERS)))
+    for (method, colour), (value, marker) in itertools.product(methods, marked):
+        cell = [row for row in rows if row["method"] == method and row[axis] == value]
         if not cell:
             continue
-        accuracies = [100 * float(row["test_accuracy"]) for row in cell]
+        accuracies = [100 * float(row[MEASURES[study.measure]]) for row in cell]
         axes.errorbar(
             statistics.fmean(float(row["macs"]) / 1e6 for row in cell),
             statistics.fmean(accuracies),
@@ -110,15 +110,15 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
             capsize=3,
             linestyle="none",
         )
-    for method, colour in zip(names, itertools.cycle(COLOURS)):
+    for method, colour in methods:
         axes.plot([], [], color=colour, marker="s", linestyle="none", label=method)
-    for strides, marker in zip(map(format_strides, study.strides), itertools.cycle(MARKERS)):
-        axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=f"strides {strides} at the start")
+    for value, marker in marked:
+        axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=column_title(axis, value))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.10g}")
     axes.xaxis.set_minor_formatter("")
-    _finish(axes, "million MACs an image, after training", "test accuracy (%)", whole_x=False)
+    _finish(axes, "million MACs an image, after training", f"{study.measure} accuracy (%)", whole_x=False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
 
@@ -217,23 +217,12 @@ def _pooled_maps(model: keras.Model, images: np.ndarray) -> dict[str, tuple[Diff
     """What each `DiffStride` layer pools on the main path, by its path in the model."""
     found: dict[str, tuple[DiffStride, np.ndarray]] = {}
 
-    def watched(layer: DiffStride) -> Callable[..., Any]:
-        call = layer.call
+    def keep(layer: DiffStride, inputs: Any, outputs: Any) -> None:
+        del outputs
+        found.setdefault(layer.path.removeprefix(f"{model.name}/"), (layer, np.asarray(inputs)))
 
-        def keep(inputs: Any) -> Any:
-            found.setdefault(layer.path.removeprefix(f"{model.name}/"), (layer, np.asarray(inputs)))
-            return call(inputs)
-
-        return keep
-
-    layers = complexity.diffstride_layers(model)
-    for layer in layers:
-        object.__setattr__(layer, "call", watched(layer))
-    try:
+    with complexity.watched_calls(complexity.diffstride_layers(model), keep):
         model(images, training=False)
-    finally:
-        for layer in layers:
-            object.__delattr__(layer, "call")
     return found
 
 

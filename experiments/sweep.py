@@ -15,17 +15,20 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
+import tensorflow as tf
 from absl import app, flags
 
 from diffstride_hybrid import command_line
-from experiments import costs
-from experiments.study import CELL_FILE, Cell, load_study, shard_of
+from diffstride_hybrid.run_folder import read_rows
+from experiments import costs, identity
+from experiments.study import Cell, load_study, shard_of
 from experiments.study_flags import RUNS, STUDY
 
 TRAIN = [sys.executable, "-m", "diffstride_hybrid.train"]
@@ -64,21 +67,25 @@ class Sweep:
         runs: where the folders of all studies are.
         jobs: how many run at a time.
         train_flags: for `diffstride_hybrid.train`.
+        measure: what is said of a finished run: its accuracy on the 'test' or on the 'validation' images.
 
     Attributes:
         broken: cells that failed twice, and why.
     """
 
-    def __init__(self, cells: Sequence[Cell], runs: str, jobs: int, train_flags: Sequence[str] = ()):
+    def __init__(
+        self, cells: Sequence[Cell], runs: str, jobs: int, train_flags: Sequence[str] = (), measure: str = "test"
+    ):
         self.broken: dict[Cell, str] = {}
         self._cells = cells
         self._runs = runs
         self._jobs = jobs
         self._train_flags = train_flags
+        self._measure = measure
         self._waiting = [cell for cell in cells if not cell.is_finished(runs)]
         self._running: dict[Cell, Running] = {}
         self._attempts = dict.fromkeys(cells, 0)
-        self._seconds: dict[Cell, float] = {}
+        self._seconds = {cell: _seconds(cell, runs) for cell in cells if cell.is_finished(runs)}
         self._line = _StatusLine()
 
     def run(self) -> None:
@@ -110,13 +117,20 @@ class Sweep:
                 lock = _locked(cell, self._runs)
                 if lock is None:
                     elsewhere += 1
-                    continue
-                self._waiting.remove(cell)
-                self._running[cell] = self._start(cell, lock)
+                elif cell.is_finished(self._runs):  # Between the look above and the lock.
+                    lock.close()
+                else:
+                    self._waiting.remove(cell)
+                    self._attempts[cell] += 1
+                    try:
+                        self._running[cell] = self._start(cell, lock)
+                    except (OSError, ValueError) as error:
+                        lock.close()
+                        self._failed(cell, command_line.one_line(error))
 
     def _start(self, cell: Cell, lock: IO[str]) -> Running:
-        self._attempts[cell] += 1
         folder = cell.folder(self._runs)
+        identity.write_description(cell, self._runs)
         matched: Sequence[str] = ()
         if cell.reference is not None:
             matched = costs.matched_bindings(cell, self._runs)
@@ -135,16 +149,18 @@ class Sweep:
                 continue
             del self._running[cell]
             running.lock.close()
-            if running.process.returncode == 0 and cell.is_finished(self._runs):
+            if cell.is_finished(self._runs):
                 self._seconds[cell] = time.monotonic() - running.began
-                self._line.say(f"done    {cell.name}  {_outcome(cell, self._runs)}")
-                continue
-            reason = f"exit code {running.process.returncode}: {_last_line(cell, self._runs)}"
-            if self._attempts[cell] < ATTEMPTS:
-                self._line.say(f"again   {cell.name}  {reason}")
-                self._waiting.insert(0, cell)
+                self._line.say(f"done    {cell.name}  {_outcome(cell, self._runs, self._measure)}")
             else:
-                self._report_broken(cell, reason)
+                self._failed(cell, f"exit code {running.process.returncode}: {_last_line(cell, self._runs)}")
+
+    def _failed(self, cell: Cell, reason: str) -> None:
+        if self._attempts[cell] < ATTEMPTS:
+            self._line.say(f"again   {cell.name}  {reason}")
+            self._waiting.insert(0, cell)
+        else:
+            self._report_broken(cell, reason)
 
     def _report_broken(self, cell: Cell, reason: str) -> None:
         self.broken[cell] = reason
@@ -170,14 +186,17 @@ class Sweep:
 
     def _expected_seconds(self, cell: Cell) -> float:
         """The mean of the runs that are most alike."""
-        alike = [
-            seconds
-            for other, seconds in self._seconds.items()
-            if (other.method.name, other.strides) == (cell.method.name, cell.strides)
-        ]
-        alike = alike or [seconds for other, seconds in self._seconds.items() if other.method.name == cell.method.name]
-        alike = alike or list(self._seconds.values())
-        return sum(alike) / len(alike)
+
+        def likeness(other: Cell) -> tuple[bool, bool, bool, bool]:
+            return (
+                other.data == cell.data,
+                other.method.name == cell.method.name,
+                other.strides == cell.strides,
+                other.variant == cell.variant,
+            )
+
+        most = max(map(likeness, self._seconds))
+        return statistics.fmean(seconds for other, seconds in self._seconds.items() if likeness(other) == most)
 
 
 class _StatusLine:
@@ -202,11 +221,7 @@ class _StatusLine:
 
 
 def _locked(cell: Cell, runs: str) -> IO[str] | None:
-    """Makes and locks the folder of a cell. None where another process has it locked.
-
-    Raises:
-        ValueError: the folder belongs to a cell that was not the same.
-    """
+    """Makes and locks the folder of a cell. None where another process has it locked."""
     folder = cell.folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  Held as long as the training lives.
@@ -215,11 +230,6 @@ def _locked(cell: Cell, runs: str) -> IO[str] | None:
     except BlockingIOError:
         lock.close()
         return None
-    cell.check_unchanged(runs)
-    path = folder / CELL_FILE
-    partial = path.with_name(f".partial.{CELL_FILE}")
-    partial.write_text(json.dumps(cell.description(), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
     return lock
 
 
@@ -230,9 +240,20 @@ def _environment(jobs: int) -> Mapping[str, str]:
     return {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads, **os.environ}
 
 
-def _outcome(cell: Cell, runs: str) -> str:
-    summary = json.loads((cell.folder(runs) / "summary.json").read_text(encoding="utf-8"))
-    return f"{summary['test_accuracy']:.2%}, {summary['macs'] / 1e9:.3f} G MACs, {summary['training_seconds']:.0f} s"
+def _outcome(cell: Cell, runs: str, measure: str) -> str:
+    summary = _summary(cell, runs)
+    accuracy = summary["test_accuracy"]
+    if measure == "validation":
+        accuracy = float(read_rows(cell.folder(runs) / "metrics.csv")[-1]["val_accuracy"])
+    return f"{accuracy:.2%}, {summary['macs'] / 1e9:.3f} G MACs, {summary['training_seconds']:.0f} s"
+
+
+def _seconds(cell: Cell, runs: str) -> float:
+    return _summary(cell, runs)["training_seconds"]
+
+
+def _summary(cell: Cell, runs: str) -> dict[str, Any]:
+    return json.loads((cell.folder(runs) / "summary.json").read_text(encoding="utf-8"))
 
 
 def _log_lines(cell: Cell, runs: str) -> list[str]:
@@ -261,11 +282,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def listing(cells: Sequence[Cell], runs: str) -> Iterator[str]:
+def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
     """A line for each cell: whether it is finished, and how it ended."""
     for cell in cells:
         if cell.is_finished(runs):
-            yield f"finished  {cell.name}  {_outcome(cell, runs)}"
+            yield f"finished  {cell.name}  {_outcome(cell, runs, measure)}"
         elif cell.folder(runs).exists():
             yield f"begun     {cell.name}  {_progress(cell, runs)}".rstrip()
         else:
@@ -283,19 +304,22 @@ def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
 def main(argv: Sequence[str]) -> None:
     """Runs, or says what would be run."""
     del argv
+    tf.config.set_visible_devices([], "GPU")  # The memory of GPUs is for the trainings.
     study = load_study(STUDY.value)
     cells = shard_of(study.cells(), *parse_shard(_SHARD.value))
     for cell in cells:
-        cell.check_unchanged(RUNS.value)
+        identity.check_unchanged(cell, RUNS.value)
     if _LIST.value or _DRY_RUN.value:
-        for line in (dry_run if _DRY_RUN.value else listing)(cells, RUNS.value):
+        lines = dry_run(cells, RUNS.value) if _DRY_RUN.value else listing(cells, RUNS.value, study.measure)
+        for line in lines:
             print(line, flush=True)
         finished = sum(cell.is_finished(RUNS.value) for cell in cells)
+        print(f"{study.name}: {study.purpose}")
         print(f"{len(cells)} runs, {finished} finished: {_composition(cells)}")
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    sweep = Sweep(cells, RUNS.value, _JOBS.value, _TRAIN_FLAGS.value)
+    sweep = Sweep(cells, RUNS.value, _JOBS.value, _TRAIN_FLAGS.value, study.measure)
     sweep.run()
     if sweep.broken:
         raise RuntimeError(f"{len(sweep.broken)} of {len(cells)} runs are broken: see {LOG_FILE} in their folders.")

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from diffstride_hybrid import command_line
+from diffstride_hybrid.run_folder import write_whole
 from experiments import published, records, study_report
 from experiments.study import load_study
 from experiments.study_flags import RESULTS, RUNS, STUDY
@@ -38,9 +39,10 @@ def replace_table(text: str, name: str, table: str) -> str:
     Raises:
         ValueError: there are no such marks.
     """
-    marks = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end of table -->)", re.DOTALL)
+    begin, end = f"<!-- table {name} -->\n", "<!-- end of table -->"
+    marks = re.compile(rf"({re.escape(begin)})(?:(?!<!-- table).)*?({end})", re.DOTALL)
     if not marks.search(text):
-        raise ValueError(f"There is no place for the table: a line '<!-- table {name} -->' and an end.")
+        raise ValueError(f"The file of --readme has no place for the table: the lines '{begin.strip()}' and '{end}'.")
     return marks.sub(lambda match: match[1] + table + "\n" + match[2], text)
 
 
@@ -61,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         text = readme.read_text(encoding="utf-8")
         for name, content in ((study.name, table), ("published", published.table())):
             text = replace_table(text, name, content)
-        readme.write_text(text, encoding="utf-8")
+        write_whole(readme, text)
 
 
 if __name__ == "__main__":

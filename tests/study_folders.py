@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.study import CELL_FILE, Cell
+from experiments import identity
+from experiments.study import Cell
 
 POOLING = {"layer": "pooling", "strides": [2.5, 1.5], "input_size": [32, 32], "output_size": [20, 26]}
 
@@ -34,7 +35,7 @@ def finish(cell: Cell, runs: Path | str, accuracy: float = 0.9, **values: Any) -
     sizes = "pooling/vertical_stride,pooling/horizontal_stride,pooling/height,pooling/width," if learned else ""
     start, end = ("2.0,2.0,22,22,", "2.5,1.5,20,26,") if learned else ("", "")
     files = {
-        CELL_FILE: json.dumps(cell.description()),
+        identity.CELL_FILE: json.dumps(identity.description(cell)),
         "run.json": json.dumps(run),
         "metrics.csv": "epoch,loss,accuracy,val_loss,val_accuracy\n"
         f"1,2.0,0.3,2.1,0.2\n2,1.0,{accuracy},1.1,{accuracy - 0.1}\n",

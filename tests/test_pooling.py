@@ -656,7 +656,7 @@ def test_unknown_options_are_named(cls: type[keras.layers.Layer], argument: str,
 def test_a_map_of_one_row_or_column_is_too_small(cls: type[keras.layers.Layer], size: tuple[int, int]):
     for data_format in ("channels_last", "channels_first"):
         shape = in_format((None, *size, 3), data_format)
-        with pytest.raises(ValueError, match=rf"{cls.__name__} .*at least 2x2.*\(None, {shape[1]}, {shape[2]}"):
+        with pytest.raises(ValueError, match=rf"{cls.__name__} .*at least 2x2 samples.*\(None, {shape[1]}, {shape[2]}"):
             cls(data_format=data_format).build(shape)
 
 
@@ -665,7 +665,7 @@ def test_a_map_of_one_row_or_column_is_too_small(cls: type[keras.layers.Layer], 
 def test_a_map_that_turns_out_too_small_is_refused(cls: type[keras.layers.Layer], size: tuple[int, int]):
     layer = cls()
     layer.build((None, None, None, 3))
-    with pytest.raises(ValueError, match=f"{cls.__name__} .*at least 2x2"):
+    with pytest.raises(ValueError, match=f"{cls.__name__} .*at least 2x2 samples"):
         layer(images((2, *size, 3)))
 
 

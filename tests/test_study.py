@@ -10,9 +10,9 @@ import pytest
 from study_folders import POOLING, finish
 
 from diffstride_hybrid import command_line
-from experiments import costs, figures, records, study_report, tables
+from experiments import costs, figures, identity, records, study_report, tables
 from experiments.studies import fashion_mnist_small
-from experiments.study import CELL_FILE, Cell, Method, Study, Variant, load_study, shard_of, study_names
+from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
 
 STUDIES = study_names()
 every_study = pytest.mark.parametrize("name", STUDIES)
@@ -65,6 +65,8 @@ def test_each_study_names_configs_that_exist_and_itself(name: str):
 def test_shards_cover_a_grid_once_and_keep_what_is_matched_together(name: str, count: int):
     cells = load_study(name).cells()
     shards = [shard_of(cells, index, count) for index in range(1, count + 1)]
+    largest = max(sum(other.reference == cell for other in cells) + 1 for cell in cells)
+    assert max(map(len, shards)) - min(map(len, shards)) <= largest
     assert sorted(cell.name for shard in shards for cell in shard) == sorted(cell.name for cell in cells)
     for shard in shards:
         assert all(cell.reference is None or cell.reference in shard for cell in shard)
@@ -94,6 +96,24 @@ def test_the_rates_of_the_small_study_are_the_best_on_the_validation_images():
         of_method = [row for row in rows if row["method"] == method]
         best = max(of_method, key=lambda row: float(row["validation_accuracy"]))
         assert best["variant"] == f"rate{rate:g}", method
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": (Variant("a/b"),)}, r"letters, digits, '_' and '\.', got 'a/b'"),
+        ({"methods": (Method("a-b", "digits_hybrid"),)}, "got 'a-b'"),
+        ({"variants": (Variant("a"), Variant("b"))}, "Study small may vary its strides or have variants, not both"),
+        ({"methods": (Method("a", "x", matched_to="b", match="maps"),)}, "to an earlier one .* got maps to b"),
+        (
+            {"methods": (Method("b", "x"), Method("a", "x", matched_to="b", match="map"))},
+            "matched in maps or macs to an earlier one that is not matched itself, got map to b",
+        ),
+    ],
+)
+def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **changes)
 
 
 def test_a_study_that_does_not_exist_is_refused():
@@ -184,21 +204,44 @@ def test_rows_of_runs_on_another_machine_stay_and_rows_of_no_cell_go(tmp_path: P
     finish(cells[0], tmp_path / "here", accuracy=0.5)
     records.record(SMALL, str(tmp_path / "here"), tmp_path)
     finish(cells[4], tmp_path / "there")
-    finish(Cell("small", "digits", Method("gone", "x"), Variant(), (1, 1, 1), 1, "m", ()), tmp_path / "there")
+    finish(
+        Cell("small", "digits", Method("gone", "digits_hybrid"), Variant(), (1, 1, 1), 1, "m", ()), tmp_path / "there"
+    )
     rows, epochs = records.record(SMALL, str(tmp_path / "there"), tmp_path)
     assert [(row["method"], row["strides"]) for row in rows] == [("strided", "2,2,2"), ("learned", "3,2,3")]
     assert len(epochs) == 6
     finish(cells[0], tmp_path / "there", accuracy=0.75)
     rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
-    assert [row["test_accuracy"] for row in rows] == ["0.7500", "0.9000"]
+    assert [row["test_accuracy"] for row in rows] == ["0.75000", "0.90000"]
     assert records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0] == rows
+
+
+def test_rows_of_another_version_of_the_study_do_not_stay(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    finish(cell, tmp_path / "runs")
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    changed = dataclasses.replace(SMALL, bindings=("train.train.num_epochs = 3",))
+    assert records.record(changed, str(tmp_path / "nowhere"), tmp_path) == ([], [])
+    assert len(records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0]) == 1
+
+
+def test_a_study_of_the_validation_images_does_not_see_the_others(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    folder = finish(cell, tmp_path / "runs")
+    study = dataclasses.replace(SMALL, measure="validation")
+    ((row,), _) = records.record(study, str(tmp_path / "runs"), tmp_path)
+    assert row["validation_accuracy"] == "0.80000"
+    assert not [name for name in row if name.startswith("test")]
+    (folder / "metrics.csv").write_text("epoch,loss,accuracy\n1,2.0,0.3\n2,1.0,0.4\n")
+    with pytest.raises(ValueError, match=f"{cell.name} has no validation images, which study small compares"):
+        records.record(study, str(tmp_path / "runs"), tmp_path)
 
 
 def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
     (cell, *_) = SMALL.cells()
     folder = finish(cell, tmp_path)
-    cell.check_unchanged(tmp_path)
-    (folder / CELL_FILE).write_text(json.dumps({**cell.description(), "gin_bindings": ["a = 1"]}))
+    identity.check_unchanged(cell, str(tmp_path))
+    (folder / identity.CELL_FILE).write_text(json.dumps({**identity.description(cell), "gin_bindings": ["a = 1"]}))
     with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
         records.record(SMALL, str(tmp_path), tmp_path)
 
@@ -216,6 +259,7 @@ def rows_of(accuracies: dict[tuple[str, str], list[float]]) -> list[records.Row]
             "seed": str(seed),
             "test_accuracy": str(accuracy),
             "macs": str(1_000_000 * (seed + 1) if method == "learned" else 2_000_000),
+            "pooling_macs": "0" if method == "strided" else "250000",
             "parameters": "1234",
         }
         for (method, strides), values in accuracies.items()
@@ -237,11 +281,16 @@ def test_a_table_gives_mean_deviation_count_and_macs():
     head, rule, *lines = study_report.accuracy_table(SMALL, "digits", ROWS).splitlines()
     assert head == "| method | strides 2,2,2 | strides 3,2,3 | mean | runs | parameters |"
     assert rule.count("---") == 6
-    strided, learned = (f"{statistics.stdev(values):.2f} %" for values in ([50, 60, 70, 40], [80, 70, 90, 50]))
     assert lines == [
-        f"| `strided` | 60.00 ± 10.00 %, 0.0020 G | 40.00 %, 0.0020 G | 55.00 ± {strided} | 4 | 1,234 |",
-        f"| `learned` | 80.00 ± 10.00 %, 0.0010 to 0.0030 G | 50.00 %, 0.0010 G | 72.50 ± {learned} | 4 | 1,234 |",
+        "| `strided` | 60.00 ± 10.00 %, 2.0 M | 40.00 %, 2.0 M | 45.00 % | 3 + 1 | 1,234 |",
+        "| `learned` | 80.00 ± 10.00 %, 1.0 M to 3.0 M + 0.2 M | 50.00 %, 1.0 M + 0.2 M | 65.00 % | 3 + 1 | 1,234 |",
     ]
+
+
+def test_the_mean_is_that_over_the_strides_and_its_deviation_that_of_the_seeds():
+    rows = rows_of({("learned", "2,2,2"): [0.5, 0.7], ("learned", "3,2,3"): [0.3, 0.7]})
+    (line,) = study_report.accuracy_table(SMALL, "digits", rows).splitlines()[2:]
+    assert f"| 55.00 ± {statistics.stdev([40, 70]):.2f} % | 2 x 2 |" in line
 
 
 def test_published_figures_have_a_column_of_their_own():

@@ -1,4 +1,7 @@
-"""Which learning rate each method gets: the same four rates for all, compared on the validation images."""
+"""Which learning rate each method gets: the same four rates for all, compared on the validation images.
+
+The baselines are matched to the DiffStride run of the same rate, whose strides, and so whose cost, end differently.
+"""
 
 from experiments.studies import fashion_mnist_small
 from experiments.study import PAPER_METHODS, Study, Variant
