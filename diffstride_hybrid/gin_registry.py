@@ -15,7 +15,7 @@ import gin
 import keras
 from absl import logging
 
-from diffstride_hybrid import command_line, data, pooling, resnet, training
+from diffstride_hybrid import command_line, data, pooling, pooling_1d, resnet, training
 
 # What ties the parts together, so that a config of the release, which binds less, runs as it is.
 _DEFAULT_BINDINGS = """
@@ -51,7 +51,14 @@ load_datasets = _register(data.load_datasets, "data")
 _register(data.augment, "data")
 
 _OF_LAYERS = ("dtype",)
-for _layer in (pooling.DiffStride, pooling.FixedSpectralPooling, pooling.SpectralPooling, pooling.SpatialPooling):
+for _layer in (
+    pooling.DiffStride,
+    pooling.FixedSpectralPooling,
+    pooling.SpectralPooling,
+    pooling.SpatialPooling,
+    pooling_1d.DiffStride1D,
+    pooling_1d.SpectralPooling1D,
+):
     _register(_layer, "pooling", also=_OF_LAYERS)
 
 _register(resnet.Resnet, "resnet")

@@ -15,6 +15,8 @@ from absl import flags, logging
 from absl.testing import flagsaver
 
 from diffstride_hybrid import command_line, data
+from experiments import figures
+from experiments.study import load_study
 
 TINY = {
     "train.train.num_epochs": 1,
@@ -426,6 +428,20 @@ def test_the_operative_config_gives_the_same_run(finished: tuple[Path, Result], 
     loss, expected = (json.loads((run / "summary.json").read_text())["test_loss"] for run in (tmp_path, folder))
     assert loss == pytest.approx(expected, rel=1e-4)  # Compiled and not, they differ by rounding.
     assert "nothing in this run reads it" not in result.err
+
+
+def test_the_figures_of_a_study_show_a_trained_network(finished: tuple[Path, Result], tmp_path: Path):
+    cell = next(cell for cell in load_study("digits").cells() if cell.method.name == "hybrid")
+    cell.folder(tmp_path).parent.mkdir(parents=True)
+    cell.folder(tmp_path).symlink_to(finished[0])
+    drawn = dict(figures.figures_of_run(cell, str(tmp_path)))
+    assert list(drawn) == ["windows", "poolings"]
+    titles = [axes.get_title() for axes in drawn["windows"].axes if axes.get_title()]
+    assert [title.split("\n")[0] for title in titles] == ["first convolution", "block 2", "block 3", "block 4"] * 2
+    assert [title.split("\n")[1].split(":")[0] for title in titles] == ["before training"] * 4 + ["after training"] * 4
+    assert len(drawn["poolings"].axes) == 3 * 8
+    for figure in drawn.values():
+        figure.savefig(tmp_path / "figure.png")
 
 
 def test_a_finished_run_is_refused_and_kept(finished: tuple[Path, Result]):

@@ -24,6 +24,7 @@ from diffstride_hybrid import (
 )
 
 NOT_POOLINGS = {"FusedBatchNormalization", "ResidualLayer", "Resnet", "ResnetBlock"}
+OF_SIGNALS = {"DiffStride1D", "SpectralPooling1D"}  # test_pooling_1d.py has these.
 POLICIES = ("float32", "float64", "mixed_float16", "mixed_bfloat16")
 SHAPE = (2, 12, 14, 3)
 
@@ -132,8 +133,23 @@ def test_every_public_pooling_is_held_to_the_contract():
     layers = {
         name for name, value in public.items() if isinstance(value, type) and issubclass(value, keras.layers.Layer)
     }
-    assert layers - NOT_POOLINGS == {cls.__name__ for cls in EVERY_ARGUMENT}
+    assert layers - NOT_POOLINGS - OF_SIGNALS == {cls.__name__ for cls in EVERY_ARGUMENT}
     assert {case.cls for case in CASES.values()} == set(EVERY_ARGUMENT)
+
+
+@every_data_format
+@pytest.mark.parametrize("static", [True, False])
+def test_fractional_sampling_takes_the_samples_at_the_floors_of_whole_strides(data_format: str, static: bool):
+    x = images()
+    height, width = x.shape[1:3]
+    for rows, columns in ((height, width), (height - 1, width - 3), (height // 2, 1), (7, 4)):
+        layer = SpatialPooling(strides=(height / rows, width / columns), data_format=data_format)
+        expected = x[:, [i * height // rows for i in range(rows)]][:, :, [i * width // columns for i in range(columns)]]
+        inputs = x if data_format == "channels_last" else x.transpose(0, 3, 1, 2)
+        shape = inputs.shape if static else [None] * 4
+        outputs = tf.function(layer.__call__, input_signature=[tf.TensorSpec(shape)])(inputs)
+        outputs = outputs if data_format == "channels_last" else np.transpose(outputs, [0, 2, 3, 1])
+        np.testing.assert_array_equal(outputs, expected)
 
 
 # --- Shapes ----------------------------------------------------------------------------------------------------------

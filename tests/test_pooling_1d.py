@@ -8,6 +8,7 @@ import pytest
 import scipy.signal
 import tensorflow as tf
 
+import diffstride_hybrid
 from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling1D, complexity, macs
 from diffstride_hybrid.callbacks import refresh_crops, stride_row
 
@@ -29,6 +30,11 @@ every_length = pytest.mark.parametrize("length", [2, 3, 5, 16, 21, 64])
 
 def signals(length: int, dtype: str = "float64", channels: int = 3) -> np.ndarray:
     return np.random.default_rng(length).normal(size=(2, length, channels)).astype(dtype)
+
+
+def test_every_public_pooling_of_signals_is_tested_here():
+    public = {name for name in diffstride_hybrid.__all__ if name.endswith("1D")}
+    assert public == {name.split()[0] for name in LAYERS}
 
 
 def direct(x: np.ndarray, layer: DiffStride1D) -> np.ndarray:

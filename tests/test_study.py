@@ -3,14 +3,17 @@ import dataclasses
 import itertools
 import json
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from study_folders import POOLING, finish
 
 from diffstride_hybrid import command_line
-from experiments import costs, figures, identity, records, study_report, tables
+from experiments import costs, figures, identity, published, records, study_report, sweep, tables
 from experiments.studies import fashion_mnist_small
 from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
 
@@ -311,6 +314,67 @@ def test_a_table_is_put_between_its_marks():
     assert tables.replace_table(text, "x", "new \\1") == text.replace("old", "new \\1")
     with pytest.raises(ValueError, match="<!-- table z -->"):
         tables.replace_table(text, "z", "new")
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+    """Runs the main of a module on the study SMALL, and returns what it printed."""
+    flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(study="small", runs=str(tmp_path / "runs"), results=str(tmp_path / "results")):
+
+        def run(module: Any, **values: Any) -> str:
+            monkeypatch.setattr(module, "load_study", {"small": SMALL}.get)
+            with flagsaver.flagsaver(**values):
+                module.main([])
+            return capsys.readouterr().out
+
+        yield run
+
+
+def test_tables_are_printed_and_put_into_a_file_with_or_without_the_runs(command: Any, tmp_path: Path):
+    readme = tmp_path / "README.md"
+    readme.write_text("".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in ("small", "published")))
+    with pytest.raises(ValueError, match=r"No run of small is finished in .*: start python -m experiments.sweep"):
+        command(tables)
+    for cell in SMALL.cells():
+        finish(cell, tmp_path / "runs")
+    printed = command(tables, readme=str(readme))
+    assert "| `learned` | 90.00 ± 0.00 %" in printed
+    assert printed in readme.read_text()
+    assert published.table() in readme.read_text()
+    before = readme.read_bytes()
+    assert command(tables, readme=str(readme), runs=str(tmp_path / "nowhere")) == printed
+    assert readme.read_bytes() == before
+
+
+def test_figures_are_written_and_those_without_a_run_left_out(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ValueError, match=r"start python -m experiments.sweep and then python -m experiments.tables"):
+        command(figures)
+    for cell in SMALL.cells():
+        finish(cell, tmp_path / "runs")
+    command(tables)
+    drawn = []
+    monkeypatch.setattr(figures, "figures_of_run", lambda cell, runs: drawn.append(cell.method.name) or ())
+    printed = command(figures)
+    names = ["small_curves.png", "small_strides_learned.png", "small_macs.png"]
+    assert [Path(line).name for line in printed.splitlines()] == names
+    assert sorted(path.name for path in (tmp_path / "results").glob("*.png")) == sorted(names)
+    assert drawn == ["learned"]
+    assert "no run with learned strides is in" in command(figures, runs=str(tmp_path / "nowhere"))
+
+
+def test_the_sweep_lists_its_shard_and_says_what_it_is_for(command: Any, tmp_path: Path):
+    finish(SMALL.cells()[0], tmp_path / "runs")
+    *lines, purpose, total = command(sweep, list=True, shard="1/2").splitlines()
+    assert purpose == "small: For tests."
+    assert total.startswith(f"{len(lines)} runs, 1 finished: ")
+    assert lines[0].startswith("finished  digits-strided-2,2,2-seed1  90.00%")
+    assert all(line.startswith("to do     ") for line in lines[1:])
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------
