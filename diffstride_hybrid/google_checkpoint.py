@@ -23,23 +23,28 @@ def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: it is of a network of another architecture.
+        ValueError: it is of a network of another architecture, or damaged.
     """
     prefix = _prefix(path)
-    saved = _saved_variables(prefix)
-    if saved != len(model.variables):
-        raise ValueError(
-            f"{path} holds a network of another architecture: it has {saved} variables, and that of the config "
-            f"{len(model.variables)}."
-        )
     try:
-        _as_saved(model).read(prefix).assert_existing_objects_matched().expect_partial()
+        saved = _saved_variables(prefix)
+        if saved != len(model.variables):
+            raise ValueError(f"it has {saved} variables, and that of the config {len(model.variables)}")
+        _as_saved(model).read(prefix).expect_partial().assert_existing_objects_matched()
+    except tf.errors.OpError as error:
+        raise ValueError(f"{path} is damaged: {error.message}") from error
     except (AssertionError, ValueError) as error:
         reason = str(error).split("\n")[0]
-        raise ValueError(f"{path} holds a network of another architecture than that of the config: {reason}") from error
+        raise ValueError(
+            f"{path} holds a network of another architecture than that of the config: {reason}."
+        ) from error
     # The release raises strides to the least that a map allows when it calls a layer, and saves them from before that.
     for layer in diffstride_layers(model):
         layer.strides.assign(layer.strides.constraint(layer.strides))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0]
 
 
 def _saved_variables(prefix: str) -> int:
