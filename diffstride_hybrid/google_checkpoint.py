@@ -31,13 +31,10 @@ def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
         if saved != len(model.variables):
             raise ValueError(f"it has {saved} variables, and that of the config {len(model.variables)}")
         _as_saved(model).read(prefix).expect_partial().assert_existing_objects_matched()
-    except tf.errors.OpError as error:
-        raise ValueError(f"{path} is damaged: {error.message}") from error
+    except (tf.errors.OpError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: {_first_line(error)}.") from error
     except (AssertionError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(
-            f"{path} holds a network of another architecture than that of the config: {reason}."
-        ) from error
+        raise ValueError(f"{path} holds a network of another architecture: {_first_line(error)}.") from error
     # The release raises strides to the least that a map allows when it calls a layer, and saves them from before that.
     for layer in diffstride_layers(model):
         layer.strides.assign(layer.strides.constraint(layer.strides))
