@@ -4,6 +4,8 @@ import pathlib
 
 import setuptools
 
+_EXPORT = ["ai-edge-litert", "tf2onnx", "onnxruntime"]
+
 setuptools.setup(
     name="diffstride_hybrid",
     version="0.1.0",
@@ -28,7 +30,9 @@ setuptools.setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest", "pytest-xdist", "ruff", "scipy"],
+        # What writes and runs the exports beside SavedModels.
+        "export": _EXPORT,
+        "test": ["pytest", "pytest-xdist", "ruff", "scipy", *_EXPORT],
         # The TPU's compiler, which experiments.tpu_compile reaches through private modules of this very version.
         "tpu-aot": ["jax[tpu]==0.10.1"],
     },

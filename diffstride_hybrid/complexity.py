@@ -90,7 +90,7 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
         shapes = tuple(inputs.shape[1:]), tuple(outputs.shape[1:])
         costs.append(LayerCost(layer, *shapes, _layer_macs(layer, *shapes)))
 
-    with watched_calls([layer for layer in _leaf_layers(model) if isinstance(layer, _COUNTED)], count):
+    with watched_calls([layer for layer in leaf_layers(model) if isinstance(layer, _COUNTED)], count):
         model(tf.zeros([1, *shape], model.compute_dtype), training=False)
     return ModelCost(costs)
 
@@ -143,10 +143,11 @@ def _area_left(layers: Sequence[DiffStride]) -> tf.Tensor:
 
 def diffstride_layers(model: keras.Model) -> list[DiffStride]:
     """The `DiffStride` layers of a model, at any depth, each once, in the order of the model."""
-    return [layer for layer in _leaf_layers(model) if isinstance(layer, DiffStride)]
+    return [layer for layer in leaf_layers(model) if isinstance(layer, DiffStride)]
 
 
-def _leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
+def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model, at any depth, each once, in the order of the model."""
     return list(dict.fromkeys(model._flatten_layers(include_self=False, recursive=True)))
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-import gin
-import keras
 from absl import app, flags
 
-from diffstride_hybrid import command_line, complexity, distribution, gin_registry, training
+from diffstride_hybrid import command_line, complexity, distribution, run_loading, training
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 _MODEL = flags.DEFINE_enum(
@@ -33,26 +31,17 @@ def main(argv: Sequence[str]) -> None:
     """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
     del argv
     workdir = pathlib.Path(_WORKDIR.value)
-    model_path, config_path = workdir / _MODEL.value, workdir / "operative_config.gin"
-    for path in (config_path, model_path):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no {path}: --workdir must be the folder of a run that has come that far."
-            )
-    bindings = [] if _DATA_DIR.value is None else [f"data.load_datasets.data_dir = {_DATA_DIR.value!r}"]
-    gin_registry.parse([str(config_path)], bindings)
-    run = gin.get_bindings("train.train")
     strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     with strategy.scope(), distribution.naming_lost_workers(strategy, "Start all of them again."):
-        datasets = run["load_data_fn"](seed=run["seed"])
-        model = keras.models.load_model(model_path)
-        results = training.evaluate(model, run["loss_cls"](), datasets, _SPLIT.value)
+        run = run_loading.load_run(workdir, _MODEL.value, _DATA_DIR.value)
+        results = training.evaluate(run.model, run.loss, run.datasets, _SPLIT.value)
     if not distribution.is_chief(strategy):
         return
     print(
         f"{_SPLIT.value} accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}, on "
-        f"{datasets.splits[_SPLIT.value].size:,} images, "
-        f"{complexity.macs(model, datasets.image_shape).macs / 1e9:.3f} G MACs an image, {model_path}"
+        f"{run.datasets.splits[_SPLIT.value].size:,} images, "
+        f"{complexity.macs(run.model, run.datasets.image_shape).macs / 1e9:.3f} G MACs an image, "
+        f"{workdir / _MODEL.value}"
     )
 
 

@@ -114,6 +114,26 @@ class FourierPooling(keras.layers.Layer):
         """Height and width of a feature map, its shape without the batch axis."""
         return self._spatial_shape((None, *shape))
 
+    def constant_call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """What calling the layer gives as it stands, by products with constants: no transform, variable, unknown size.
+
+        Args:
+            inputs: of known size, but for the batch.
+
+        Returns:
+            The pooled map.
+
+        Raises:
+            ValueError: a size is unknown.
+        """
+        size = self._spatial_shape(inputs.shape)
+        if None in size:
+            raise ValueError(f"{self.path} can only be exported for inputs of a known size, got {tuple(inputs.shape)}.")
+        with tf.init_scope():
+            matrices = spectral.pooling_matrices(*self._windows(*size), self.norm)
+            constants = [None if matrix is None else matrix.numpy() for matrix in matrices]
+        return spectral.apply_matrices(inputs, *constants, self.data_format)
+
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
         """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
         channels = input_shape[-1 if self.data_format == "channels_last" else 0]
@@ -143,6 +163,10 @@ class FourierPooling(keras.layers.Layer):
         return shape[first], shape[first + 1]
 
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+        raise NotImplementedError
+
+    def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
+        """What pools rows and columns of a map of this size as the layer stands. No rows where there is one axis."""
         raise NotImplementedError
 
     def _check_shape(self, shape: Sequence[int | None]) -> None:
@@ -390,10 +414,18 @@ class DiffStride(FourierPooling):
         return self._crops[size]
 
     def _asked_crop(self, size: Size, strides: np.ndarray) -> Crop:
-        windows = spectral.diffstride_windows(
-            *size, tf.constant(strides), cropping=self.cropping, **self._window_options()
+        return spectral.kept_bins(*self._windows_at(size, strides, None))
+
+    def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
+        kept = self._crop_at((height, width)) if self.crop_is_static else None
+        return self._windows_at((height, width), self.strides.numpy(), kept)
+
+    def _windows_at(
+        self, size: Size, strides: np.ndarray, kept: Crop | None
+    ) -> tuple[spectral.Window | None, spectral.Window]:
+        return spectral.diffstride_windows(
+            *size, tf.constant(strides), cropping=self.cropping, kept=kept, **self._window_options()
         )
-        return spectral.kept_bins(*windows)
 
 
 @_register
@@ -427,6 +459,9 @@ class FixedSpectralPooling(FourierPooling):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides}
+
+    def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
+        return spectral.fixed_windows(height, width, self.strides)
 
     def _unequal_frequencies(self) -> int | None:
         return 1
@@ -487,6 +522,10 @@ class SpectralPooling(FourierPooling):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides, "output_size": self.output_size}
+
+    def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
+        rows, columns = map(spectral.resampling_window, (height, width), self._pooled_shape(height, width))
+        return rows, columns
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if self.output_size is not None:

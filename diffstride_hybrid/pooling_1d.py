@@ -116,10 +116,20 @@ class DiffStride1D(_OneAxis, DiffStride):
         )
 
     def _asked_crop(self, size: Size, strides: np.ndarray) -> Crop:
-        window = spectral.diffstride_window_1d(
-            size[1], tf.constant(strides), cropping=self.cropping, **self._window_options()
-        )
+        _, window = self._windows_at(size, strides, None)
         return 1, int(tf.size(window.bins))
+
+    def _windows_at(
+        self, size: Size, strides: np.ndarray, kept: Crop | None
+    ) -> tuple[spectral.Window | None, spectral.Window]:
+        window = spectral.diffstride_window_1d(
+            size[1],
+            tf.constant(strides),
+            cropping=self.cropping,
+            kept=None if kept is None else kept[1],
+            **self._window_options(),
+        )
+        return None, window
 
 
 @_register
@@ -165,6 +175,9 @@ class SpectralPooling1D(_OneAxis, SpectralPooling):
         if length is None:
             length = spectral.spectral_output_length(spectral.signal_length(inputs, self.data_format), self.strides[1])
         return spectral.spectral_pooling_1d(inputs, length, **self._options())
+
+    def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
+        return None, spectral.resampling_window(width, self._pooled_shape(height, width)[1])
 
 
 def _one_number(name: str, value: Any) -> Any:

@@ -136,28 +136,7 @@ def fixed_spectral_pooling(
     Returns:
         The pooled map, in the dtype of `inputs`, of the size that `fixed_output_lengths` gives.
     """
-    height, width = spatial_lengths(inputs, data_format)
-    output_height, output_width = fixed_output_lengths(height, width, strides)
-    dtype = _working_dtype(inputs)
-    low = output_height // 2
-    rows = Window(
-        length=height,
-        output_length=output_height,
-        bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
-        weights=tf.ones([output_height], dtype),
-        negatives=low,
-        unequal=(low, 1),
-        learned=False,
-    )
-    columns = Window(
-        length=width,
-        output_length=output_width,
-        bins=tf.range(output_width // 2 + 1),
-        weights=tf.ones([output_width // 2 + 1], dtype),
-        negatives=None,
-        unequal=None,
-        learned=False,
-    )
+    rows, columns = fixed_windows(*spatial_lengths(inputs, data_format), strides, dtype=_working_dtype(inputs))
     return _apply_windows(inputs, rows, columns, norm, data_format, method)
 
 
@@ -190,7 +169,7 @@ def spectral_pooling(
         return _spectral_pooling_fft(inputs, output_lengths, norm, data_format)
     dtype = _working_dtype(inputs)
     rows, columns = (
-        _resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
+        resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
     )
     return _pool_by_matmul(inputs, rows, columns, norm, data_format)
 
@@ -265,7 +244,7 @@ def spectral_pooling_1d(
         The pooled signal, in the dtype of `inputs`.
     """
     length = signal_length(inputs, data_format)
-    window = _resampling_window(length, output_length, _working_dtype(inputs))
+    window = resampling_window(length, output_length, _working_dtype(inputs))
     return _pool_one_axis(inputs, window, norm, data_format, method)
 
 
@@ -412,6 +391,43 @@ def diffstride_windows(
     )
 
 
+def fixed_windows(
+    height: Length, width: Length, strides: tuple[float, float], dtype: tf.DType = tf.float32
+) -> tuple[Window, Window]:
+    """The hard windows of `fixed_spectral_pooling` over rows, two-sided, and over columns, one-sided.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        strides: vertical and horizontal, at least 1.
+        dtype: float32 or float64, of the weights.
+
+    Returns:
+        Both windows.
+    """
+    output_height, output_width = fixed_output_lengths(height, width, strides)
+    low = output_height // 2
+    rows = Window(
+        length=height,
+        output_length=output_height,
+        bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
+        weights=tf.ones([output_height], dtype),
+        negatives=low,
+        unequal=(low, 1),
+        learned=False,
+    )
+    columns = Window(
+        length=width,
+        output_length=output_width,
+        bins=tf.range(output_width // 2 + 1),
+        weights=tf.ones([output_width // 2 + 1], dtype),
+        negatives=None,
+        unequal=None,
+        learned=False,
+    )
+    return rows, columns
+
+
 def diffstride_window_1d(
     length: Length, stride: tf.Tensor, *, kept: int | None = None, dtype: tf.DType = tf.float32, **options: Any
 ) -> Window:
@@ -454,11 +470,62 @@ def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: 
     return tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
 
 
-def _resampling_window(length: Length, output_length: Length, dtype: tf.DType) -> Window:
+def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:
     """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
     bins = tf.range(output_length // 2 + 1)
     folded = (2 * bins == output_length) & (output_length < length)
     return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, None, learned=False)
+
+
+# --- Constants -------------------------------------------------------------------------------------------------------
+
+
+def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[tf.Tensor | None, tf.Tensor]:
+    """The two matrices that a pooling amounts to: `y = column_matrix · (row_matrix · x)`, for `apply_matrices`.
+
+    Args:
+        rows: the window over rows, or None for a signal of one axis.
+        columns: the window over columns.
+        norm: as in `numpy.fft`.
+
+    Returns:
+        `[parts · output height, height]`, or None, and `[output width, parts · width]`. The parts are real and
+        imaginary ones where the rows weigh positive and negative frequencies differently; else there is one.
+    """
+    if rows is None:
+        return None, _pooling_matrix(columns, norm, 1)[:, 0]
+    parts = 1 if rows.unequal is None else 2
+    row_matrix = tf.reshape(_pooling_matrix(rows, norm, parts), [-1, rows.length])
+    signs = tf.constant([1, -1][:parts], columns.weights.dtype)[:, None]  # Of the real part of a product.
+    column_matrix = tf.reshape(_pooling_matrix(columns, norm, parts) * signs, [-1, parts * columns.length])
+    return row_matrix, column_matrix
+
+
+def apply_matrices(
+    inputs: tf.Tensor, row_matrix: tf.Tensor | None, column_matrix: tf.Tensor, data_format: DataFormat
+) -> tf.Tensor:
+    """Pools by what `pooling_matrices` gives: one or two products with constants, of known shapes.
+
+    Args:
+        inputs: `[batch, height, width, channels]` or `[batch, time, channels]`, or with the channels first.
+        row_matrix: see `pooling_matrices`.
+        column_matrix: see `pooling_matrices`.
+        data_format: which axis holds the channels.
+
+    Returns:
+        The pooled map or signal, in the dtype of `inputs`.
+    """
+    column_matrix = tf.cast(column_matrix, inputs.dtype)
+    if row_matrix is None:
+        return tf.einsum("bnc,pn->bpc" if data_format == "channels_last" else "bcn,pn->bcp", inputs, column_matrix)
+    maps = inputs if data_format == "channels_last" else tf.transpose(inputs, [0, 2, 3, 1])
+    height, width, channels = maps.shape[1:]
+    output_width, columns = column_matrix.shape
+    half = tf.matmul(tf.cast(row_matrix, inputs.dtype)[None], tf.reshape(maps, [-1, height, width * channels]))
+    outputs = tf.matmul(column_matrix[None], tf.reshape(half, [-1, columns, channels]))
+    output_height = row_matrix.shape[0] * width // columns
+    outputs = tf.reshape(outputs, [-1, output_height, output_width, channels])
+    return outputs if data_format == "channels_last" else tf.transpose(outputs, [0, 3, 1, 2])
 
 
 # --- Engines ---------------------------------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Sequence
 
-import keras
 import numpy as np
 from absl import app
 from matplotlib.figure import Figure
 
-from diffstride_hybrid import command_line, gin_registry, training
+from diffstride_hybrid import command_line, run_loading, training
 from diffstride_hybrid.run_folder import read_rows
 from experiments import records, study_figures
 from experiments.study import Cell, Study, load_study
@@ -53,10 +52,8 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
 def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
     """The figures that need a trained network with learned strides and its test images, with their names."""
     folder = cell.folder(runs)
-    gin_registry.parse([str(folder / "operative_config.gin")], [])
-    datasets = gin_registry.load_datasets(seed=cell.seed)
-    model = keras.saving.load_model(folder / training.FINAL_MODEL)
-    images = next(iter(datasets.evaluation("test")))[0].numpy()[:IMAGES]
+    model, datasets, _ = run_loading.load_run(folder, training.FINAL_MODEL)
+    images, _ = run_loading.first_images(datasets, "test", IMAGES)
     (start, *_) = read_rows(folder / "strides.csv")
     yield "windows", study_figures.windows(model, images, records.strides_at_start(start))
     shown = images[:IMAGES_SHOWN] * np.asarray(datasets.std) + np.asarray(datasets.mean)

@@ -152,6 +152,27 @@ def test_fractional_sampling_takes_the_samples_at_the_floors_of_whole_strides(da
         np.testing.assert_array_equal(outputs, expected)
 
 
+@every_case
+@every_data_format
+def test_constants_give_what_the_layer_gives(case: Case, data_format: str):
+    if case.cls is SpatialPooling:
+        pytest.skip("It has no transform.")
+    x = images() if data_format == "channels_last" else images().transpose(0, 3, 1, 2)
+    layer = case.layer(data_format=data_format)
+    layer.build(x.shape)
+    for weight in layer.weights:
+        weight.assign(weight.numpy() + np.linspace(0.25, 0.125, weight.shape[0]))
+    expected = layer(x)
+    constants = tf.function(layer.constant_call)
+    np.testing.assert_allclose(constants(x), expected, atol=2e-6 * np.abs(expected).max())
+    graph = constants.get_concrete_function(tf.TensorSpec([None, *x.shape[1:]])).graph
+    operations = {operation.type for operation in graph.get_operations()}
+    assert not [name for name in operations if "FFT" in name or "Variable" in name or name in ("Cos", "Where", "Range")]
+    assert graph.outputs[0].shape[1:] == expected.shape[1:]
+    with pytest.raises(ValueError, match="can only be exported for inputs of a known size"):
+        constants.get_concrete_function(tf.TensorSpec([None] * 4))
+
+
 # --- Shapes ----------------------------------------------------------------------------------------------------------
 
 

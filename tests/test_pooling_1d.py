@@ -161,6 +161,16 @@ def test_xla_gives_the_same_numbers(data_format: str):
     np.testing.assert_allclose(compiled, expected, atol=1e-5)
 
 
+@every_layer
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_constants_give_what_the_layer_gives(make: Any, data_format: str):
+    x = signals(21, "float32") if data_format == "channels_last" else signals(21, "float32").transpose(0, 2, 1)
+    layer = make(data_format=data_format)
+    expected = layer(x)
+    outputs = tf.function(layer.constant_call)(x)
+    np.testing.assert_allclose(outputs, expected, atol=2e-6 * np.abs(expected).max())
+
+
 def test_strides_are_learned_within_their_limits_by_fit():
     model = keras.Sequential(
         [

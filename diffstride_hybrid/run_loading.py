@@ -1,0 +1,71 @@
+"""What a finished run has left: its model and its data, as the run's own config says."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import NamedTuple
+
+import gin
+import keras
+import numpy as np
+
+from diffstride_hybrid import gin_registry
+from diffstride_hybrid.data import Datasets
+
+
+class Run(NamedTuple):
+    """A run that has come as far as a model.
+
+    Attributes:
+        model: as saved.
+        datasets: those of the run.
+        loss: that of the run.
+    """
+
+    model: keras.Model
+    datasets: Datasets
+    loss: keras.losses.Loss
+
+
+def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
+    """Loads what is in the folder of a run, under the current strategy.
+
+    Args:
+        workdir: folder of the run.
+        model: name of the model's file.
+        data_dir: where TensorFlow Datasets keeps prepared sets, if not as in the run.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the run has not come that far.
+    """
+    model_path, config_path = workdir / model, workdir / "operative_config.gin"
+    for path in (config_path, model_path):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {path}: --workdir must be the folder of a run that has come that far."
+            )
+    bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
+    gin_registry.parse([str(config_path)], bindings)
+    bound = gin.get_bindings("train.train")
+    datasets = bound["load_data_fn"](seed=bound["seed"])
+    return Run(keras.models.load_model(model_path), datasets, bound["loss_cls"]())
+
+
+def first_images(datasets: Datasets, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first images of a split, normalised, and their one-hot labels.
+
+    Args:
+        datasets: of a run.
+        split: 'train', 'validation' or 'test'.
+        count: how many, or all where the split has fewer.
+
+    Returns:
+        `[images, height, width, channels]` and `[images, classes]`.
+    """
+    count = min(count, datasets.splits[split].size)
+    batches = datasets.evaluation(split).take(-(-count // datasets.batch_size)).as_numpy_iterator()
+    images, labels, _ = (np.concatenate(parts) for parts in zip(*batches))
+    return images[:count], labels[:count]

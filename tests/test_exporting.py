@@ -1,0 +1,134 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, complexity, exporting
+
+SHAPE = (16, 20, 1)
+
+EXPORTS = {
+    "saved_model": ("saved_model", "float32", 1e-5),
+    "litert": ("litert", "float32", 1e-5),
+    "litert float16": ("litert", "float16", 1e-2),
+    "litert int8": ("litert", "int8", 0.2),
+    "onnx": ("onnx", "float32", 1e-5),
+}
+
+# What a user of an export runs: no part of this package.
+RUN = """
+import sys
+import numpy as np
+
+path, format, data = sys.argv[1:]
+images = np.load(data)["images"]
+if format == "saved_model":
+    import tensorflow as tf
+
+    module = tf.saved_model.load(path)
+    outputs = module.serve(tf.constant(images)).numpy()
+elif format == "litert":
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    inputs, results = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    interpreter.resize_tensor_input(inputs["index"], images.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(inputs["index"], images)
+    interpreter.invoke()
+    outputs = interpreter.get_tensor(results["index"])
+else:
+    import onnxruntime
+
+    outputs = onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
+np.save(data.replace("images", "outputs"), outputs)
+assert "diffstride_hybrid" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    """A hybrid whose strides and statistics have moved."""
+    keras.utils.set_random_seed(5)
+    model = Resnet(
+        [4, 6, 8],
+        [1, 1, 2],
+        10,
+        output_activation="softmax",
+        id_only=[],
+        num_layers=1,
+        pooling_cls=DiffStride,
+        head_pooling_cls=SpectralPooling,
+        head_placement="before_activation",
+    )
+    model.build((None, *SHAPE))
+    for layer in complexity.diffstride_layers(model):
+        layer.strides.assign(layer.strides.numpy() * [1.3, 1.7])
+    for weight in model.non_trainable_weights:
+        if "moving" in weight.name:
+            weight.assign(weight.numpy() * 0.5 + 0.4)
+    return model
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(8, *SHAPE)).astype("float32")
+
+
+@pytest.mark.parametrize(("format", "quantization", "tolerance"), EXPORTS.values(), ids=EXPORTS.keys())
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_an_export_gives_what_the_model_gives_without_this_package(
+    model: keras.Model, images: np.ndarray, tmp_path: Path, format: str, quantization: str, tolerance: float
+):
+    path = tmp_path / "folder" / "export"
+    exporting.export(model, path, format, SHAPE, quantization, images)
+    assert [entry.name for entry in path.parent.iterdir()] == ["export"]
+    np.savez(tmp_path / "images.npz", images=images)
+    command = [sys.executable, "-c", RUN, str(path), format, str(tmp_path / "images.npz")]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    expected = model(images, training=False).numpy()
+    outputs = np.load(tmp_path / "outputs.npz.npy")
+    np.testing.assert_allclose(outputs, expected, atol=tolerance)
+
+    labels = np.eye(10, dtype="float32")[expected.argmax(-1)]
+    comparison = exporting.compare(model, path, format, images, labels)
+    assert comparison.images == 8
+    assert comparison.keras_accuracy == 1.0
+    assert comparison.largest_difference == pytest.approx(np.abs(outputs - expected).max(), abs=1e-5)
+    assert comparison.accuracy == np.mean(outputs.argmax(-1) == expected.argmax(-1))
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    assert comparison.size_bytes == sum(file.stat().st_size for file in files)
+
+
+def test_the_model_is_as_before_after_an_export(model: keras.Model, images: np.ndarray, tmp_path: Path):
+    before = model(images).numpy()
+    exporting.export(model, tmp_path / "export", "saved_model", SHAPE)
+    assert all("call" not in vars(layer) for layer in complexity.leaf_layers(model))
+    np.testing.assert_array_equal(model(images), before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"format": "h5"}, "format must be one of saved_model, litert, onnx, got 'h5'"),
+        ({"format": "litert", "quantization": "int4"}, "quantization must be one of .*, got 'int4'"),
+        ({"format": "onnx", "quantization": "float16"}, "quantization float16 needs the format litert, got onnx"),
+        ({"format": "litert", "quantization": "int8"}, "int8 needs images to calibrate with"),
+    ],
+)
+def test_wrong_arguments_are_named(model: keras.Model, tmp_path: Path, arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        exporting.export(model, tmp_path / "export", image_shape=SHAPE, **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_there_is_kept(model: keras.Model, tmp_path: Path):
+    (tmp_path / "export").write_text("mine")
+    with pytest.raises(FileExistsError, match="choose another name"):
+        exporting.export(model, tmp_path / "export", "litert", SHAPE)
+    assert (tmp_path / "export").read_text() == "mine"
