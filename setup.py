@@ -15,7 +15,7 @@ setuptools.setup(
     python_requires=">=3.10",
     packages=["diffstride_hybrid", "diffstride_hybrid.gin_configs"],
     package_dir={"diffstride_hybrid.gin_configs": "gin_configs"},
-    package_data={"diffstride_hybrid.gin_configs": ["*.gin"]},
+    package_data={"diffstride_hybrid": ["py.typed"], "diffstride_hybrid.gin_configs": ["*.gin"]},
     install_requires=[
         "tensorflow>=2.20",
         "keras>=3.10",

@@ -27,7 +27,7 @@ def stride_row(model: keras.Model, input_shape: Sequence[int]) -> dict[str, floa
         `{path}/width` for each pooling layer, in the order of the model, and `macs`, those of one image.
     """
     cost = complexity.macs(model, input_shape)
-    strides = {layer.path: layer.strides.numpy().tolist() for layer in complexity.diffstride_layers(model)}
+    strides = complexity.strides_by_path(model)
     row: dict[str, float | int] = {}
     for path, (_, (height, width)) in cost.pooling_sizes().items():
         name = path.removeprefix(f"{model.name}/")
@@ -65,15 +65,17 @@ class StrideLog(keras.callbacks.Callback):
 
 
 class MetricsLog(keras.callbacks.Callback):
-    """Writes a row an epoch to `metrics.csv`, and the same figures and the strides as TensorBoard events.
+    """Writes a row an epoch to `metrics.csv`, and as TensorBoard events the same figures, strides, sizes and MACs.
 
     Args:
         folder: the run's folder, or its path.
+        input_shape: (height, width, channels) of an image. The model's own where None.
     """
 
-    def __init__(self, folder: RunFolder | str):
+    def __init__(self, folder: RunFolder | str, input_shape: Sequence[int] | None = None):
         super().__init__()
         self._folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self._input_shape = input_shape
         self._events: tf.summary.SummaryWriter | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -88,11 +90,11 @@ class MetricsLog(keras.callbacks.Callback):
         with self._events.as_default(step=epoch + 1):
             for name, value in logs.items():
                 tf.summary.scalar(name, value)
-            for layer in complexity.diffstride_layers(self.model):
-                name = layer.path.removeprefix(f"{self.model.name}/")
-                strides = layer.strides.numpy()
-                tf.summary.scalar(f"strides/{name}/vertical", strides[0])
-                tf.summary.scalar(f"strides/{name}/horizontal", strides[-1])
+            for name, value in stride_row(self.model, self._input_shape or self.model.input_shape[1:]).items():
+                layer, _, part = name.rpartition("/")
+                kind = "strides" if part.endswith("_stride") else "sizes"
+                tag = f"{kind}/{layer}/{part.removesuffix('_stride')}" if layer else name
+                tf.summary.scalar(tag, float(value))
         self._events.flush()
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:

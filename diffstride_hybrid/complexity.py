@@ -146,6 +146,11 @@ def diffstride_layers(model: keras.Model) -> list[DiffStride]:
     return [layer for layer in leaf_layers(model) if isinstance(layer, DiffStride)]
 
 
+def strides_by_path(model: keras.Model) -> dict[str, list[float]]:
+    """The strides of each `DiffStride` layer as they stand, by its path."""
+    return {layer.path: layer.strides.numpy().tolist() for layer in diffstride_layers(model)}
+
+
 def leaf_layers(model: keras.Model) -> list[keras.layers.Layer]:
     """The layers of a model, at any depth, each once, in the order of the model."""
     return list(dict.fromkeys(model._flatten_layers(include_self=False, recursive=True)))

@@ -414,7 +414,7 @@ def _run(
     # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
     own = [recording.CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
     if folder.writes:
-        own += [recording.MetricsLog(folder), recording.StrideLog(folder, datasets.image_shape)]
+        own += [recording.MetricsLog(folder, datasets.image_shape), recording.StrideLog(folder, datasets.image_shape)]
     listeners = keras.callbacks.CallbackList([*callbacks, *own], model=model, epochs=num_epochs, steps=steps_per_epoch)
     loop.start(first_step=first_epoch * steps_per_epoch)
     listeners.on_train_begin()
@@ -534,7 +534,7 @@ def _summary(loop: TrainingLoop, num_epochs: int, progress: _Progress) -> dict[s
     model, datasets = loop.model, loop.datasets
     test = loop.evaluate("test")
     cost = complexity.macs(model, datasets.image_shape)
-    strides = {layer.path: layer.strides.numpy().tolist() for layer in complexity.diffstride_layers(model)}
+    strides = complexity.strides_by_path(model)
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],

@@ -234,6 +234,8 @@ def test_tensorboard_events_hold_the_same_figures(folder: Path):
     rows = rows_of(folder / "strides.csv")[1:]
     expected = [float(row["block_3/layer_1/pooling/horizontal_stride"]) for row in rows]
     np.testing.assert_allclose(logged["strides/block_3/layer_1/pooling/horizontal"], expected, rtol=1e-6)
+    for tag, column in (("sizes/block_3/layer_1/pooling/width", "block_3/layer_1/pooling/width"), ("macs", "macs")):
+        np.testing.assert_array_equal(logged[tag], [float(row[column]) for row in rows])
 
 
 def test_summary_json_is_what_the_run_returned(full_run: tuple[Path, dict[str, Any], str]):
