@@ -11,6 +11,7 @@ from diffstride_hybrid.pooling import (
 )
 from diffstride_hybrid.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.resnet import ResidualLayer, Resnet, ResnetBlock, resnet18, resnet34, resnet56
+from diffstride_hybrid.surgery import replace_downsampling
 
 __all__ = [
     "DiffStride",
@@ -25,6 +26,7 @@ __all__ = [
     "SpectralPooling1D",
     "StrideConstraint",
     "macs",
+    "replace_downsampling",
     "resnet18",
     "resnet34",
     "resnet56",

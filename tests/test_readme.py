@@ -34,6 +34,7 @@ def test_each_snippet_runs(snippet: str):
     names = {
         "keras": keras,
         "x": keras.Input((32, 32, 8)),
+        "signals": keras.Input((64, 8)),
         "model": keras.Sequential(
             [DiffStride(2.0), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(10, activation="softmax")]
         ),

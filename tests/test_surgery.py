@@ -1,0 +1,298 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpectralPooling, macs, replace_downsampling
+from diffstride_hybrid.complexity import diffstride_layers, leaf_layers
+
+layers = keras.layers
+
+
+def images(size: int = 32, batch: int = 2) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
+
+
+def disturbed(model: keras.Model) -> keras.Model:
+    """With weights unlike those that a new layer has."""
+    random = np.random.default_rng(1)
+    for weight in model.weights:
+        if "seed" not in weight.name:
+            weight.assign(
+                weight.numpy() * random.uniform(0.5, 1.5, weight.shape) + random.uniform(0, 0.1, weight.shape)
+            )
+    return model
+
+
+def chain(downsamples: bool = True) -> keras.Sequential:
+    stride = 2 if downsamples else 1
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            layers.Conv2D(6, 3, strides=stride, padding="same", name="stem"),
+            layers.BatchNormalization(),
+            layers.ReLU(),
+            layers.MaxPooling2D(2, name="max") if downsamples else layers.Identity(name="max"),
+            layers.SeparableConv2D(8, 3, strides=stride, padding="same", name="separable"),
+            layers.AveragePooling2D(2, name="average") if downsamples else layers.Identity(name="average"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4, name="classifier"),
+        ],
+        name="chain",
+    )
+
+
+def branches(downsamples: bool = True) -> keras.Model:
+    """Branches that meet again: padded explicitly, by 'same', and pooled; two of them with a shared layer."""
+    stride = 2 if downsamples else 1
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(6, 3, padding="same", name="stem")(inputs)
+    padded = layers.ZeroPadding2D(1)(x) if downsamples else x
+    main = layers.DepthwiseConv2D(
+        3, strides=stride, padding="valid" if downsamples else "same", use_bias=False, name="depthwise"
+    )(padded)
+    shared = layers.Conv2D(6, 1, name="shared")
+    shortcut = layers.Conv2D(6, 1, strides=stride, name="shortcut")(x)
+    x = layers.Add(name="add")([shared(main), shared(shortcut)])
+    pooled = layers.MaxPooling2D(3, strides=2, padding="same", name="pooled")(x) if downsamples else x
+    strided = layers.Conv2D(6, 3, strides=stride, padding="same", name="strided")(x)
+    x = layers.Concatenate()([pooled, strided])
+    x = layers.GlobalAveragePooling2D()(keras.ops.relu(x))
+    return keras.Model(inputs, layers.Dense(4)(x), name="branches")
+
+
+def nested(downsamples: bool = True) -> keras.Model:
+    inner = branches(downsamples)
+    backbone = keras.Model(inner.input, inner.get_layer("add").output, name="backbone")
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(3, 3, padding="same")(inputs)
+    x = layers.AveragePooling2D(2, name="average")(backbone(x)) if downsamples else backbone(x)
+    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)), name="nested")
+
+
+MODELS = {"Sequential": chain, "branches": branches, "nested": nested}
+every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+
+
+@every_model
+def test_where_nothing_is_cropped_a_model_equals_the_one_without_downsampling(make: Callable[..., keras.Model]):
+    model = disturbed(make())
+    swapped = replace_downsampling(model, strides=1.0, smoothness_factor=64.0)
+    unstrided = make(downsamples=False)
+    unstrided.set_weights(model.get_weights())
+    assert np.abs(np.asarray(unstrided(images())) - np.asarray(model(images()))).max() > 1e-3
+    np.testing.assert_allclose(swapped(images()), unstrided(images()), atol=1e-5)
+
+
+@every_model
+def test_a_swapped_model_trains_saves_and_loads(make: Callable[..., keras.Model], tmp_path: Path):
+    swapped = replace_downsampling(make(), smoothness_factor=2.0)
+    learned = diffstride_layers(swapped)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(swapped(images(), training=True) ** 2)
+    for gradient in tape.gradient(loss, [layer.strides.value for layer in learned]):
+        assert np.all(gradient.numpy() != 0)
+    swapped.compile("sgd", "mse", run_eagerly=True)
+    swapped.fit(images(), np.zeros([2, 4]), verbose=0)
+    swapped.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images()), swapped(images()))
+
+
+@every_model
+def test_the_model_itself_is_left_as_it_was(make: Callable[..., keras.Model]):
+    model = disturbed(make())
+    config, outputs = model.get_config(), model(images()).numpy()
+    swapped = replace_downsampling(model)
+    assert not set(map(id, leaf_layers(swapped))) & set(map(id, leaf_layers(model)))
+    for weight in swapped.weights:
+        weight.assign(tf.zeros_like(weight))
+    np.testing.assert_array_equal(model(images()), outputs)
+    assert model.get_config() == config
+
+
+def test_what_is_replaced_and_with_what():
+    swapped = replace_downsampling(chain())
+    assert type(swapped) is keras.Sequential
+    assert [layer.name for layer in swapped.layers] == [
+        "stem",
+        "stem_downsampling",
+        "batch_normalization",
+        "re_lu",
+        "max_downsampling",
+        "separable",
+        "separable_downsampling",
+        "average_downsampling",
+        "global_average_pooling2d",
+        "classifier",
+    ]
+    assert swapped.get_layer("stem").strides == swapped.get_layer("separable").strides == (1, 1)
+    for layer in diffstride_layers(swapped):
+        assert (layer.mask, layer.norm, layer.initial_strides) == ("symmetric", "forward", (2.0, 2.0))
+
+
+def test_branches_that_meet_share_a_pooling_and_agree_whatever_the_strides():
+    swapped = replace_downsampling(branches())
+    learned = diffstride_layers(swapped)
+    assert len(learned) == 2
+    assert {layer.name for layer in learned} & {"depthwise_downsampling", "shortcut_downsampling"}
+    for strides in ((1.3, 2.7), (3.1, 1.9)):
+        for layer in learned:
+            layer.strides.assign(strides)
+        assert swapped(images()).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("selection", "replaced"),
+    [
+        ({"include": "stem"}, {"stem"}),
+        ({"include": ["stem", "max"]}, {"stem", "max"}),
+        ({"include": lambda layer: "pool" in type(layer).__name__.lower()}, {"max", "average"}),
+        ({"exclude": "stem"}, {"max", "separable", "average"}),
+        ({"include": ["stem", "max"], "exclude": lambda layer: layer.name == "max"}, {"stem"}),
+    ],
+    ids=str,
+)
+def test_layers_are_selected_by_name_or_by_a_predicate(selection: dict[str, Any], replaced: set[str]):
+    swapped = replace_downsampling(chain(), **selection)
+    assert {layer.name.removesuffix("_downsampling") for layer in diffstride_layers(swapped)} == replaced
+    kept = {"stem", "separable"} - replaced
+    assert all(swapped.get_layer(name).strides == (2, 2) for name in kept)
+
+
+@pytest.mark.parametrize("pooling_cls", [FixedSpectralPooling, SpectralPooling])
+def test_other_poolings_serve_as_well(pooling_cls: type[keras.layers.Layer]):
+    swapped = replace_downsampling(chain(), pooling_cls, norm="backward")
+    poolings = [layer for layer in swapped.layers if type(layer) is pooling_cls]
+    assert len(poolings) == 4
+    assert {layer.norm for layer in poolings} == {"backward"}
+    assert [size for _, size in macs(swapped).pooling_sizes().values()] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+
+
+def test_the_report_has_sizes_and_macs():
+    reports: list[str] = []
+    model = chain()
+    swapped = replace_downsampling(model, smoothness_factor=1.0, report=reports.append)
+    head, *rows, total = reports[0].splitlines()
+    assert head.split() == ["layer", "kind", "before", "after", "pooling"]
+    assert rows[0].split() == ["stem", "Conv2D", "32x32", "to", "16x16", "32x32", "to", "17x17", "stem_downsampling"]
+    assert len(rows) == 4
+    assert total.startswith(
+        f"{macs(model).macs / 1e9:.3f} G MACs an image before, {macs(swapped).macs / 1e9:.3f} G after"
+    )
+
+
+def test_a_model_of_any_size_needs_one():
+    inputs = keras.Input((None, None, 3))
+    x = layers.GlobalAveragePooling2D()(layers.MaxPooling2D(2)(layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, x, name="free")
+    with pytest.raises(ValueError, match=r"free needs input_shape=\(height, width, channels\).*None"):
+        replace_downsampling(model)
+    assert replace_downsampling(model, input_shape=(24, 24, 3))(images(24)).shape == (2, 4)
+
+
+class Own(keras.Model):
+    def __init__(self):
+        super().__init__(name="own")
+        self.pool = layers.MaxPooling2D(2)
+
+    def call(self, inputs: Any) -> Any:
+        return self.pool(inputs)
+
+
+class Unclonable(keras.layers.Layer):
+    def __init__(self, something: int, **kwargs: Any):
+        super().__init__(**kwargs)
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def model_of(*parts: keras.layers.Layer) -> keras.Model:
+    return keras.Sequential([keras.Input((16, 16, 3)), *parts], name="parts")
+
+
+def unequal_branches() -> keras.Model:
+    inputs = keras.Input((16, 16, 3))
+    once = layers.MaxPooling2D(4)(inputs)
+    twice = layers.MaxPooling2D(2)(layers.MaxPooling2D(2)(inputs))
+    return keras.Model(inputs, layers.Add()([once, twice]), name="unequal")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Own, "own must be a functional or Sequential model: what a Own calls in code of its own"),
+        (lambda: keras.Sequential([layers.MaxPooling2D(2)], name="unbuilt"), "unbuilt must be built"),
+        (lambda: model_of(layers.Conv2D(4, 3), layers.MaxPooling2D(2, strides=1)), "parts has no layer to replace"),
+        (
+            lambda: model_of(layers.MaxPooling2D(2), layers.Flatten(), layers.Dense(4, name="features")),
+            "Layer features cannot follow a map of another size: .*Exclude what is before it",
+        ),
+        (
+            lambda: model_of(layers.MaxPooling2D(2), Unclonable(3, name="mine")),
+            "Layer mine cannot be copied: .*something",
+        ),
+        (unequal_branches, "The maps of unequal do not fit together any more: .*Exclude some of its layers"),
+        (
+            lambda: keras.Model([a := keras.Input((8, 8, 3)), b := keras.Input((8, 8, 3))], a + b, name="two"),
+            "two must have one input, got 2",
+        ),
+    ],
+    ids=["subclassed", "unbuilt", "nothing", "flattened", "custom", "unequal", "two inputs"],
+)
+def test_what_cannot_be_done_is_refused_with_its_reason(make: Callable[[], keras.Model], message: str):
+    with pytest.raises(ValueError, match=message) as error:
+        replace_downsampling(make())
+    assert "\n" not in str(error.value)
+
+
+def test_a_selection_of_the_wrong_kind_is_named():
+    with pytest.raises(TypeError, match=r"exclude must be a name, names or a function of a layer, got \[3\]"):
+        replace_downsampling(chain(), exclude=[3])
+
+
+FAMILIES: dict[str, tuple[str, int]] = {
+    "VGG16": ("VGG16", 64),
+    "ResNet50": ("ResNet50", 64),
+    "ResNet50V2": ("ResNet50V2", 64),
+    "MobileNet": ("MobileNet", 64),
+    "MobileNetV2": ("MobileNetV2", 64),
+    "MobileNetV3Small": ("MobileNetV3Small", 64),
+    "DenseNet121": ("DenseNet121", 64),
+    "EfficientNetB0": ("EfficientNetB0", 64),
+    "Xception": ("Xception", 71),
+    "InceptionV3": ("InceptionV3", 75),
+    "NASNetMobile": ("NASNetMobile", 64),
+    "ConvNeXtTiny": ("ConvNeXtTiny", 64),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "size"), FAMILIES.values(), ids=FAMILIES.keys())
+def test_models_of_keras_applications_are_swapped(name: str, size: int, tmp_path: Path):
+    make = getattr(keras.applications, name)
+    model = make(weights=None, include_top=False, pooling="avg", input_shape=(size, size, 3))
+    swapped = replace_downsampling(model, smoothness_factor=2.0)
+    learned = diffstride_layers(swapped)
+    assert learned
+    assert not [
+        layer.name
+        for layer in leaf_layers(swapped)
+        if max(getattr(layer, "strides", (1,)) or (1,)) > 1 and not isinstance(layer, DiffStride)
+    ]
+    x = np.random.default_rng(0).uniform(0, 255, (2, size, size, 3)).astype("float32")
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(swapped(x, training=True) ** 2)
+    for layer, gradient in zip(learned, tape.gradient(loss, [layer.strides.value for layer in learned])):
+        assert gradient is not None and np.all(np.isfinite(gradient)) and np.any(gradient.numpy() != 0), layer.name
+    swapped.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(x, training=False), swapped(x, training=False))
