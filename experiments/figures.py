@@ -8,6 +8,7 @@ of the windows and the poolings the folder of a run with learned strides, and it
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -53,10 +54,11 @@ def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
     """The figures that need a trained network with learned strides and its test images, with their names."""
     folder = cell.folder(runs)
     model, datasets, _ = run_loading.load_run(folder, training.FINAL_MODEL)
-    images, _ = run_loading.first_images(datasets, "test", IMAGES)
+    images, labels = run_loading.first_images(datasets, "test", IMAGES)
     (start, *_) = read_rows(folder / "strides.csv")
     yield "windows", study_figures.windows(model, images, records.strides_at_start(start))
-    shown = images[:IMAGES_SHOWN] * np.asarray(datasets.std) + np.asarray(datasets.mean)
+    _, of_each_class = np.unique(labels.argmax(-1), return_index=True)
+    shown = images[np.sort(of_each_class)[:IMAGES_SHOWN]] * np.asarray(datasets.std) + np.asarray(datasets.mean)
     yield "poolings", study_figures.poolings(np.clip(shown, 0, 1).astype("float32"))
 
 
@@ -83,7 +85,7 @@ def _write(study: Study, results: pathlib.Path, figures: Iterator[tuple[str, Fig
     for name, figure in figures:
         path = results / f"{study.name}_{name}.png"
         figure.savefig(path, dpi=130)
-        print(path)
+        print(os.path.relpath(path))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     here = {_key(cell) for cell in finished}
     files = []
     for path, rows_of in ((runs_path(study, results), _run_rows), (epochs_path(study, results), _epoch_rows)):
-        kept = [row for row in read_rows(path) if configs.get(_row_key(row)) == row["config"]]
+        kept = [row for row in read_rows(path) if configs.get(_row_key(row)) == row.get("config")]
         kept = [row for row in kept if _row_key(row) not in here]
         rows = [*kept, *(row for cell in finished for row in rows_of(study, cell, runs))]
         rows.sort(key=lambda row: (places[_row_key(row)], int(row.get("epoch", 0))))

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -46,6 +47,9 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
             for prefix, part, style in (("", "training", "--"), ("val_", "validation", "-")):
                 _band(axes, of_method, prefix + name, scale, colour, style, f"{method}, {part}")
         _finish(axes, "epoch" if row else "", label if column == 0 else "")
+        if name == "loss":
+            axes.set_yscale("log")
+            _label_plainly(axes.yaxis)
         if row == 0:
             axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=2)
@@ -115,9 +119,7 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
     for value, marker in marked:
         axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=column_title(axis, value))
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:,.10g}")
-    axes.xaxis.set_minor_formatter("")
+    _label_plainly(axes.xaxis)
     _finish(axes, "million MACs an image, after training", f"{study.measure} accuracy (%)", whole_x=False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
@@ -177,7 +179,11 @@ def windows(model: keras.Model, images: np.ndarray, strides_at_start: Mapping[st
             axes.set_xlabel("horizontal frequency (cycles)" if row else "")
             axes.set_ylabel("" if column else "vertical frequency (cycles)")
     figure.colorbar(image, ax=grid, label="mean magnitude (dB of the greatest)", shrink=0.7)
-    figure.suptitle("the window's weight: 0.02 on the solid line, 0.5 on the dashed, 0.98 on the dotted", fontsize=9)
+    figure.suptitle(
+        "Over the maps of the trained network, the window's weight: 0.02 on the solid line, 0.5 on the dashed, 0.98 on "
+        "the dotted",
+        fontsize=9,
+    )
     return figure
 
 
@@ -256,6 +262,13 @@ def _finish(axes: Axes, x: str, y: str, whole_x: bool = True) -> None:
     if whole_x:
         axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
+
+
+def _label_plainly(axis: Axis) -> None:
+    """Labels a logarithmic axis with 1, 2, 5, 10 and so on."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:,.10g}")
+    axis.set_minor_formatter("")
 
 
 def _legend_below(figure: Figure, axes: Axes, columns: int) -> None:

@@ -35,8 +35,9 @@ def tables(study: Study, rows: Sequence[Row]) -> str:
 def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
     """Accuracy and MACs of each method: a column for each variant or for each choice of strides, and their mean.
 
-    MACs are those of convolutions and dense layers, and those of the poolings after a plus. The mean is over the
-    choices of strides, for the seeds that have all of them, and its deviation that of the seeds.
+    MACs are those of convolutions and dense layers for one image after training, the mean over the runs, and those of
+    the poolings after a plus. The mean in the last column but two is over the choices of strides, for the seeds that
+    have all of them, and its deviation that of the seeds.
 
     Args:
         study: which study.
@@ -106,8 +107,10 @@ def _paired(study: Study, rows: Sequence[Row], method: str) -> list[tuple[str, f
 def _cell(study: Study, rows: Sequence[Row]) -> str:
     if not rows:
         return "not run"
-    poolings = _span(rows, "pooling_macs", _macs)
-    return f"{_accuracy(study, rows)}, {_span(rows, 'macs', _macs)}" + f" + {poolings}" * (poolings != "0")
+    macs, poolings = (
+        f"{statistics.fmean(float(row[column]) for row in rows) / 1e6:,.1f} M" for column in ("macs", "pooling_macs")
+    )
+    return f"{_accuracy(study, rows)}, {macs}" + f" + {poolings}" * (poolings != "0.0 M")
 
 
 def _accuracy(study: Study, rows: Sequence[Row]) -> str:
@@ -125,12 +128,6 @@ def _counts(cells: Sequence[Sequence[Row]]) -> str:
     """How many runs each figure is made of."""
     counts = sorted({len(cell) for cell in cells})
     return f"{len(cells)} x {counts[0]}" if len(counts) == 1 else " + ".join(str(len(cell)) for cell in cells)
-
-
-def _macs(value: float) -> str:
-    if value == 0:
-        return "0"
-    return f"{value / 1e9:.2f} G" if value >= 1e9 else f"{value / 1e6:.1f} M"
 
 
 def _spread(values: Sequence[float], signed: bool = False) -> str:
