@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from diffstride_hybrid import command_line, run_loading, training
 from diffstride_hybrid.run_folder import read_rows
 from experiments import records, study_figures
-from experiments.study import Cell, Study, load_study
-from experiments.study_flags import RESULTS, RUNS, STUDY
+from experiments.study import Cell, Study
+from experiments.study_flags import RESULTS, RUNS, chosen_study
 
 IMAGES = 64
 IMAGES_SHOWN = 3
@@ -65,7 +65,7 @@ def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
 def main(argv: Sequence[str]) -> None:
     """Draws what can be drawn."""
     del argv
-    study, results = load_study(STUDY.value), pathlib.Path(RESULTS.value)
+    study, results = chosen_study(), pathlib.Path(RESULTS.value)
     _write(study, results, figures_of_rows(study, results))
     finished = (cell for cell in study.cells() if cell.is_finished(RUNS.value))
     cell = next((cell for cell in finished if _learns_strides(cell, RUNS.value)), None)

@@ -28,8 +28,8 @@ from absl import app, flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.run_folder import read_rows
 from experiments import costs, identity
-from experiments.study import Cell, load_study, shard_of
-from experiments.study_flags import RUNS, STUDY
+from experiments.study import Cell, shard_of
+from experiments.study_flags import RUNS, chosen_study
 
 TRAIN = [sys.executable, "-m", "diffstride_hybrid.train"]
 LOG_FILE = "train.log"
@@ -305,7 +305,7 @@ def main(argv: Sequence[str]) -> None:
     """Runs, or says what would be run."""
     del argv
     tf.config.set_visible_devices([], "GPU")  # The memory of GPUs is for the trainings.
-    study = load_study(STUDY.value)
+    study = chosen_study()
     cells = shard_of(study.cells(), *parse_shard(_SHARD.value))
     for cell in cells:
         identity.check_unchanged(cell, RUNS.value)

@@ -19,8 +19,7 @@ from absl import app, flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.run_folder import write_whole
 from experiments import published, records, study_report
-from experiments.study import load_study
-from experiments.study_flags import RESULTS, RUNS, STUDY
+from experiments.study_flags import RESULTS, RUNS, chosen_study
 
 _README = flags.DEFINE_string("readme", None, "A Markdown file whose tables are to be replaced.")
 
@@ -49,7 +48,7 @@ def replace_table(text: str, name: str, table: str) -> str:
 def main(argv: Sequence[str]) -> None:
     """Writes the CSV files and prints the tables."""
     del argv
-    study, results = load_study(STUDY.value), pathlib.Path(RESULTS.value)
+    study, results = chosen_study(), pathlib.Path(RESULTS.value)
     rows, _ = records.record(study, RUNS.value, results)
     if not rows:
         raise ValueError(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gin
+import keras
+import numpy as np
 import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
@@ -428,6 +430,46 @@ def test_the_operative_config_gives_the_same_run(finished: tuple[Path, Result], 
     loss, expected = (json.loads((run / "summary.json").read_text())["test_loss"] for run in (tmp_path, folder))
     assert loss == pytest.approx(expected, rel=1e-4)  # Compiled and not, they differ by rounding.
     assert "nothing in this run reads it" not in result.err
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_an_export_is_compared_with_the_model_on_real_images(finished: tuple[Path, Result], tmp_path: Path):
+    arguments = [f"--workdir={finished[0]}", "--format=litert", f"--output={tmp_path / 'model.tflite'}"]
+    result = run_here("export", *arguments, "--images=100")
+    assert result.code == 0, result.err
+    compared = re.search(
+        r"on (\d+) test images: largest difference (\S+), accuracy (\S+), of .* model (\S+)", result.out
+    )
+    assert compared[1] == "100"
+    assert float(compared[2].rstrip(",")) < 1e-4
+    assert compared[3].rstrip(",") == compared[4]
+    assert (tmp_path / "model.tflite").stat().st_size > 10_000
+    assert_one_clear_line(run_here("export", *arguments), "model.tflite exists")
+    arguments[0] = f"--workdir={tmp_path}"
+    assert_one_clear_line(run_here("export", *arguments), "operative_config.gin", "--workdir")
+
+
+def test_a_checkpoint_of_the_release_becomes_a_model(tmp_path: Path):
+    config = tmp_path / "small.gin"
+    config.write_text(
+        "include 'base.gin'\ndata.load_datasets.name = 'cifar10'\ntrain.train.model_cls = @resnet.Resnet\n"
+        "resnet.Resnet:\n  filters = [4, 4, 8, 8, 8]\n  strides = [1, 1, 2, 2, 2]\n  id_only = [0]\n"
+        "  pooling_cls = @pooling.DiffStride\n"
+    )
+    saved = Path(__file__).parent / "reference" / "google_small"
+    arguments = [f"--checkpoint={saved}", f"--gin_file={config}"]
+    result = run_here("convert_google", *arguments, f"--output={tmp_path / 'model.keras'}")
+    assert result.code == 0, result.err
+    assert "block_4/layer_1/pooling   2.023, 2.006" in result.out
+    model = keras.saving.load_model(tmp_path / "model.keras")
+    with np.load(saved / "outputs.npz") as outputs:
+        np.testing.assert_allclose(model(outputs["inputs"]), outputs["probabilities"], atol=1e-5)
+    assert_one_clear_line(run_here("convert_google", *arguments, f"--output={tmp_path / 'model.keras'}"), "exists")
+    assert_one_clear_line(run_here("convert_google", *arguments, f"--output={tmp_path / 'model.h5'}"), "'.keras'")
+    arguments[1] = "--gin_file=cifar10_strided"
+    other = run_here("convert_google", *arguments, f"--output={tmp_path / 'other.keras'}")
+    assert_one_clear_line(other, "another architecture")
+    assert not (tmp_path / "other.keras").exists()
 
 
 def test_the_figures_of_a_study_show_a_trained_network(finished: tuple[Path, Result], tmp_path: Path):

@@ -13,7 +13,7 @@ from absl.testing import flagsaver
 from study_folders import POOLING, finish
 
 from diffstride_hybrid import command_line
-from experiments import costs, figures, identity, published, records, study_report, sweep, tables
+from experiments import costs, figures, identity, published, records, study_flags, study_report, sweep, tables
 from experiments.studies import fashion_mnist_small
 from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
 
@@ -326,7 +326,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     with flagsaver.flagsaver(study="small", runs=str(tmp_path / "runs"), results=str(tmp_path / "results")):
 
         def run(module: Any, **values: Any) -> str:
-            monkeypatch.setattr(module, "load_study", {"small": SMALL}.get)
+            monkeypatch.setattr(study_flags, "load_study", {"small": SMALL}.get)
             with flagsaver.flagsaver(**values):
                 module.main([])
             return capsys.readouterr().out
@@ -366,6 +366,12 @@ def test_figures_are_written_and_those_without_a_run_left_out(
     assert sorted(path.name for path in (tmp_path / "results").glob("*.png")) == sorted(names)
     assert drawn == ["learned"]
     assert "no run with learned strides is in" in command(figures, runs=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("module", [sweep, tables, figures])
+def test_a_study_must_be_named(command: Any, module: Any):
+    with pytest.raises(ValueError, match="--study must name a study: there are cifar10, cifar100"):
+        command(module, study=None)
 
 
 def test_the_sweep_lists_its_shard_and_says_what_it_is_for(command: Any, tmp_path: Path):
