@@ -155,7 +155,7 @@ def test_branches_that_meet_share_a_pooling_and_agree_whatever_the_strides():
         ({"exclude": "stem"}, {"max", "separable", "average"}),
         ({"include": ["stem", "max"], "exclude": lambda layer: layer.name == "max"}, {"stem"}),
     ],
-    ids=str,
+    ids=["name", "names", "predicate", "all but a name", "names but a predicate"],
 )
 def test_layers_are_selected_by_name_or_by_a_predicate(selection: dict[str, Any], replaced: set[str]):
     swapped = replace_downsampling(chain(), **selection)
