@@ -1,5 +1,5 @@
 import contextlib
-import importlib
+import importlib.util
 import io
 import json
 import re
@@ -55,13 +55,21 @@ def wait_for(process: subprocess.Popen[str]) -> Result:
 
 @contextlib.contextmanager
 def command(module: str) -> Iterator[Any]:
-    """A command's module. The commands define flags of the same names, so they cannot be imported side by side."""
+    """A command's module. Commands define flags of the same names, so no two can be imported side by side."""
     name = f"diffstride_hybrid.{module}"
+    source = importlib.util.find_spec(name).loader.get_source(name)
+    own = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    # Those of a module of `experiments` that another test file has imported.
+    others = {flag: flags.FLAGS[flag] for flag in own if flag in flags.FLAGS}
+    for flag in others:
+        delattr(flags.FLAGS, flag)
     try:
         yield importlib.import_module(name)
     finally:
-        for flag in list(flags.FLAGS.flags_by_module_dict().get(name, ())):
-            delattr(flags.FLAGS, flag.name)
+        for flag in own:
+            delattr(flags.FLAGS, flag)
+        for flag, definition in others.items():
+            flags.FLAGS[flag] = definition
         sys.modules.pop(name, None)
 
 

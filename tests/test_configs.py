@@ -58,7 +58,7 @@ def train(folder: Path, data_dir: Path, file: Path, batch_size: int = 24) -> Tra
     data = [f"data.load_datasets.{name}" for name in (f"data_dir = {str(data_dir)!r}", f"batch_size = {batch_size}")]
     is_imagenet = file.stem.startswith("imagenet")
     width = f"resnet.{'resnet34' if is_imagenet else 'resnet18'}.width = 4"
-    image_size = ["data.load_datasets.image_size = 64"] if is_imagenet else []
+    image_size = ["data.load_datasets.image_size = 32"] if is_imagenet else []
     gin_registry.parse([str(file)], [*TINY, width, *data, *image_size])
     callback = AtTheStart()
     summary = gin_registry.train(workdir=str(folder), callbacks=[callback])

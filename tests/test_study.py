@@ -165,8 +165,7 @@ def test_matched_maps_cost_what_learned_strides_cost(tmp_path: Path):
     assert costs.cell_cost(learned, str(tmp_path)).macs == costs.cell_cost(matched, str(tmp_path)).macs
 
 
-@pytest.mark.parametrize("strides", [(2, 2, 2), (1, 3, 1), (3, 2, 3)])
-@pytest.mark.parametrize("macs", [3_000_000, 50_000_000])
+@pytest.mark.parametrize(("strides", "macs"), [((2, 2, 2), 3_000_000), ((1, 3, 1), 30_000_000)])
 def test_matched_macs_are_the_nearest_that_a_width_gives(tmp_path: Path, strides: Any, macs: int):
     cell = cell_of("fashion_mnist_small", "strided_matched_macs", strides)
     finish(cell.reference, tmp_path, poolings=[], macs=macs)
