@@ -358,6 +358,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     assert metrics == expected
     summary, expected = (json_of(run / "summary.json") for run in (tmp_path, small_run))
     assert summary | {"training_seconds": 0} == expected | {"training_seconds": 0}
+    seconds = [float(row["seconds"]) for row in rows_of(tmp_path / "metrics.csv")]  # Of both sittings.
+    assert summary["training_seconds"] > sum(seconds) - 0.1
 
 
 def test_a_folder_with_the_backup_of_another_model_is_refused(tmp_path: Path, uncompiled: None):
