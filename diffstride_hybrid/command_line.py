@@ -6,11 +6,12 @@ import ctypes
 import difflib
 import functools
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags, logging
+
+from diffstride_hybrid.errors import one_line
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
@@ -36,18 +37,6 @@ def reporting_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequenc
             sys.exit(1)
 
     return guarded
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without what gin and Keras wrap around it."""
-    text = str(error) or type(error).__name__
-    # Keras: "Exception encountered when calling X.call().\n\n<bold>message</bold>\n\nArguments received by …".
-    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
-    if bold:
-        text = bold[1]
-    # Gin appends where in the configuration the error arose.
-    text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
-    return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
 
 
 def keep_freed_memory() -> None:

@@ -177,8 +177,22 @@ def watched_calls(
 
         return reporting
 
+    with replaced_calls(layers, watched):
+        yield
+
+
+@contextlib.contextmanager
+def replaced_calls(
+    layers: Sequence[keras.layers.Layer], replacement: Callable[[keras.layers.Layer], Callable[..., tf.Tensor]]
+) -> Iterator[None]:
+    """Has layers compute something else while the context lasts.
+
+    Args:
+        layers: whose `call` to replace.
+        replacement: called with each layer, gives what stands in for its `call`.
+    """
     for layer in layers:
-        object.__setattr__(layer, "call", watched(layer))
+        object.__setattr__(layer, "call", replacement(layer))
     try:
         yield
     finally:

@@ -6,15 +6,14 @@ python -m diffstride_hybrid.convert_google --checkpoint=run/saved_model --gin_fi
 
 from __future__ import annotations
 
-import os
 import pathlib
 from collections.abc import Sequence
 
-import gin
 from absl import app, flags
 
-from diffstride_hybrid import command_line, complexity, data, gin_registry, google_checkpoint
+from diffstride_hybrid import command_line, complexity, gin_registry, google_checkpoint
 from diffstride_hybrid.resnet import Resnet
+from diffstride_hybrid.run_folder import write_model_whole
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
@@ -35,17 +34,11 @@ def main(argv: Sequence[str]) -> None:
     if output.exists():
         raise ValueError(f"{output} exists: choose another name, or move that file away.")
     gin_registry.parse([command_line.find_gin_file(name) for name in _GIN_FILES.value], _GIN_BINDINGS.value)
-    model_cls = gin.get_bindings("train.train").get("model_cls")
-    image_shape, num_classes = data.shapes(**gin.get_bindings("data.load_datasets"))
-    model = model_cls(num_output_classes=num_classes)
+    model, _ = gin_registry.bound_model()
     if not isinstance(model, Resnet):
         raise ValueError(f"train.train.model_cls must make a Resnet, as in the release, got {type(model).__name__}.")
-    model.build((None, *image_shape))
     google_checkpoint.restore(model, _CHECKPOINT.value)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".partial.{output.name}")
-    model.save(partial)
-    os.replace(partial, output)
+    write_model_whole(output, model)
     print(f"{model.count_params():,} parameters, strides:")
     for layer in complexity.diffstride_layers(model):
         strides = ", ".join(f"{stride:.3f}" for stride in layer.strides.numpy())

@@ -6,12 +6,11 @@ a transform nor an unknown size is left.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
@@ -151,19 +150,6 @@ def _in_batches(predict: Predict, images: np.ndarray, size: int = 100) -> np.nda
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _constant_poolings(model: keras.Model) -> Iterator[None]:
-    """Has the poolings of a model compute with constants while the context lasts."""
-    layers = [layer for layer in complexity.leaf_layers(model) if isinstance(layer, FourierPooling)]
-    for layer in layers:
-        object.__setattr__(layer, "call", layer.constant_call)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            object.__delattr__(layer, "call")
-
-
 def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequence[int]) -> None:
     # A plain module: of a Keras model TensorFlow would save more functions, for other sizes, too.
     module = tf.Module()
@@ -173,7 +159,8 @@ def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequ
         input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, name="images")],
         autograph=False,
     )
-    with _constant_poolings(model):
+    poolings = [layer for layer in complexity.leaf_layers(model) if isinstance(layer, FourierPooling)]
+    with complexity.replaced_calls(poolings, lambda pooling: pooling.constant_call):
         tf.saved_model.save(module, str(path), signatures={"serve": module.serve.get_concrete_function()})
 
 

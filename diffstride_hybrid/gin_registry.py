@@ -110,6 +110,18 @@ def parse(files: list[str], bindings: list[str]) -> None:
         search_paths[:] = search_paths_before
 
 
+def bound_model() -> tuple[keras.Model, tuple[int, int, int]]:
+    """The network that is bound, built for the data set that is bound, which need not be here.
+
+    Returns:
+        The network, and (height, width, channels) of an image.
+    """
+    image_shape, num_classes = data.shapes(**gin.get_bindings("data.load_datasets"))
+    model = gin.get_bindings("train.train")["model_cls"](num_output_classes=num_classes)
+    model.build((None, *image_shape))
+    return model, image_shape
+
+
 def unread_bindings() -> list[str]:
     """Bindings that nothing has asked for so far, such as those of a layer that is not in the model."""
     defaults = {line.split(" = ")[0] for line in _DEFAULT_BINDINGS.strip().splitlines()}

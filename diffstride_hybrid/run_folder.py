@@ -74,9 +74,7 @@ class RunFolder:
         """Saves a model in Keras's `.keras` format."""
         if not self.writes:
             return
-        partial = self._partial(name)
-        model.save(partial)
-        os.replace(partial, self.path / name)
+        write_model_whole(self.path / name, model)
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure."""
@@ -111,6 +109,13 @@ def write_whole(path: pathlib.Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def write_model_whole(path: pathlib.Path, model: keras.Model) -> None:
+    """Saves a model in Keras's `.keras` format as `write_whole` does a text."""
+    partial = _partial(path)
+    model.save(partial)
     os.replace(partial, path)
 
 

@@ -178,48 +178,26 @@ def diffstride_1d(
     inputs: tf.Tensor,
     stride: tf.Tensor,
     *,
-    smoothness_factor: float = 4.0,
-    cropping: bool = True,
-    lower_limit_stride: float | None = None,
-    upper_limit_stride: float | None = None,
-    mask: Mask = "released",
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
-    kept: int | None = None,
-    trainable: bool = True,
+    **options: Any,
 ) -> tf.Tensor:
     """What `diffstride` does along the horizontal axis, for signals of one.
 
     Args:
         inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
         stride: `[1]`.
-        smoothness_factor: see `diffstride`.
-        cropping: see `diffstride`.
-        lower_limit_stride: see `diffstride`.
-        upper_limit_stride: see `diffstride`.
-        mask: see `diffstride`.
-        norm: see `diffstride`.
-        data_format: see `diffstride`.
-        method: see `diffstride`.
-        kept: how many of the non-negative frequencies to keep, or None to ask the stride.
-        trainable: see `diffstride`.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+        method: the engine.
+        **options: for `diffstride_window_1d`.
 
     Returns:
         The pooled signal, in the dtype of `inputs`.
     """
-    window = diffstride_window_1d(
-        signal_length(inputs, data_format),
-        stride,
-        smoothness_factor=smoothness_factor,
-        cropping=cropping,
-        lower_limit_stride=lower_limit_stride,
-        upper_limit_stride=upper_limit_stride,
-        mask=mask,
-        kept=kept,
-        trainable=trainable,
-        dtype=_working_dtype(inputs),
-    )
+    length = signal_length(inputs, data_format)
+    window = diffstride_window_1d(length, stride, dtype=_working_dtype(inputs), **options)
     return _pool_one_axis(inputs, window, norm, data_format, method)
 
 

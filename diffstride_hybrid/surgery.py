@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid import complexity
-from diffstride_hybrid.command_line import one_line
+from diffstride_hybrid.errors import one_line
 from diffstride_hybrid.pooling import DiffStride, Size
 
 Selection = str | Sequence[str] | Callable[[keras.layers.Layer], bool]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import gin
 import keras
 
-from diffstride_hybrid import command_line, complexity, data, gin_registry
+from diffstride_hybrid import command_line, complexity, gin_registry
 from experiments.study import Cell
 
 Size = tuple[int, int]
@@ -33,9 +31,7 @@ class Cost(NamedTuple):
 def initial_cost(gin_file: str, bindings: tuple[str, ...]) -> Cost:
     """The cost of a config's network at the strides that it starts with."""
     gin_registry.parse([command_line.find_gin_file(gin_file)], list(bindings))
-    image_shape, num_classes = data.shapes(**gin.get_bindings("data.load_datasets"))
-    model = gin.get_bindings("train.train")["model_cls"](num_output_classes=num_classes)
-    model.build((None, *image_shape))
+    model, image_shape = gin_registry.bound_model()
     cost = complexity.macs(model, image_shape)
     sizes = {path.removeprefix(f"{model.name}/"): size for path, size in cost.pooling_sizes().items()}
     keras.utils.clear_session(free_memory=False)
@@ -53,7 +49,7 @@ def cell_cost(cell: Cell, runs: str) -> Cost:
         The cost.
     """
     if cell.is_finished(runs):
-        summary = json.loads((cell.folder(runs) / "summary.json").read_text(encoding="utf-8"))
+        summary = cell.summary(runs)
         sizes = {
             pooling["layer"]: (tuple(pooling["input_size"]), tuple(pooling["output_size"]))
             for pooling in summary["poolings"]

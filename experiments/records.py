@@ -89,7 +89,7 @@ def _row_key(row: Mapping[str, str]) -> tuple[str, ...]:
 
 def _run_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
     folder = cell.folder(runs)
-    summary, run = (json.loads((folder / name).read_text(encoding="utf-8")) for name in ("summary.json", "run.json"))
+    summary, run = cell.summary(runs), json.loads((folder / "run.json").read_text(encoding="utf-8"))
     (*_, last_epoch), (start, *_) = read_rows(folder / "metrics.csv"), read_rows(folder / "strides.csv")
     values = {
         "validation_accuracy": _rounded(last_epoch.get("val_accuracy", "")),

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import itertools
+import json
 import pathlib
 import pkgutil
 import re
@@ -100,6 +101,10 @@ class Cell:
     def folder(self, runs: str | pathlib.Path) -> pathlib.Path:
         """The folder of the run among those of all studies."""
         return pathlib.Path(runs) / self.study / self.name
+
+    def summary(self, runs: str | pathlib.Path) -> dict[str, Any]:
+        """What a finished run has written last."""
+        return json.loads((self.folder(runs) / "summary.json").read_text(encoding="utf-8"))
 
     def is_finished(self, runs: str | pathlib.Path) -> bool:
         """Whether the run has ended well."""

@@ -10,7 +10,6 @@ A sweep that is stopped, or killed, goes on where it was when it is started agai
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -20,12 +19,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import tensorflow as tf
 from absl import app, flags
 
 from diffstride_hybrid import command_line
+from diffstride_hybrid.errors import one_line
 from diffstride_hybrid.run_folder import read_rows
 from experiments import costs, identity
 from experiments.study import Cell, shard_of
@@ -126,7 +126,7 @@ class Sweep:
                         self._running[cell] = self._start(cell, lock)
                     except (OSError, ValueError) as error:
                         lock.close()
-                        self._failed(cell, command_line.one_line(error))
+                        self._failed(cell, one_line(error))
 
     def _start(self, cell: Cell, lock: IO[str]) -> Running:
         folder = cell.folder(self._runs)
@@ -241,7 +241,7 @@ def _environment(jobs: int) -> Mapping[str, str]:
 
 
 def _outcome(cell: Cell, runs: str, measure: str) -> str:
-    summary = _summary(cell, runs)
+    summary = cell.summary(runs)
     accuracy = summary["test_accuracy"]
     if measure == "validation":
         accuracy = float(read_rows(cell.folder(runs) / "metrics.csv")[-1]["val_accuracy"])
@@ -249,11 +249,7 @@ def _outcome(cell: Cell, runs: str, measure: str) -> str:
 
 
 def _seconds(cell: Cell, runs: str) -> float:
-    return _summary(cell, runs)["training_seconds"]
-
-
-def _summary(cell: Cell, runs: str) -> dict[str, Any]:
-    return json.loads((cell.folder(runs) / "summary.json").read_text(encoding="utf-8"))
+    return cell.summary(runs)["training_seconds"]
 
 
 def _log_lines(cell: Cell, runs: str) -> list[str]:

@@ -143,6 +143,7 @@ import sys
 import keras
 import diffstride_hybrid
 import numpy as np
+from absl import flags
 
 for folder in sys.argv[1:]:
     saved = np.load(f"{folder}/outputs.npz")
@@ -150,6 +151,7 @@ for folder in sys.argv[1:]:
     np.testing.assert_array_equal(model(saved["images"], training=False), saved["outputs"], err_msg=folder)
     print(folder)
 assert not {"gin", "tensorflow_datasets", "diffstride_hybrid.training"} & set(sys.modules)
+assert "traceback" not in flags.FLAGS  # Flags are for commands: a user's own may have the same names.
 """
     folders = [str(trained(name).folder) for name in CONFIGS]
     command = [sys.executable, "-c", script, *folders]

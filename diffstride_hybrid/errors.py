@@ -1,0 +1,17 @@
+"""Errors as people read them."""
+
+from __future__ import annotations
+
+import re
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without what gin and Keras wrap around it."""
+    text = str(error) or type(error).__name__
+    # Keras: "Exception encountered when calling X.call().\n\n<bold>message</bold>\n\nArguments received by …".
+    bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
+    if bold:
+        text = bold[1]
+    # Gin appends where in the configuration the error arose.
+    text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
+    return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
