@@ -43,6 +43,7 @@ def test_the_studies_are_those_of_the_plan():
         "cifar10",
         "cifar100",
         "complexity",
+        "complexity_small",
         "digits",
         "fashion_mnist_small",
         "imagenet",
