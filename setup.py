@@ -27,6 +27,7 @@ setuptools.setup(
         "tensorboard",
         "scikit-learn",
         "matplotlib",
+        "pillow",
         "tqdm",
     ],
     extras_require={

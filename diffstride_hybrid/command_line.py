@@ -19,15 +19,25 @@ _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an er
 _USER_ERRORS = (ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError)
 
 
-def reporting_errors(main: Callable[[Sequence[str]], None]) -> Callable[[Sequence[str]], None]:
-    """Makes a main function end with one line on standard error and exit code 1 where the user made a mistake."""
+def reporting_errors(
+    main: Callable[[Sequence[str]], None], takes_arguments: bool = False
+) -> Callable[[Sequence[str]], None]:
+    """Makes a main function end with one line on standard error and exit code 1 where the user made a mistake.
+
+    Args:
+        main: takes the name of the command and the arguments that are no options.
+        takes_arguments: whether there may be any.
+
+    Returns:
+        The function for `absl.app.run`.
+    """
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
         try:
-            if len(argv) > 1:
+            if len(argv) > 1 and not takes_arguments:
                 raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
             main(argv)
         except _USER_ERRORS as error:

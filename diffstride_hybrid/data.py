@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +78,7 @@ class Datasets:
     Attributes:
         name: of the data set.
         image_shape: (height, width, channels).
-        num_classes: length of the one-hot labels.
+        class_names: of the labels, in their order.
         batch_size: images of a training batch over all replicas.
         mean: of each channel, images scaled to 0..1, subtracted.
         std: of each channel, divided by.
@@ -91,7 +91,7 @@ class Datasets:
 
     name: str
     image_shape: tuple[int, int, int]
-    num_classes: int
+    class_names: tuple[str, ...]
     batch_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -100,6 +100,11 @@ class Datasets:
     mixup: str
     augment_fn: AugmentFn | None
     seed: int
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the one-hot labels."""
+        return len(self.class_names)
 
     @property
     def images_per_step(self) -> int:
@@ -137,7 +142,7 @@ class Datasets:
         def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             # Drawn for the whole batch, so that they do not depend on the number of machines.
             seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(self.seed, tf.int64), step]), 2)
-            images = self._normalise(images)
+            images = normalised(images, self.mean, self.std)
             labels = tf.one_hot(labels, self.num_classes)
             if self.augment_fn is not None:
                 numbers = tf.random.stateless_uniform([self.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)
@@ -172,7 +177,7 @@ class Datasets:
         def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             count = tf.shape(images)[0]
             missing = [[0, batch_size - count]]
-            images = tf.pad(self._normalise(images), [*missing, [0, 0], [0, 0], [0, 0]])
+            images = tf.pad(normalised(images, self.mean, self.std), [*missing, [0, 0], [0, 0], [0, 0]])
             labels = tf.pad(tf.one_hot(labels, self.num_classes), [*missing, [0, 0]])
             return (
                 tf.ensure_shape(images, (batch_size, *self.image_shape)),
@@ -222,9 +227,34 @@ class Datasets:
         dataset = dataset.batch(images_per_step, drop_remainder=True)
         return dataset.enumerate(first_step).map(_as_written(lambda step, batch: (step, *batch)))
 
-    def _normalise(self, images: tf.Tensor) -> tf.Tensor:
-        mean, std = (np.asarray(statistic, np.float32) for statistic in (self.mean, self.std))
-        return tf.cast(images, tf.float32) * (1 / (255 * std)) - mean / std
+
+def normalised(images: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """Images as a network takes them.
+
+    Args:
+        images: `[..., channels]`, 0..255.
+        mean: of each channel, images scaled to 0..1, subtracted.
+        std: of each channel, divided by.
+
+    Returns:
+        float32 of the same shape.
+    """
+    mean, std = (np.asarray(statistic, np.float32) for statistic in (mean, std))
+    return tf.cast(images, tf.float32) * (1 / (255 * std)) - mean / std
+
+
+def fitted(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """An image resized until it fits into a size, with black where its sides are of another ratio.
+
+    Args:
+        image: `[height, width, channels]`, 0..255.
+        size: (height, width).
+
+    Returns:
+        uint8 image.
+    """
+    image = tf.image.resize_with_pad(image, *size, antialias=True)
+    return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
 
 
 def load_datasets(
@@ -268,9 +298,9 @@ def load_datasets(
     if augment_fn is not None and not callable(augment_fn):
         raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
     if name == DIGITS:
-        splits, num_classes = _load_digits(validation_fraction, training_images, image_size or DIGITS_SIZE)
+        splits, class_names = _load_digits(validation_fraction, training_images, image_size or DIGITS_SIZE)
     else:
-        splits, num_classes = _load_tfds(name, validation_fraction, training_images, image_size, data_dir)
+        splits, class_names = _load_tfds(name, validation_fraction, training_images, image_size, data_dir)
     if splits["train"].size == 0:
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
@@ -279,7 +309,7 @@ def load_datasets(
     datasets = Datasets(
         name=name,
         image_shape=image_shape,
-        num_classes=num_classes,
+        class_names=class_names,
         batch_size=batch_size,
         mean=mean,
         std=std,
@@ -405,7 +435,7 @@ def _chosen_images(name: str, available: int, training_images: int | None) -> in
 
 def _load_digits(
     validation_fraction: float, training_images: int | None, image_size: int
-) -> tuple[dict[str, Split], int]:
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The 1,797 handwritten digits that scikit-learn bundles, a fifth of each class for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -420,7 +450,7 @@ def _load_digits(
     splits = {
         part: Split(len(indices), arrays=(images[indices], digits.target[indices])) for part, indices in parts.items()
     }
-    return splits, len(digits.target_names)
+    return splits, tuple(str(name) for name in digits.target_names)
 
 
 def _load_tfds(
@@ -429,11 +459,11 @@ def _load_tfds(
     training_images: int | None,
     image_size: int | None,
     data_dir: str | None,
-) -> tuple[dict[str, Split], int]:
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     import tensorflow_datasets as tfds
 
     builder = tfds_builder(name, data_dir)
-    image_feature, num_classes, image_shape = image_classification(builder, image_size)
+    image_feature, class_names, image_shape = image_classification(builder, image_size)
     prepare(builder)
     candidates = (name for name in ("test", "validation") if name in builder.info.splits)
     test_name = next((name for name in candidates if _is_labelled(builder, name)), None)
@@ -451,8 +481,7 @@ def _load_tfds(
     def decode(encoded: tf.Tensor) -> tf.Tensor:
         image = image_feature.decode_example(encoded)
         if image_size is not None:
-            image = tf.image.resize_with_pad(image, image_size, image_size, antialias=True)
-            image = tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
+            image = fitted(image, (image_size, image_size))
         return tf.ensure_shape(image, image_shape)
 
     def load_split(name: str, begin: int, end: int) -> Split:
@@ -477,7 +506,7 @@ def _load_tfds(
         "validation": load_split("train", first_held_out, total),
         "test": load_split(test_name, 0, test_size),
     }
-    return splits, num_classes
+    return splits, class_names
 
 
 def tfds_builder(name: str, data_dir: str | None) -> Any:
@@ -507,7 +536,7 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
         ) from None
 
 
-def image_classification(builder: Any, image_size: int | None) -> tuple[Any, int, tuple[int, int, int]]:
+def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tuple[str, ...], tuple[int, int, int]]:
     """What a set of TensorFlow Datasets classifies, known before it is prepared.
 
     Args:
@@ -515,7 +544,7 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, int
         image_size: height and width that images are resized to, or None.
 
     Returns:
-        The feature that decodes images, the number of classes, and (height, width, channels) of an image.
+        The feature that decodes images, the names of the classes, and (height, width, channels) of an image.
 
     Raises:
         ValueError: the set has no images with one label each, or they differ in size and `image_size` is None.
@@ -535,7 +564,7 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, int
         raise ValueError(
             f"The images of {name!r} differ in size: set data.load_datasets.image_size to the size they shall have."
         )
-    return features[0], features[1].num_classes, (height, width, channels or 3)
+    return features[0], tuple(features[1].names), (height, width, channels or 3)
 
 
 def shapes(
@@ -558,8 +587,8 @@ def shapes(
     del others
     if name == DIGITS:
         return (image_size or DIGITS_SIZE, image_size or DIGITS_SIZE, 1), 10
-    _, num_classes, shape = image_classification(tfds_builder(name, data_dir), image_size)
-    return shape, num_classes
+    _, class_names, shape = image_classification(tfds_builder(name, data_dir), image_size)
+    return shape, len(class_names)
 
 
 def prepare(builder: Any) -> None:

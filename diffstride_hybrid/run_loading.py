@@ -1,4 +1,4 @@
-"""What a finished run has left: its model and its data, as the run's own config says."""
+"""What a run has left: its model, its loss and its data, as the run's own config says."""
 
 from __future__ import annotations
 
@@ -27,6 +27,31 @@ class Run(NamedTuple):
     loss: keras.losses.Loss
 
 
+def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:
+    """Loads the model of a run without its data, under the current strategy.
+
+    Args:
+        workdir: folder of the run.
+        model: name of the model's file.
+        data_dir: see `load_run`.
+
+    Returns:
+        The model and its loss.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or the run has not come that far.
+    """
+    model_path, config_path = workdir / model, workdir / "operative_config.gin"
+    for path in (config_path, model_path):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {path}: --workdir must be the folder of a run that has come that far."
+            )
+    bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
+    gin_registry.parse([str(config_path)], bindings)
+    return keras.models.load_model(model_path), gin.get_bindings("train.train")["loss_cls"]()
+
+
 def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
     """Loads what is in the folder of a run, under the current strategy.
 
@@ -41,17 +66,9 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> 
     Raises:
         FileNotFoundError: there is no such folder, or the run has not come that far.
     """
-    model_path, config_path = workdir / model, workdir / "operative_config.gin"
-    for path in (config_path, model_path):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no {path}: --workdir must be the folder of a run that has come that far."
-            )
-    bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
-    gin_registry.parse([str(config_path)], bindings)
+    network, loss = load_model(workdir, model, data_dir)
     bound = gin.get_bindings("train.train")
-    datasets = bound["load_data_fn"](seed=bound["seed"])
-    return Run(keras.models.load_model(model_path), datasets, bound["loss_cls"]())
+    return Run(network, bound["load_data_fn"](seed=bound["seed"]), loss)
 
 
 def first_images(datasets: Datasets, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:

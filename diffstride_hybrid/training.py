@@ -24,7 +24,7 @@ import tensorflow as tf
 import tqdm
 
 from diffstride_hybrid import callbacks as recording
-from diffstride_hybrid import complexity, distribution, figures
+from diffstride_hybrid import complexity, distribution, figures, model_card
 from diffstride_hybrid.data import Datasets, Shard
 from diffstride_hybrid.run_folder import RunFolder
 
@@ -437,9 +437,10 @@ def _run(
     listeners.on_train_end()
 
     folder.write_model(FINAL_MODEL, model)
+    summary = _summary(loop, num_epochs, progress)
     if folder.writes:
         figures.write_figures(folder)
-    summary = _summary(loop, num_epochs, progress)
+        model_card.write_model_card(folder, summary)
     folder.write_json("summary.json", summary)
     # The others must not leave while the chief writes: it would take them for dead.
     distribution.wait_for_all_workers(loop.strategy)
@@ -522,7 +523,7 @@ def _run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "data": {
             "name": datasets.name,
             "image_shape": datasets.image_shape,
-            "num_classes": datasets.num_classes,
+            "class_names": datasets.class_names,
             "mean": datasets.mean,
             "std": datasets.std,
             "split_sizes": {name: split.size for name, split in datasets.splits.items()},

@@ -53,7 +53,7 @@ def _datasets_of_shapes() -> data.Datasets:
     return data.Datasets(
         name=bound["name"],
         image_shape=image_shape,
-        num_classes=num_classes,
+        class_names=tuple(str(label) for label in range(num_classes)),
         batch_size=bound.get("batch_size", 32),
         mean=(0.0,) * image_shape[-1],
         std=(1.0,) * image_shape[-1],

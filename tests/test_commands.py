@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
+from PIL import Image
 
-from diffstride_hybrid import command_line, data
+from diffstride_hybrid import __main__, command_line, data
+from diffstride_hybrid.run_folder import read_rows
 from experiments import figures
 from experiments.study import load_study
 
@@ -81,7 +83,7 @@ def run_here(module: str, *arguments: str) -> Result:
         remaining = flags.FLAGS([module, *arguments])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                command_line.reporting_errors(main.main)(remaining)
+                command_line.reporting_errors(main.main, takes_arguments=module == "predict")(remaining)
             except SystemExit as exit_of_command:
                 code = exit_of_command.code
     logging.set_verbosity(verbosity)
@@ -455,6 +457,87 @@ def test_an_export_is_compared_with_the_model_on_real_images(finished: tuple[Pat
     assert_one_clear_line(run_here("export", *arguments), "model.tflite exists")
     arguments[0] = f"--workdir={tmp_path}"
     assert_one_clear_line(run_here("export", *arguments), "operative_config.gin", "--workdir")
+
+
+@pytest.fixture(scope="module")
+def test_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The first test images of the digits at the size of the run, uint8, and normalised as the run does."""
+    datasets = data.load_datasets("digits", image_size=TINY["data.load_datasets.image_size"])
+    images = datasets.splits["test"].arrays[0][:5]
+    return images, data.normalised(images, datasets.mean, datasets.std).numpy()
+
+
+def test_image_files_are_predicted_as_the_data_set_is(
+    finished: tuple[Path, Result], test_digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+):
+    folder, _ = finished
+    pixels, images = test_digits
+    expected = keras.models.load_model(folder / "final.keras")(images).numpy()
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(pixels):
+        Image.fromarray(image.squeeze()).save(tmp_path / "images" / f"{i}.png")
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    first, csv_file = tmp_path / "images" / "0.png", tmp_path / "out" / "predictions.csv"
+    result = run_here(
+        "predict", f"--workdir={folder}", "--top=2", f"--csv={csv_file}", f"{tmp_path}/images", str(first)
+    )
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [*(f"{tmp_path}/images/{i}.png" for i in range(5)), str(first)]
+    for line, values in zip(lines, [*expected, expected[0]]):
+        named = re.findall(r"(\w+) ([\d.]+)%", line.split(": ")[1])
+        assert [int(name) for name, _ in named] == np.argsort(-values)[:2].tolist()
+        assert float(named[0][1]) == pytest.approx(100 * values.max(), abs=0.02)
+    rows = read_rows(csv_file)
+    np.testing.assert_allclose(
+        [[float(row[str(label)]) for label in range(10)] for row in rows[:5]], expected, atol=1e-4
+    )
+
+
+def test_a_file_that_is_no_image_is_named_and_the_others_are_predicted(
+    finished: tuple[Path, Result], test_digits: tuple[np.ndarray, np.ndarray], tmp_path: Path
+):
+    image = tmp_path / "image.png"
+    Image.fromarray(test_digits[0][0].squeeze()).save(image)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(image.read_bytes()[:60])
+    result = run_here("predict", f"--workdir={finished[0]}", f"--csv={tmp_path / 'all.csv'}", str(cut), str(image))
+    assert result.code == 1
+    assert re.match(rf"error: {cut} cannot be read as an image: .*\nerror: 1 of 2 files cannot be read", result.err)
+    assert result.out.startswith(f"{image}: ")
+    assert [row["file"] for row in read_rows(tmp_path / "all.csv")] == [str(image)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [([], "No image was given"), (["missing.png"], "no missing.png"), (["."], "no image in .")],
+)
+def test_prediction_needs_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], culprit: str):
+    monkeypatch.chdir(tmp_path)
+    assert_one_clear_line(run_here("predict", f"--workdir={tmp_path}", *arguments), culprit)
+
+
+def test_logits_become_probabilities(tmp_path: Path, test_digits: tuple[np.ndarray, np.ndarray], uncompiled: None):
+    bindings = {
+        "resnet.Resnet.output_activation": None,
+        "tf.keras.losses.CategoricalCrossentropy.from_logits": True,
+        "train.train.steps_per_epoch": 1,
+    }
+    run = tmp_path / "run"
+    assert run_here("train", "--gin_file=digits_hybrid", f"--workdir={run}", *options_of(bindings)).code == 0
+    Image.fromarray(test_digits[0][0].squeeze()).save(tmp_path / "image.png")
+    result = run_here("predict", f"--workdir={run}", "--top=10", str(tmp_path / "image.png"))
+    values = [float(value) for value in re.findall(r"([\d.]+)%", result.out)]
+    assert len(values) == 10
+    assert sum(values) == pytest.approx(100, abs=0.1)
+
+
+def test_the_overview_names_every_command():
+    overview = __main__.overview()
+    folder = Path(command_line.__file__).parent
+    commands = {path.stem for path in folder.glob("*.py") if "app.run(" in path.read_text(encoding="utf-8")}
+    assert set(re.findall(r"diffstride_hybrid\.(\w+)", overview)) == commands
+    assert "  digits_hybrid" in overview.splitlines()
 
 
 def test_a_checkpoint_of_the_release_becomes_a_model(tmp_path: Path):

@@ -120,6 +120,7 @@ def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
     entries = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert not [entry for entry in entries if "partial" in entry]
     assert {entry for entry in entries if not entry.startswith(("backup/", "tensorboard/"))} == {
+        "README.md",
         "run.json",
         "metrics.csv",
         "strides.csv",
@@ -236,6 +237,35 @@ def test_tensorboard_events_hold_the_same_figures(folder: Path):
     np.testing.assert_allclose(logged["strides/block_3/layer_1/pooling/horizontal"], expected, rtol=1e-6)
     for tag, column in (("sizes/block_3/layer_1/pooling/width", "block_3/layer_1/pooling/width"), ("macs", "macs")):
         np.testing.assert_array_equal(logged[tag], [float(row[column]) for row in rows])
+
+
+def test_the_model_card_says_what_the_run_gave(full_run: tuple[Path, dict[str, Any], str]):
+    folder, summary, _ = full_run
+    card, record = (folder / "README.md").read_text(encoding="utf-8"), json_of(folder / "run.json")
+    assert card.startswith("# here\n\nA classifier of 32x32 images with 1 channel, trained on `digits`")
+    for fact in (
+        f"| test accuracy, `final.keras` | {summary['test_accuracy']:.2%} of 360 images |",
+        f"| validation accuracy, `best.keras` | {summary['best_validation_accuracy']:.2%} of 144 images |",
+        f"| MACs an image, poolings | {summary['pooling_macs']:,} |",
+        "1,293 train, 144 validation, 360 test images. Classes: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9.",
+        f"less {record['data']['mean'][0]:.4f}, over {record['data']['std'][0]:.4f}",
+        f"tensorflow {record['versions']['tensorflow']}",
+    ):
+        assert fact in card
+    (pooling,) = (pooling for pooling in summary["poolings"] if pooling["layer"] == "block_3/layer_1/pooling")
+    vertical, horizontal = pooling["strides"]
+    (height, width), (new_height, new_width) = pooling["input_size"], pooling["output_size"]
+    assert (
+        f"| `block_3/layer_1/pooling` | 2.000, 2.000 | {vertical:.3f}, {horizontal:.3f} | {height}x{width} | "
+        f"{new_height}x{new_width} |"
+    ) in card
+    assert "| `head_pooling` | fixed | fixed |" in card
+    for path in re.findall(r"!\[.*\]\((.*)\)", card):
+        assert (folder / path).exists()
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(snippet.replace('load_model("', f'load_model("{folder}/'), names)
+    assert names["model"].count_params() == summary["parameters"]
 
 
 def test_summary_json_is_what_the_run_returned(full_run: tuple[Path, dict[str, Any], str]):
@@ -516,6 +546,7 @@ def test_a_run_without_validation_split(tmp_path: Path, uncompiled: None):
 def test_a_run_without_learned_strides_has_no_figure_of_them(tmp_path: Path, uncompiled: None):
     train_a_step(tmp_path, model_cls=partial(small, pooling_cls=None, head_pooling_cls=None))
     assert (tmp_path / "figures" / "curves.png").exists()
+    assert "strides.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert not (tmp_path / "figures" / "strides.png").exists()
     assert set(rows_of(tmp_path / "strides.csv")[0]) == {"epoch", "macs"}
 
