@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -6,32 +7,107 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from diffstride_hybrid import DiffStride, FixedSpectralPooling, Resnet, SpatialPooling, SpectralPooling, macs, resnet18
+from diffstride_hybrid import (
+    DiffStride,
+    FixedSpectralPooling,
+    Resnet,
+    SpatialPooling,
+    SpectralPooling,
+    macs,
+    resnet18,
+    resnet34,
+    resnet56,
+)
 from diffstride_hybrid.complexity import diffstride_layers, regularize_strides
 
 
-def resnet18_macs(sizes: tuple[int, int, int, int], pooled: bool) -> int:
-    """By hand. Pooling leaves the first convolution of a block at the size of its input, a stride does not."""
-    total = sizes[0] ** 2 * 9 * 3 * 64 + 4 * sizes[0] ** 2 * 9 * 64**2
-    for before, after, channels in zip(sizes, sizes[1:], (64, 128, 256)):
-        total += (before if pooled else after) ** 2 * 9 * channels * 2 * channels
-        total += after**2 * channels * 2 * channels
-        total += 3 * after**2 * 9 * (2 * channels) ** 2
-    return total + 512 * 10
+def resnet_macs(filters: Sequence[int], layers: Sequence[int], sizes: Sequence[int], pooled: bool, kept: int) -> int:
+    """By hand. Pooling leaves the convolution before it at the size of its input, a stride does not.
+
+    Args:
+        filters: channels of the first convolution, then of each block.
+        layers: residual layers of each block.
+        sizes: height and width of the image, after the first convolution, then after each block.
+        pooled: whether a pooling downsamples.
+        kept: how many of the first blocks have no projection.
+    """
+    total = sizes[1 - pooled] ** 2 * 9 * 3 * filters[0] + filters[-1] * 10
+    for i, count in enumerate(layers):
+        (channels_in, channels), (before, after) = filters[i : i + 2], sizes[i + 1 : i + 3]
+        first, other = 9 * channels_in * channels, 9 * channels**2
+        total += (before if pooled else after) ** 2 * first + (2 * count - 1) * after**2 * other
+        if i >= kept:
+            total += after**2 * channels_in * channels
+    return total
 
 
-@pytest.mark.parametrize(
-    ("pooling_cls", "sizes", "expected"),
-    [
-        (None, (32, 16, 8, 4), 555_422_720),
-        (DiffStride, (32, 24, 20, 18), 4_186_117_120),
-    ],
-)
-def test_resnet18_costs_what_the_hand_count_says(pooling_cls: Any, sizes: tuple[int, int, int, int], expected: int):
-    model = resnet18(num_output_classes=10, pooling_cls=pooling_cls)
+# Sizes after each block that halves them, from 32.
+STRIDED, CROPPED, SOFTLY_CROPPED = (16, 8, 4), (16, 8, 4), (24, 20, 18)
+
+# Transforms, as the profiler would take the poolings' matrix products for those of dense layers.
+SOFT = partial(DiffStride, static_crop=True, method="fft")
+
+METHODS = {
+    "strided": (None, None, STRIDED),
+    "spectral": (partial(FixedSpectralPooling, method="fft"), None, CROPPED),
+    "diffstride": (SOFT, None, SOFTLY_CROPPED),
+    "hybrid": (SOFT, partial(SpectralPooling, method="fft"), SOFTLY_CROPPED),
+    "sampled": (SpatialPooling, None, STRIDED),
+}
+
+RESNETS = {
+    "resnet18": (resnet18, (1, 1, 2, 4, 8), (2, 2, 2, 2), 1),
+    "resnet34": (resnet34, (1, 1, 2, 4, 8), (3, 4, 6, 3), 1),
+    "resnet56": (resnet56, (1, 1, 2, 4), (9, 9, 9), 0),
+}
+
+
+SLOW = pytest.mark.slow
+
+
+def built(resnet: str, method: str, width: int, head_placement: str = "before_gap") -> Resnet:
+    pooling_cls, head_pooling_cls, _ = METHODS[method]
+    options = {"pooling_cls": pooling_cls, "head_pooling_cls": head_pooling_cls, "head_placement": head_placement}
+    model = RESNETS[resnet][0](width=width, num_output_classes=10, **options)
     model.build((None, 32, 32, 3))
-    assert macs(model).macs == expected == resnet18_macs(sizes, pooled=pooling_cls is not None)
+    return model
+
+
+def hand_count(resnet: str, method: str, width: int) -> int:
+    _, factors, layers, kept = RESNETS[resnet]
+    halvings = len(layers) - 1
+    sizes = (32, 32, 32, *METHODS[method][2][:halvings])
+    return resnet_macs([width * factor for factor in factors], layers, sizes, METHODS[method][0] is not None, kept)
+
+
+def profiled_macs(model: keras.Model) -> float:
+    """What TensorFlow's profiler counts of convolutions and matrix products, two operations each."""
+    serve = tf.function(lambda images: model(images, training=False), autograph=False)
+    graph = convert_variables_to_constants_v2(serve.get_concrete_function(tf.TensorSpec([1, 32, 32, 3]))).graph
+    profiler = tf.compat.v1.profiler
+    options = profiler.ProfileOptionBuilder(profiler.ProfileOptionBuilder.float_operation()).with_empty_output()
+    counted = options.with_accounted_types(["Conv2D", "MatMul"]).build()
+    return profiler.profile(graph, options=counted).total_float_ops / 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("resnet", RESNETS)
+def test_each_resnet_costs_what_the_hand_count_says(resnet: str, method: str):
+    assert macs(built(resnet, method, width=4)).macs == hand_count(resnet, method, width=4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("resnet", ["resnet18", *(pytest.param(name, marks=SLOW) for name in ("resnet34", "resnet56"))])
+def test_the_profiler_of_tensorflow_counts_the_same(resnet: str, method: str):
+    assert profiled_macs(built(resnet, method, width=4)) == hand_count(resnet, method, width=4)
+
+
+@pytest.mark.parametrize(("method", "expected"), [("strided", 555_422_720), ("hybrid", 4_186_117_120)])
+def test_resnet18_costs_what_the_papers_networks_do(method: str, expected: int):
+    model = built("resnet18", method, width=64, head_placement="before_activation")
+    assert macs(model).macs == expected == hand_count("resnet18", method, width=64)
     assert macs(model, (32, 32, 3)).macs == expected
 
 
