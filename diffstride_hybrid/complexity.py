@@ -72,7 +72,7 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
 
     Args:
         model: a built model with one input.
-        input_shape: (height, width, channels). The model's own where None.
+        input_shape: (height, width, channels), or (time, channels) for signals. The model's own where None.
 
     Returns:
         The costs by layer.

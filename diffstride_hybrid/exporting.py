@@ -124,23 +124,38 @@ def compare(
         The comparison.
     """
     predict = loaded(path, format)
-    expected = _in_batches(lambda batch: model(batch, training=False).numpy(), images)
+    expected = outputs_of(model, images)
     outputs = _in_batches(predict, images)
     seconds = []
     for _ in range(21):
         began = time.perf_counter()
         predict(images[:1])
         seconds.append(time.perf_counter() - began)
-    truth = labels.argmax(-1)
-    files = [pathlib.Path(path)] if pathlib.Path(path).is_file() else pathlib.Path(path).rglob("*")
     return Comparison(
         images=len(images),
         largest_difference=float(np.abs(outputs - expected).max()),
-        accuracy=float((outputs.argmax(-1) == truth).mean()),
-        keras_accuracy=float((expected.argmax(-1) == truth).mean()),
-        size_bytes=sum(file.stat().st_size for file in files if file.is_file()),
+        accuracy=accuracy(outputs, labels),
+        keras_accuracy=accuracy(expected, labels),
+        size_bytes=size_of(path),
         milliseconds=1e3 * float(np.median(seconds[1:])),
     )
+
+
+def outputs_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What the Keras model gives for normalised images `[images, height, width, channels]`."""
+    return _in_batches(lambda batch: model(batch, training=False).numpy(), images)
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose greatest output is that of their one-hot label."""
+    return float((outputs.argmax(-1) == labels.argmax(-1)).mean())
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """The bytes of an exported model, a file or a folder."""
+    path = pathlib.Path(path)
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _in_batches(predict: Predict, images: np.ndarray, size: int = 100) -> np.ndarray:

@@ -5,44 +5,22 @@ python -m experiments.tables --study=fashion_mnist_small --readme=README.md
 
 Where the folders of the runs are not here the committed CSV files are what the tables are made of. With `--readme` the
 text between `<!-- table NAME -->` and `<!-- end of table -->` is replaced by the tables of the study of that name, and
-that after `<!-- table published -->` by the published figures.
+so are the tables that belong to no study.
 """
 
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Sequence
 
 from absl import app, flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.run_folder import write_whole
-from experiments import published, records, study_report
+from experiments import readme_tables, records, study_report
 from experiments.study_flags import RESULTS, RUNS, chosen_study
 
 _README = flags.DEFINE_string("readme", None, "A Markdown file whose tables are to be replaced.")
-
-
-def replace_table(text: str, name: str, table: str) -> str:
-    """Puts a table between its two marks.
-
-    Args:
-        text: Markdown.
-        name: of the table.
-        table: what is to stand there.
-
-    Returns:
-        The text with the table.
-
-    Raises:
-        ValueError: there are no such marks.
-    """
-    begin, end = f"<!-- table {name} -->\n", "<!-- end of table -->"
-    marks = re.compile(rf"({re.escape(begin)})(?:(?!<!-- table).)*?({end})", re.DOTALL)
-    if not marks.search(text):
-        raise ValueError(f"The file of --readme has no place for the table: the lines '{begin.strip()}' and '{end}'.")
-    return marks.sub(lambda match: match[1] + table + "\n" + match[2], text)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,8 +38,8 @@ def main(argv: Sequence[str]) -> None:
     if _README.value:
         readme = pathlib.Path(_README.value)
         text = readme.read_text(encoding="utf-8")
-        for name, content in ((study.name, table), ("published", published.table())):
-            text = replace_table(text, name, content)
+        for name, content in {study.name: table, **readme_tables.standing_tables()}.items():
+            text = readme_tables.replace_table(text, name, content)
         write_whole(readme, text)
 
 

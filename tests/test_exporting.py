@@ -1,4 +1,3 @@
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, complexity, exporting
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, complexity, data, exporting, run_loading
+from experiments import export_report
 
 SHAPE = (16, 20, 1)
 
@@ -18,36 +18,6 @@ EXPORTS = {
     "litert int8": ("litert", "int8", 0.2),
     "onnx": ("onnx", "float32", 1e-5),
 }
-
-# What a user of an export runs: no part of this package.
-RUN = """
-import sys
-import numpy as np
-
-path, format, data = sys.argv[1:]
-images = np.load(data)["images"]
-if format == "saved_model":
-    import tensorflow as tf
-
-    module = tf.saved_model.load(path)
-    outputs = module.serve(tf.constant(images)).numpy()
-elif format == "litert":
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(path)
-    inputs, results = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
-    interpreter.resize_tensor_input(inputs["index"], images.shape)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(inputs["index"], images)
-    interpreter.invoke()
-    outputs = interpreter.get_tensor(results["index"])
-else:
-    import onnxruntime
-
-    outputs = onnxruntime.InferenceSession(path).run(None, {"images": images})[0]
-np.save(data.replace("images", "outputs"), outputs)
-assert "diffstride_hybrid" not in sys.modules
-"""
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +57,10 @@ def test_an_export_gives_what_the_model_gives_without_this_package(
     path = tmp_path / "folder" / "export"
     exporting.export(model, path, format, SHAPE, quantization, images)
     assert [entry.name for entry in path.parent.iterdir()] == ["export"]
-    np.savez(tmp_path / "images.npz", images=images)
-    command = [sys.executable, "-c", RUN, str(path), format, str(tmp_path / "images.npz")]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    outputs, record = export_report.run_alone(Path(sys.executable), path, format, images)
+    assert record["loaded"] == {"saved_model": ["keras", "tensorflow"]}.get(format, [])
+    assert record["milliseconds"] > 0
     expected = model(images, training=False).numpy()
-    outputs = np.load(tmp_path / "outputs.npz.npy")
     np.testing.assert_allclose(outputs, expected, atol=tolerance)
 
     labels = np.eye(10, dtype="float32")[expected.argmax(-1)]
@@ -132,3 +100,30 @@ def test_what_is_there_is_kept(model: keras.Model, tmp_path: Path):
     with pytest.raises(FileExistsError, match="choose another name"):
         exporting.export(model, tmp_path / "export", "litert", SHAPE)
     assert (tmp_path / "export").read_text() == "mine"
+
+
+def test_the_table_of_exports_has_a_line_for_each_format():
+    row = {"format": "onnx", "precision": "float32", "runtime": "onnxruntime 1", "accuracy": "0.9", "size_bytes": "2e6"}
+    rows = [{**row, "milliseconds": "1.25", "largest_difference": difference} for difference in ("", "3.1e-06")]
+    assert export_report.table(rows).splitlines()[2:] == [
+        "| `onnx` | float32 | onnxruntime 1 |  | 90.0% | 2.00 MB | 1.25 ms |",
+        "| `onnx` | float32 | onnxruntime 1 | 3.1e-06 | 90.0% | 2.00 MB | 1.25 ms |",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_exports_run_in_fresh_environments(model: keras.Model, tmp_path: Path):
+    """Installs each runtime from the package registry."""
+    model.save(tmp_path / "final.keras")
+    datasets = data.load_datasets("digits", image_size=16)
+    inputs = keras.Input((16, 16, 1))
+    square = keras.Model(inputs, keras.layers.ZeroPadding2D((0, 2))(inputs))
+    run = run_loading.Run(keras.Sequential([square, model]), datasets, keras.losses.CategoricalCrossentropy())
+    keras_row, *rows = export_report.compared(run, tmp_path / "final.keras", 100)
+    assert [(row["format"], row["precision"]) for row in rows] == list(export_report.EXPORTS)
+    assert [row["runtime"].split()[0] for row in rows] == [export_report.RUNTIMES[row["format"]] for row in rows]
+    for row in rows:
+        bound = {"float32": 1e-5, "float16": 1e-2, "int8": 0.2}[row["precision"]]
+        assert float(row["largest_difference"]) < bound
+        assert row["images"] == keras_row["images"] == 100

@@ -1,0 +1,47 @@
+from typing import Any
+
+import keras
+import pytest
+
+from diffstride_hybrid import DiffStride, data, replace_downsampling
+from experiments import transfer_report
+from experiments.transfer_report import ORIGINAL
+
+ROW = {"stage": "after", "macs": "2000000"}
+
+
+def test_the_table_compares_runs_of_the_same_seed():
+    accuracies = {(ORIGINAL, 1): "0.80", (ORIGINAL, 2): "0.90", ("DiffStride", 1): "0.82", ("DiffStride", 2): "0.91"}
+    rows: list[dict[str, Any]] = []
+    for (model, seed), accuracy in accuracies.items():
+        early = {**ROW, "model": model, "seed": seed, "stage": "before" if model == ORIGINAL else "swapped"}
+        rows += [{**early, "test_accuracy": "0.5"}, {**ROW, "model": model, "seed": seed, "test_accuracy": accuracy}]
+    assert transfer_report.table(rows).splitlines()[2:] == [
+        "| max pooling | 50.00 ± 0.00 % | 85.00 ± 7.07 % |  | 2.0 M |",
+        "| DiffStride | 50.00 ± 0.00 % | 86.50 ± 6.36 % | +1.50 ± 0.71 | 2.0 M |",
+    ]
+
+
+def test_every_swap_trains_on_from_the_weights_of_the_original(monkeypatch: pytest.MonkeyPatch):
+    swapped: list[keras.Model] = []
+
+    def swap(model: keras.Model) -> keras.Model:
+        swapped.append(replace_downsampling(model, DiffStride))
+        for new, old in zip(swapped[-1].layers[0].get_weights(), model.layers[0].get_weights(), strict=True):
+            assert (new == old).all()
+        return swapped[-1]
+
+    monkeypatch.setattr(transfer_report, "SWAPS", {"swap": swap})
+    network = transfer_report.convolutional_network
+    monkeypatch.setattr(transfer_report, "convolutional_network", lambda *shape: network(*shape, width=2))
+    datasets = data.load_datasets("digits", batch_size=256, image_size=16)
+    rows = list(transfer_report.transfer(datasets, epochs=1, seed=1))
+    assert [(row["model"], row["stage"], row["epochs"]) for row in rows] == [
+        (ORIGINAL, "before", 1),
+        (ORIGINAL, "after", 2),
+        ("swap", "swapped", 1),
+        ("swap", "after", 2),
+    ]
+    assert rows[2]["sizes"] == "15x15; 15x15"
+    assert rows[2]["strides"] == "2.000,2.000; 2.000,2.000" != rows[3]["strides"]
+    assert len(swapped) == 1
