@@ -91,8 +91,17 @@ def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelC
         costs.append(LayerCost(layer, *shapes, _layer_macs(layer, *shapes)))
 
     with watched_calls([layer for layer in leaf_layers(model) if isinstance(layer, _COUNTED)], count):
-        model(tf.zeros([1, *shape], model.compute_dtype), training=False)
+        run_blank(model, shape)
     return ModelCost(costs)
+
+
+def run_blank(model: keras.Model, input_shape: Sequence[int]) -> None:
+    """Runs one image of zeros through a model with one input."""
+    images = tf.zeros([1, *input_shape], model.compute_dtype)
+    if getattr(model, "inputs", None) and not isinstance(model, keras.Sequential):
+        # A functional model's input may be in a list or a dict.
+        images = keras.tree.pack_sequence_as(model.input, [images])
+    model(images, training=False)
 
 
 def regularize_strides(model: keras.Model, factor: float) -> None:

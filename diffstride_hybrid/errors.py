@@ -12,6 +12,10 @@ def one_line(error: BaseException) -> str:
     bold = re.search(r"\x1b\[1m(.*?)\x1b\[0m", text, re.DOTALL)
     if bold:
         text = bold[1]
+    # Keras: "Error when deserializing class 'X' using config={…}.\n\nException encountered: message".
+    text = text.rsplit("Exception encountered: ", 1)[-1]
+    # TensorFlow: "{{function_node …}} message [Op:X] name: …".
+    text = re.sub(r"\{\{function_node [^}]*\}\}|\[Op:\w+\]( name: *\w*)?", "", text)
     # Gin appends where in the configuration the error arose.
     text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
     return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+import itertools
+import types
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -18,6 +21,8 @@ Selection = str | Sequence[str] | Callable[[keras.layers.Layer], bool]
 
 _POOLINGS = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
 _CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
+
+_CANNOT_FOLLOW = "Layer {} cannot follow a map of another size: {} Exclude what is before it."
 
 # What serves in place of other layers: bins of both signs alike, and a mean that stays as it is.
 _DROP_IN = {"mask": "symmetric", "norm": "forward"}
@@ -53,9 +58,10 @@ def replace_downsampling(
 
     Max and average pooling with strides is replaced by the pooling. A strided `Conv2D`, `DepthwiseConv2D` or
     `SeparableConv2D` becomes the same convolution at stride 1 with padding 'same', followed by the pooling; a
-    `ZeroPadding2D` straight before one is left out. Layers that took maps of one size to maps of another one share one
-    pooling, so that branches which meet again agree in size whatever the strides become. All other layers are copied,
-    and weights are carried over layer by layer.
+    `ZeroPadding2D` or `keras.ops.pad` straight before one is left out. Layers that took maps of one size to maps of
+    another one share one pooling, so that branches which meet again agree in size whatever the strides become. All
+    other layers are copied, and weights are carried over layer by layer. What a layer calls in code of its own keeps
+    its strides; the report names it.
 
     Args:
         model: a built functional or Sequential model. It is left as it is.
@@ -68,16 +74,14 @@ def replace_downsampling(
             `norm='forward'`, what a drop-in needs, where it takes them.
 
     Returns:
-        A model of the same kind.
+        A model of the same kind, not compiled. Plain functional for a class whose `__init__` takes something else.
 
     Raises:
-        ValueError: the model cannot be taken apart, nothing in it is to be replaced, or one of its layers cannot follow
-            a map of another size.
+        ValueError: the model cannot be taken apart, a selection names what it has not, nothing in it is to be replaced,
+            one of its layers cannot follow a map of another size, or models in it would share a pooling.
     """
     swap = _Swap(pooling_cls, include, exclude, options)
-    swapped = swap.model(model, input_shape)
-    if not swap.replacements:
-        raise ValueError(f"{model.name} has no layer to replace: no pooling or convolution with strides is selected.")
+    swapped = swap.outermost(model, input_shape)
     shape = swapped.input_shape[1:]
     sizes = _checked_sizes(swapped, shape)
     if report is not None:
@@ -97,46 +101,74 @@ class _Swap:
     ):
         self.replacements: list[Replacement] = []
         self._pooling_cls = pooling_cls
+        self._names: set[str] = set()
+        self._selections = {"include": include, "exclude": exclude}
         self._include = _predicate("include", include, default=True)
         self._exclude = _predicate("exclude", exclude, default=False)
         parameters = inspect.signature(pooling_cls).parameters
         self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | options
-        self._poolings: dict[tuple[Size, Size], keras.layers.Layer] = {}
+        self._poolings: dict[tuple[Size, Size, str], tuple[keras.layers.Layer, keras.Model]] = {}
         self._nested: dict[int, keras.Model] = {}
+        # A layer that several of the models call has one copy.
+        self.copies: dict[int, tuple[Any, Any]] = {}
 
-    def model(self, model: keras.Model, input_shape: Sequence[int] | None = None) -> keras.Model:
-        """Swaps one model."""
-        is_sequential = isinstance(model, keras.Sequential)
-        if is_sequential and not model.built:
-            raise ValueError(f"{model.name} must be built: call it on an image, or give it an Input.")
-        if not getattr(model, "inputs", None):
-            raise ValueError(
-                f"{model.name} must be a functional or Sequential model: what a {type(model).__name__} calls in code "
-                "of its own cannot be taken apart."
-            )
+    def outermost(self, model: keras.Model, input_shape: Sequence[int] | None) -> keras.Model:
+        """Swaps a model with those that are nested in it."""
+        _check_graph(model)
         if len(model.inputs) != 1:
             raise ValueError(f"{model.name} must have one input, got {len(model.inputs)}.")
         (entry,) = model.inputs
         shape = tuple(entry.shape[1:] if input_shape is None else input_shape)
         if len(shape) != 3 or None in shape:
             raise ValueError(f"{model.name} needs input_shape=(height, width, channels) of an image, got {shape}.")
-        walk = _Walk(self)
-        view = keras.Model(model.inputs, model.outputs, name=model.name) if is_sequential else model
-        images = keras.Input(shape, dtype=entry.dtype, name=entry.name)
+        self._names = {layer.name for layer in complexity.leaf_layers(model)}
+        for argument, selection in self._selections.items():
+            names = [selection] if isinstance(selection, str) else selection
+            unknown = [] if names is None or callable(names) else [name for name in names if name not in self._names]
+            if unknown:
+                raise ValueError(f"{model.name} has no layer {unknown[0]}, which {argument} selects.")
+        if not any(map(self.replaces, _graph_layers(model))):
+            kept = _keeping_strides(model)
+            raise ValueError(
+                f"{model.name} has no layer to replace: no pooling or convolution with strides is selected."
+                + (f" These keep theirs: {', '.join(kept)}." if kept else "")
+            )
+        tensors = [keras.KerasTensor((None, *shape), entry.dtype)]
+        return self._swapped(model, tensors, tensors)
+
+    def nested(self, model: keras.Model, inputs: Any, specs: Any) -> keras.Model:
+        """Swaps a model that is a layer of another one. The same object where it is used again.
+
+        Args:
+            model: the nested model.
+            inputs: what it is called on now.
+            specs: what it was called on.
+        """
+        if id(model) not in self._nested:
+            _check_graph(model)
+            self._nested[id(model)] = self._swapped(model, keras.tree.flatten(inputs), keras.tree.flatten(specs))
+        return self._nested[id(model)]
+
+    def _swapped(self, model: keras.Model, inputs: Sequence[Any], specs: Sequence[Any]) -> keras.Model:
+        walk = _Walk(self, model)
+        view = _uncompiled(model)
+        entries = [
+            keras.Input(tensor.shape[1:], dtype=entry.dtype, name=entry.name)
+            for entry, tensor in zip(model.inputs, inputs)
+        ]
+        walk.expect(entries, specs)
         copy = keras.models.clone_model(
             view,
-            input_tensors=keras.tree.pack_sequence_as(view.input, [images]),
+            input_tensors=keras.tree.pack_sequence_as(view.input, entries),
             clone_function=walk.copied,
             call_function=walk.call,
         )
         walk.carry_weights_over()
-        return keras.Sequential([copy.inputs[0], *walk.called], name=model.name) if is_sequential else copy
-
-    def nested(self, model: keras.Model, input_shape: Sequence[int]) -> keras.Model:
-        """Swaps a model that is a layer of another one. The same object where it is used again."""
-        if id(model) not in self._nested:
-            self._nested[id(model)] = self.model(model, input_shape)
-        return self._nested[id(model)]
+        # Without the paddings that were left out.
+        kept = set(map(id, copy.layers))
+        chain = [layer for layer in walk.called if id(layer) in kept]
+        is_sequential = isinstance(model, keras.Sequential)
+        return keras.Sequential([copy.inputs[0], *chain], name=model.name) if is_sequential else copy
 
     def replaces(self, layer: Any) -> bool:
         """Whether a layer downsamples and is selected."""
@@ -144,27 +176,42 @@ class _Swap:
             return False
         return self._include(layer) and not self._exclude(layer)
 
-    def pooling(self, layer: keras.layers.Layer, before: Size, after: Size) -> keras.layers.Layer:
-        """The pooling that stands for a layer which took maps of one size to those of another."""
-        if (before, after) not in self._poolings:
+    def pooling(self, layer: keras.layers.Layer, model: keras.Model, before: Size, after: Size) -> keras.layers.Layer:
+        """The pooling that stands for a layer of a model which took maps of one size to those of another."""
+        key = (before, after, layer.data_format)
+        if key not in self._poolings:
             options = {"strides": tuple(float(stride) for stride in layer.strides), **self._options}
-            self._poolings[before, after] = self._pooling_cls(
+            pooling = self._pooling_cls(
                 data_format=layer.data_format,
                 dtype=layer.dtype_policy,
-                name=f"{layer.name}_downsampling",
+                name=self._new_name(f"{layer.name}_downsampling"),
                 **options,
             )
-        pooling = self._poolings[before, after]
+            self._poolings[key] = (pooling, model)
+        pooling, owner = self._poolings[key]
+        if owner is not model:
+            raise ValueError(
+                f"Layer {layer.name} of {model.name} would share {pooling.name} with {owner.name}, and Keras cannot "
+                "load what nested models share. Exclude one of the two, or make one model of them."
+            )
         self.replacements.append(Replacement(layer.name, type(layer).__name__, (before, after), pooling))
         return pooling
+
+    def _new_name(self, name: str) -> str:
+        """The name, numbered where another layer has it: one layer may downsample maps of several sizes."""
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+        found = next(candidate for candidate in candidates if candidate not in self._names)
+        self._names.add(found)
+        return found
 
 
 class _Walk:
     """What `keras.models.clone_model` asks for on its way through one model."""
 
-    def __init__(self, swap: _Swap):
+    def __init__(self, swap: _Swap, model: keras.Model):
         self.called: list[keras.layers.Layer] = []
         self._swap = swap
+        self._model = model
         self._originals: dict[int, tuple[Any, Any]] = {}
         # The tensors are kept with what is known of them, as only that keeps their ids from being used again.
         self._specs: dict[int, tuple[Any, keras.KerasTensor]] = {}
@@ -172,22 +219,40 @@ class _Walk:
 
     def copied(self, layer: Any) -> Any:
         """A layer like the given one, or that one where it will not be called."""
-        copy = layer
-        if isinstance(layer, keras.layers.Lambda):
-            copy = keras.layers.Lambda(layer.function, arguments=layer.arguments, name=layer.name)
-        elif not isinstance(layer, keras.Model) and not (isinstance(layer, _POOLINGS) and self._swap.replaces(layer)):
-            copy = self._from_config(layer)
-        self._originals[id(copy)] = (copy, layer)
-        return copy
+        if id(layer) not in self._swap.copies:
+            copy = layer
+            if isinstance(layer, keras.layers.Lambda):
+                copy = keras.layers.Lambda(
+                    layer.function,
+                    mask=layer.mask,
+                    arguments=layer.arguments,
+                    name=layer.name,
+                    dtype=layer.dtype_policy,
+                )
+            elif not isinstance(layer, keras.Model) and not (
+                isinstance(layer, _POOLINGS) and self._swap.replaces(layer)
+            ):
+                copy = self._from_config(layer)
+            self._swap.copies[id(layer)] = (copy, layer)
+        self._originals[id(self._swap.copies[id(layer)][0])] = self._swap.copies[id(layer)]
+        return self._swap.copies[id(layer)][0]
 
     def _from_config(self, layer: Any) -> Any:
-        config = layer.get_config()
-        if self._swap.replaces(layer):
-            config |= {"strides": (1, 1), "padding": "same"}
         try:
+            config = layer.get_config()
+            # As they are: only those that are registered can be found again by name.
+            functions = {name: getattr(layer, name, None) for name in config}
+            config |= {name: value for name, value in functions.items() if isinstance(value, types.FunctionType)}
+            if self._swap.replaces(layer):
+                config |= {"strides": (1, 1), "padding": "same"}
             return type(layer).from_config(config)
         except Exception as error:
             raise ValueError(f"Layer {layer.name} cannot be copied: {one_line(error)}") from error
+
+    def expect(self, tensors: Any, specs: Any) -> None:
+        """Notes what the original has in place of tensors."""
+        for tensor, spec in zip(keras.tree.flatten(tensors), keras.tree.flatten(specs)):
+            self._specs[id(tensor)] = (tensor, spec)
 
     def call(self, copy: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a copy, or what stands for it, and notes what the original gives."""
@@ -195,43 +260,93 @@ class _Walk:
         spec_args, spec_kwargs = keras.tree.map_structure(self._spec_of, (args, kwargs))
         spec = original.compute_output_spec(*spec_args, **spec_kwargs)
         outputs = self._outputs(original, copy, spec, args, kwargs)
-        for output, expected in zip(keras.tree.flatten(outputs), keras.tree.flatten(spec)):
-            self._specs[id(output)] = (output, expected)
-        if isinstance(original, keras.layers.ZeroPadding2D):
-            self._unpadded[id(outputs)] = (outputs, args[0])
+        self.expect(outputs, spec)
+        # The operation of keras.ops.pad is not public.
+        is_operation = not isinstance(original, keras.layers.Layer)
+        if isinstance(original, keras.layers.ZeroPadding2D) or (is_operation and type(original).__name__ == "Pad"):
+            self._unpadded[id(outputs)] = (outputs, _first_of(args, kwargs))
         return outputs
 
     def carry_weights_over(self) -> None:
         """Gives every copy the weights of its original."""
         for copy, original in self._originals.values():
             if copy is not original and isinstance(original, keras.layers.Layer) and original.weights:
-                copy.set_weights(original.get_weights())
+                try:
+                    copy.set_weights(original.get_weights())
+                except ValueError as error:
+                    raise ValueError(_CANNOT_FOLLOW.format(original.name, one_line(error))) from error
+                for layer in (copy, *complexity.leaf_layers(copy)):
+                    # Normalization computes with what it derived from its weights before.
+                    if hasattr(layer, "finalize_state"):
+                        layer.finalize_state()
 
     def _spec_of(self, tensor: Any) -> Any:
         return self._specs[id(tensor)][1] if id(tensor) in self._specs else tensor
 
     def _outputs(self, original: Any, copy: Any, spec: Any, args: Any, kwargs: Any) -> Any:
         if self._swap.replaces(original):
-            # Padding 'same' takes the place of a layer that pads.
-            _, inputs = self._unpadded.get(id(args[0]), (None, args[0]))
+            inputs = self._without_padding(original, _first_of(args, kwargs))
             before, after = (_spatial_size(original, tensor.shape) for tensor in (self._spec_of(inputs), spec))
-            pooling = self._swap.pooling(original, before, after)
+            pooling = self._swap.pooling(original, self._model, before, after)
             if not isinstance(original, _POOLINGS):
                 inputs = self._called(copy, inputs)
             return self._called(pooling, inputs)
         if isinstance(original, keras.Model):
-            copy = self._swap.nested(original, self._spec_of(args[0]).shape[1:])
+            inputs = _first_of(args, kwargs)
+            copy = self._swap.nested(original, inputs, keras.tree.map_structure(self._spec_of, inputs))
         return self._called(copy, *args, **kwargs)
+
+    def _without_padding(self, layer: keras.layers.Layer, inputs: Any) -> Any:
+        """What was padded for a layer that downsamples: padding 'same' takes the place of it."""
+        _, unpadded = self._unpadded.get(id(inputs), (None, inputs))
+        channels = 3 if layer.data_format == "channels_last" else 1
+        return unpadded if unpadded.shape[channels] == inputs.shape[channels] else inputs
 
     def _called(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             outputs = layer(*args, **kwargs)
         except Exception as error:
-            raise ValueError(
-                f"Layer {layer.name} cannot follow a map of another size: {one_line(error)} Exclude what is before it."
-            ) from error
+            raise ValueError(_CANNOT_FOLLOW.format(layer.name, one_line(error))) from error
         self.called.append(layer)
         return outputs
+
+
+def _check_graph(model: keras.Model) -> None:
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(f"{model.name} must be built: call it on an image, or give it an Input.")
+    if not getattr(model, "inputs", None):
+        raise ValueError(
+            f"{model.name} must be a functional or Sequential model: what a {type(model).__name__} calls in code "
+            "of its own cannot be taken apart."
+        )
+
+
+def _graph_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """The layers of a model and of those nested in it, but for what layers call in code of their own."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _graph_layers(layer)
+
+
+def _uncompiled(model: keras.Model) -> keras.Model:
+    """The same graph, functional, and not compiled, as Keras would compile the copy of it alike."""
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs, model.outputs, name=model.name)
+    plain = keras.Model(model.input, model.output, name=model.name)
+    own, spec = (inspect.getfullargspec(type(each).__init__) for each in (model, plain))
+    takes_a_graph = own.args == spec.args or (own.varargs and own.varkw)
+    return type(model)(model.input, model.output, name=model.name) if takes_a_graph else plain
+
+
+def _first_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else kwargs["inputs"]
+
+
+def _keeping_strides(model: keras.Model, poolings: Sequence[keras.layers.Layer] = ()) -> list[str]:
+    """The paths of layers at any depth that downsample, but for the given ones."""
+    layers = [layer for layer in complexity.leaf_layers(model) if isinstance(layer, (*_POOLINGS, *_CONVOLUTIONS))]
+    return [layer.path for layer in layers if max(layer.strides) > 1 and not any(layer is each for each in poolings)]
 
 
 def _predicate(name: str, selection: Selection | None, default: bool) -> Callable[[keras.layers.Layer], bool]:
@@ -255,8 +370,30 @@ def _checked_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[
         return complexity.macs(model, shape).pooling_sizes()
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
-            f"The maps of {model.name} do not fit together any more: {one_line(error)} Exclude some of its layers."
+            f"The maps of {model.name} do not fit together any more {_place(model, shape)}: {one_line(error)} Exclude "
+            "some of its layers."
         ) from error
+
+
+def _place(model: keras.Model, shape: Sequence[int]) -> str:
+    """Where in a model a call on an image raises."""
+    running: list[str] = []
+    done = ["input"]
+
+    def noting(layer: keras.layers.Layer) -> Callable[..., Any]:
+        call = layer.call
+
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            running.append(layer.name)
+            outputs = call(*args, **kwargs)
+            done.append(running.pop())
+            return outputs
+
+        return noted
+
+    with complexity.replaced_calls(complexity.leaf_layers(model), noting), contextlib.suppress(Exception):
+        complexity.run_blank(model, shape)
+    return f"at layer {running[-1]}" if running else f"after layer {done[-1]}"
 
 
 def _table(
@@ -273,6 +410,8 @@ def _table(
         lines.append(
             f"{replacement.layer:<30}  {replacement.kind:<16}  {earlier:<18}  {now:<18}  {replacement.pooling.name}"
         )
+    if kept := _keeping_strides(after, [replacement.pooling for replacement in replacements]):
+        lines.append(f"keeping their strides: {', '.join(kept)}")
     macs_before, macs_after = (complexity.macs(model, shape).macs / 1e9 for model in (before, after))
     lines.append(f"{macs_before:.3f} G MACs an image before, {macs_after:.3f} G after, at the initial strides")
     return "\n".join(lines)

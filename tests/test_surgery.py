@@ -58,7 +58,10 @@ def branches(downsamples: bool = True) -> keras.Model:
     shared = layers.Conv2D(6, 1, name="shared")
     shortcut = layers.Conv2D(6, 1, strides=stride, name="shortcut")(x)
     x = layers.Add(name="add")([shared(main), shared(shortcut)])
-    pooled = layers.MaxPooling2D(3, strides=2, padding="same", name="pooled")(x) if downsamples else x
+    pooled = x
+    if downsamples:
+        pooled = keras.ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=float("-inf"))
+        pooled = layers.MaxPooling2D(3, strides=2, name="pooled")(pooled)
     strided = layers.Conv2D(6, 3, strides=stride, padding="same", name="strided")(x)
     x = layers.Concatenate()([pooled, strided])
     x = layers.GlobalAveragePooling2D()(keras.ops.relu(x))
@@ -70,11 +73,29 @@ def nested(downsamples: bool = True) -> keras.Model:
     backbone = keras.Model(inner.input, inner.get_layer("add").output, name="backbone")
     inputs = keras.Input((32, 32, 3))
     x = layers.Conv2D(3, 3, padding="same")(inputs)
-    x = layers.AveragePooling2D(2, name="average")(backbone(x)) if downsamples else backbone(x)
-    return keras.Model(inputs, layers.Dense(4)(layers.GlobalAveragePooling2D()(x)), name="nested")
+    x = layers.AveragePooling2D(2, name="average")(backbone(inputs=x)) if downsamples else backbone(x)
+    after = keras.Input(x.shape[1:])
+    x = keras.Model(after, layers.Conv2D(6, 3, padding="same")(after), name="of_fixed_size")(x)
+    head = keras.Sequential([layers.Dense(4)], name="head")
+    return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name="nested")
 
 
-MODELS = {"Sequential": chain, "branches": branches, "nested": nested}
+def padded(downsamples: bool = True) -> keras.Sequential:
+    stride, padding = (2, "valid") if downsamples else (1, "same")
+    return keras.Sequential(
+        [
+            keras.Input((32, 32, 3)),
+            *([layers.ZeroPadding2D(1)] if downsamples else []),
+            layers.Conv2D(6, 3, strides=stride, padding=padding),
+            layers.ReLU(),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(4),
+        ],
+        name="padded",
+    )
+
+
+MODELS = {"Sequential": chain, "branches": branches, "nested": nested, "padded": padded}
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 
 
@@ -146,6 +167,67 @@ def test_branches_that_meet_share_a_pooling_and_agree_whatever_the_strides():
         assert swapped(images()).shape == (2, 4)
 
 
+def test_a_layer_may_downsample_maps_of_several_sizes():
+    pool = layers.MaxPooling2D(2, name="pool")
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(pool(layers.Conv2D(4, 3)(pool(inputs)))))
+    learned = diffstride_layers(replace_downsampling(model))
+    assert [layer.name for layer in learned] == ["pool_downsampling", "pool_downsampling_1"]
+
+
+def test_maps_of_another_data_format_have_a_pooling_of_their_own():
+    inputs = keras.Input((16, 16, 16))
+    pooled = [layers.MaxPooling2D(2, data_format=each)(inputs) for each in ("channels_last", "channels_first")]
+    swapped = replace_downsampling(keras.Model(inputs, pooled), smoothness_factor=1.0)
+    x = np.random.default_rng(0).normal(size=(2, 16, 16, 16)).astype("float32")
+    assert [output.shape for output in swapped(x)] == [(2, 9, 9, 16), (2, 16, 9, 9)]
+
+
+def test_a_layer_of_several_models_stays_one_layer():
+    shared = layers.Conv2D(3, 3, padding="same", name="shared")
+    inner = keras.Sequential([keras.Input((32, 32, 3)), shared])
+    inputs = keras.Input((32, 32, 3))
+    swapped = replace_downsampling(keras.Model(inputs, layers.MaxPooling2D(2)(shared(inner(inputs)))))
+    assert len(swapped.trainable_weights) == 3
+
+
+def test_an_adapted_normalization_stays_adapted():
+    normalization = layers.Normalization()
+    normalization.adapt(3 * images() + 7)
+    model = keras.Sequential([keras.Input((32, 32, 3)), normalization, layers.MaxPooling2D(2)])
+    copy = replace_downsampling(model).layers[0]
+    np.testing.assert_array_equal(copy(images()), normalization(images()))
+
+
+def test_functions_that_are_not_registered_are_copied_and_so_is_what_was_compiled_with_them():
+    def clipped(x: tf.Tensor) -> tf.Tensor:
+        return tf.clip_by_value(x, 0, 1)
+
+    inputs = keras.Input((32, 32, 3))
+    x = layers.Conv2D(4, 3, strides=2, activation=clipped)(inputs)
+    model = keras.Model(inputs, layers.Lambda(lambda x: 2 * x, dtype="bfloat16")(x))
+    model.compile("sgd", lambda labels, outputs: tf.reduce_sum(outputs))
+    swapped = replace_downsampling(model)
+    assert swapped.layers[1].activation is clipped
+    assert swapped.layers[-1].compute_dtype == "bfloat16"
+    assert not swapped.compiled
+
+
+class Block(layers.Layer):
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.convolution = layers.Conv2D(3, 3, strides=2, name="convolution")
+
+    def call(self, inputs: Any) -> Any:
+        return self.convolution(inputs)
+
+
+def test_the_report_names_what_keeps_its_strides():
+    reports: list[str] = []
+    replace_downsampling(model_of(layers.MaxPooling2D(2), Block(name="block")), report=reports.append)
+    assert "keeping their strides: block/convolution\n" in reports[0]
+
+
 @pytest.mark.parametrize(
     ("selection", "replaced"),
     [
@@ -204,6 +286,15 @@ class Own(keras.Model):
         return self.pool(inputs)
 
 
+class Unconfigured(keras.layers.Layer):
+    def __init__(self, function: Callable[[Any], Any], **kwargs: Any):
+        super().__init__(**kwargs)
+        self.function = function
+
+    def call(self, inputs: Any) -> Any:
+        return self.function(inputs)
+
+
 class Unclonable(keras.layers.Layer):
     def __init__(self, something: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -226,6 +317,12 @@ def unequal_branches() -> keras.Model:
     return keras.Model(inputs, layers.Add()([once, twice]), name="unequal")
 
 
+def branch_in_a_model() -> keras.Model:
+    inputs = keras.Input((16, 16, 3))
+    inner = keras.Sequential([keras.Input((16, 16, 3)), layers.MaxPooling2D(2)], name="inner")
+    return keras.Model(inputs, layers.Add()([inner(inputs), layers.MaxPooling2D(2, name="outer")(inputs)]), name="two")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -240,13 +337,36 @@ def unequal_branches() -> keras.Model:
             lambda: model_of(layers.MaxPooling2D(2), Unclonable(3, name="mine")),
             "Layer mine cannot be copied: .*something",
         ),
-        (unequal_branches, "The maps of unequal do not fit together any more: .*Exclude some of its layers"),
+        (
+            lambda: model_of(layers.MaxPooling2D(2), Unconfigured(lambda x: x, name="mine")),
+            "Layer mine cannot be copied: .*must override `get_config",
+        ),
+        (
+            lambda: model_of(Block(name="block")),
+            "parts has no layer to replace: .*These keep theirs: .*block/convolution",
+        ),
+        (branch_in_a_model, "Layer outer of two would share max_pooling2d.*_downsampling with inner"),
+        (
+            unequal_branches,
+            "The maps of unequal do not fit together any more at layer add.*: .*Exclude some of its layers",
+        ),
         (
             lambda: keras.Model([a := keras.Input((8, 8, 3)), b := keras.Input((8, 8, 3))], a + b, name="two"),
             "two must have one input, got 2",
         ),
     ],
-    ids=["subclassed", "unbuilt", "nothing", "flattened", "custom", "unequal", "two inputs"],
+    ids=[
+        "subclassed",
+        "unbuilt",
+        "nothing",
+        "flattened",
+        "custom",
+        "unconfigured",
+        "inside",
+        "nested",
+        "unequal",
+        "two inputs",
+    ],
 )
 def test_what_cannot_be_done_is_refused_with_its_reason(make: Callable[[], keras.Model], message: str):
     with pytest.raises(ValueError, match=message) as error:
@@ -255,6 +375,8 @@ def test_what_cannot_be_done_is_refused_with_its_reason(make: Callable[[], keras
 
 
 def test_a_selection_of_the_wrong_kind_is_named():
+    with pytest.raises(ValueError, match="chain has no layer stme, which include selects"):
+        replace_downsampling(chain(), include=["stme", "max"])
     with pytest.raises(TypeError, match=r"exclude must be a name, names or a function of a layer, got \[3\]"):
         replace_downsampling(chain(), exclude=[3])
 
