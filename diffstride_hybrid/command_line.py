@@ -6,23 +6,27 @@ import ctypes
 import difflib
 import functools
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
 from absl import flags, logging
 
+from diffstride_hybrid import stopping
 from diffstride_hybrid.errors import one_line
 
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
 # What a mistake in a command, a config or a folder raises.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError)
+_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError, ArithmeticError)
 
 
 def reporting_errors(
     main: Callable[[Sequence[str]], None], takes_arguments: bool = False
 ) -> Callable[[Sequence[str]], None]:
     """Makes a main function end with one line on standard error and exit code 1 where the user made a mistake.
+
+    One that was stopped and can go on ends with `stopping.EXIT_CODE`.
 
     Args:
         main: takes the name of the command and the arguments that are no options.
@@ -40,6 +44,12 @@ def reporting_errors(
             if len(argv) > 1 and not takes_arguments:
                 raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
             main(argv)
+        except stopping.Stopped as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(stopping.EXIT_CODE)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         except _USER_ERRORS as error:
             if _TRACEBACK.value:
                 raise

@@ -119,6 +119,10 @@ def naming_lost_workers(strategy: tf.distribute.Strategy, advice: str) -> Iterat
         raise ConnectionError(f"One of the {worker_count(strategy)} workers is gone. {advice}") from error
 
 
+UNSCALED = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
+"""Arguments of `LossScaleOptimizer` for one that scales nothing, and only takes no step of gradients not finite."""
+
+
 @keras.saving.register_keras_serializable(package="diffstride_hybrid")
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras's loss scaling, for several replicas as well: none takes a step where the gradients of one overflowed.

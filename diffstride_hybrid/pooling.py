@@ -96,7 +96,7 @@ class FourierPooling(keras.layers.Layer):
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         _check_floating(self, inputs)
         self._check_shape(tuple(inputs.shape))
-        return self._pool(inputs)
+        return self._pool(_checked_when_run(self, inputs, self._smallest_size()))
 
     def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
         _check_floating(self, inputs)
@@ -169,14 +169,13 @@ class FourierPooling(keras.layers.Layer):
         """What pools rows and columns of a map of this size as the layer stands. No rows where there is one axis."""
         raise NotImplementedError
 
+    def _smallest_size(self) -> Size:
+        """The smallest map that can be pooled."""
+        return self._least_size
+
     def _check_shape(self, shape: Sequence[int | None]) -> None:
         """Raises if a feature map of this shape, so far as it is known, cannot be pooled."""
-        for length, least in zip(self._spatial_shape(shape), self._least_size):
-            if length is not None and length < least:
-                raise ValueError(
-                    f"{type(self).__name__} needs at least {'x'.join(map(str, self._least_size))} samples to pool, got "
-                    f"{tuple(shape)} ({self.data_format})."
-                )
+        _check_size(self, shape, self._spatial_shape(shape), self._least_size)
 
 
 @_register
@@ -393,6 +392,9 @@ class DiffStride(FourierPooling):
             "mask": self.mask,
         }
 
+    def _window_dtype(self) -> tf.DType:
+        return tf.float64 if self.compute_dtype == "float64" else tf.float32
+
     def _crop_at(self, size: Size, strides: np.ndarray | None = None) -> Crop:
         """The crop of a map of this size: what the strides asked for when it was first met or last refreshed."""
         if None in size:
@@ -424,7 +426,12 @@ class DiffStride(FourierPooling):
         self, size: Size, strides: np.ndarray, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
         return spectral.diffstride_windows(
-            *size, tf.constant(strides), cropping=self.cropping, kept=kept, **self._window_options()
+            *size,
+            tf.constant(strides),
+            cropping=self.cropping,
+            kept=kept,
+            dtype=self._window_dtype(),
+            **self._window_options(),
         )
 
 
@@ -514,6 +521,9 @@ class SpectralPooling(FourierPooling):
                 f"output_size must not exceed the feature map, got {self.output_size} for a map of {sizes}."
             )
 
+    def _smallest_size(self) -> Size:
+        return tuple(map(max, self._least_size, self.output_size or self._least_size))
+
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         size = self.output_size
         if size is None:
@@ -576,6 +586,9 @@ class SpatialPooling(keras.layers.AveragePooling2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         _check_floating(self, inputs)
+        least = self.pool_size if self.padding == "valid" else (1, 1)
+        _check_size(self, tuple(inputs.shape), self.spatial_size(inputs.shape[1:]), least)
+        inputs = _checked_when_run(self, inputs, least)
         if self._has_whole_strides:
             return super().call(inputs)
         for axis, stride in zip(self._spatial_axes(), self.strides):
@@ -608,8 +621,9 @@ def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.
     """The samples that a stride takes of an axis, as an array where the size is known."""
     rounding = 1e-6  # A stride of size / output size is rounded, either way.
     if isinstance(size, int):
-        return np.floor(np.arange(math.ceil(size / stride - rounding)) * stride + rounding).astype(np.int32)
-    count = tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding)
+        count = max(1, math.ceil(size / stride - rounding))
+        return np.floor(np.arange(count) * stride + rounding).astype(np.int32)
+    count = tf.maximum(1.0, tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding))
     return tf.cast(tf.floor(tf.range(count) * stride + rounding), tf.int32)
 
 
@@ -623,6 +637,28 @@ def _check_floating(layer: keras.layers.Layer, inputs: Any) -> None:
             f"{type(layer).__name__} needs floating-point input, got {dtype}: cast it first, for instance with "
             "keras.layers.Rescaling(1 / 255)."
         )
+
+
+def _check_size(
+    layer: keras.layers.Layer, shape: Sequence[int | None], size: Sequence[int | None], least: Size
+) -> None:
+    if any(length is not None and length < n for length, n in zip(size, least)):
+        raise ValueError(f"{_needs_at_least(layer, least)} {tuple(shape)} ({layer.data_format}).")
+
+
+def _checked_when_run(layer: keras.layers.Layer, inputs: tf.Tensor, least: Size) -> tf.Tensor:
+    """The inputs, which a graph refuses when it runs if a size that it did not know before is below `least`."""
+    if None not in layer.spatial_size(inputs.shape[1:]):
+        return inputs
+    shape = tf.shape(inputs)
+    size = layer.spatial_size(tf.unstack(shape)[1:])
+    large_enough = tf.reduce_all([length >= n for length, n in zip(size, least)])
+    with tf.control_dependencies([tf.debugging.Assert(large_enough, [_needs_at_least(layer, least), shape])]):
+        return tf.identity(inputs)
+
+
+def _needs_at_least(layer: keras.layers.Layer, least: Size) -> str:
+    return f"{type(layer).__name__} needs at least {'x'.join(map(str, least))} samples to pool, got"
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> Any:
@@ -642,7 +678,14 @@ def _number(name: str, value: Any, at_least: float) -> float:
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not at_least <= value < math.inf:
         raise ValueError(f"{name} must be finite and at least {at_least:g}, got {value!r}.")
-    return float(value)
+    return float(_at_most(name, value))
+
+
+def _at_most(name: str, value: Any, most: int = np.iinfo(np.int32).max) -> Any:
+    """A number that TensorFlow's kernels take, as a size or in float32."""
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}.")
+    return value
 
 
 def _limit(name: str, value: Any) -> float | None:
@@ -669,4 +712,5 @@ def _size(name: str, value: Any) -> tuple[int, int]:
         raise TypeError(f"{name} must be a whole number or a pair (height, width), got {value!r}.")
     if min(pair) < 1:
         raise ValueError(f"{name} must be at least 1 along both axes, got {value!r}.")
+    _at_most(name, max(pair))
     return int(pair[0]), int(pair[1])

@@ -127,6 +127,7 @@ class DiffStride1D(_OneAxis, DiffStride):
             tf.constant(strides),
             cropping=self.cropping,
             kept=None if kept is None else kept[1],
+            dtype=self._window_dtype(),
             **self._window_options(),
         )
         return None, window

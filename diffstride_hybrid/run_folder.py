@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from diffstride_hybrid import distribution
+
+try:
+    import fcntl
+except ImportError:  # Not on Windows.
+    fcntl = None
 
 
 class RunFolder:
@@ -29,6 +35,8 @@ class RunFolder:
     Raises:
         OSError: the folder cannot be made or written to.
     """
+
+    LOCK = ".training.lock"
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
@@ -52,6 +60,35 @@ class RunFolder:
         """Where the TensorBoard events are."""
         return self.path / "tensorboard"
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from training here while the context lasts, or until this process is dead.
+
+        Raises:
+            OSError: another process trains here.
+        """
+        if not self.writes or fcntl is None:
+            yield
+            return
+        with open(self.path / self.LOCK, "a+", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise OSError(
+                    f"Process {lock.read().strip() or 'unknown'} trains in {self.path}: wait for it, or choose another "
+                    "workdir."
+                ) from None
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            yield
+
+    def tidy(self) -> None:
+        """Removes what a process that was killed while it wrote has left."""
+        for partial in (*self.path.glob(f"{_PARTIAL}*"), *self.path.glob(f"*/{_PARTIAL}*")):
+            partial.unlink()
+
     def is_finished(self) -> bool:
         """Whether a run has ended here."""
         return (self.path / "summary.json").exists()
@@ -60,6 +97,7 @@ class RunFolder:
         """Writes a text file."""
         if not self.writes:
             return
+        self._check_there()
         write_whole(self.path / name, text)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
@@ -74,15 +112,16 @@ class RunFolder:
         """Saves a model in Keras's `.keras` format."""
         if not self.writes:
             return
+        self._check_there()
         write_model_whole(self.path / name, model)
 
     def write_figure(self, name: str, figure: Any) -> None:
         """Saves a matplotlib figure."""
         if not self.writes:
             return
-        partial = self._partial(name)
-        figure.savefig(partial, dpi=150)
-        os.replace(partial, self.path / name)
+        self._check_there()
+        with whole_file(self.path / name) as partial:
+            figure.savefig(partial, dpi=150)
 
     def read_rows(self, name: str) -> list[dict[str, str]]:
         """The rows of a CSV file, none where it does not exist."""
@@ -98,25 +137,53 @@ class RunFolder:
         rows = [earlier for earlier in self.read_rows(name) if int(earlier["epoch"]) < row["epoch"]]
         self.write_text(name, rows_as_text(list(row), [*rows, row]))
 
-    def _partial(self, name: str) -> pathlib.Path:
-        return _partial(self.path / name)
+    def _check_there(self) -> None:
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"The workdir {self.path} is gone: nothing more can be written there.")
+
+
+_PARTIAL = ".partial."
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Has a file written whole or not at all: gives the name to write it under, and makes its folder.
+
+    When the context ends well, what was written is on the disk and in the place of the file from before. When it fails
+    the file from before stays as it was, and nothing else is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    try:
+        yield partial
+        synced(partial)
+        os.replace(partial, path)
+        synced(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def synced(path: pathlib.Path) -> None:
+    """Returns once a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file, in a way that leaves the file from before if it is interrupted. Makes the folder, too."""
-    partial = _partial(path)
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    """Writes a text file as `whole_file` says."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_model_whole(path: pathlib.Path, model: keras.Model) -> None:
-    """Saves a model in Keras's `.keras` format as `write_whole` does a text."""
-    partial = _partial(path)
-    model.save(partial)
-    os.replace(partial, path)
+    """Saves a model in Keras's `.keras` format as `whole_file` says."""
+    with whole_file(path) as partial:
+        model.save(partial)
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
@@ -134,8 +201,3 @@ def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> s
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _partial(path: pathlib.Path) -> pathlib.Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".partial.{path.name}")

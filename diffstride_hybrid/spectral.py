@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.python import xla
 from tensorflow.python.ops import control_flow_util
@@ -266,7 +267,7 @@ def spectral_output_length(length: Length, stride: float) -> Length:
     """`max(2, floor(length / stride))`."""
     if isinstance(length, int):
         return max(2, math.floor(length / stride))
-    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float32) / stride), tf.int32))
+    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float64) / stride), tf.int32))
 
 
 def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length, Length]:
@@ -443,7 +444,7 @@ def _released_row_positions(length: Length) -> tf.Tensor:
 
 def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
     positions = tf.cast(positions, threshold.dtype)
-    if smoothness_factor == 0:
+    if smoothness_factor < np.finfo(np.float32).tiny:  # Which is 0 to the kernels.
         return tf.cast(positions < threshold, threshold.dtype)
     return tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
 
@@ -668,7 +669,8 @@ def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm,
     column_matrix = tf.cast(column_matrix, inputs.dtype)
     half = tf.matmul(tf.reshape(inputs, [-1, columns.length]), column_matrix, transpose_b=True)
     outputs = product(row_matrix, tf.reshape(half, [-1, rows.length, columns.output_length]))
-    return tf.reshape(outputs, [-1, _length_of(inputs, 1), rows.output_length, columns.output_length])
+    batch, channels = _length_of(inputs, 0), _length_of(inputs, 1)
+    return tf.reshape(outputs, [batch, channels, rows.output_length, columns.output_length])
 
 
 def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm) -> tf.Tensor:
@@ -685,7 +687,8 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
 
     Only the second depends on the strides, so the gradient to them takes one product more, and neither the inputs nor
     the operands of the third need to be kept for the backward pass. On large maps the frequencies for which p = q go
-    through the second product by themselves, as E C_k and E S_k, and both sums are added up.
+    through the second product by themselves, as E C_k and E S_k, and both sums are added up. C and S are divided by a
+    power of two, and p and q multiplied by it, as plain sums over a column soon exceed what float16 holds.
     """
     height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
     channels, dtype = _length_of(inputs, 3), rows.weights.dtype
@@ -698,7 +701,7 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     def contribution(
         frequencies: tf.Tensor, matrix: tf.Tensor, operand_shape: list[Length], inverse_weights: tf.Tensor | float = 1.0
     ) -> tf.Tensor:
-        spectrum = _product(_real_dft(frequencies, height, dtype), images)
+        spectrum = _product(_real_dft(frequencies, height, dtype) / _spectrum_scale(height, dtype), images)
         spectrum = product(matrix, tf.reshape(spectrum, operand_shape))
         spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
         return _product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
@@ -732,6 +735,7 @@ def _compiled_products(
             tf.reshape(_real_dft(frequencies, length, rows.weights.dtype), [-1, 2, length])
             for length in (rows.length, rows.output_length)
         )
+        forward /= _spectrum_scale(rows.length, rows.weights.dtype)
         weighting = _weighting(positive, negative, _pooling_matrix(columns, norm, 2))
         spectrum = _einsum(f"{image},keh->bwcke", inputs, forward)
         spectrum = _einsum("bwcke,kajew->kbcaj", spectrum, weighting)
@@ -753,7 +757,7 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
         return tf.range(count), None
     first, unequal = rows.unequal
     unequal = min(unequal, count) if isinstance(count, int) else tf.minimum(unequal, count)
-    first = tf.minimum(first, count - unequal)
+    first = tf.clip_by_value(first, 0, count - unequal)  # It may be anything where the strides are NaN.
     others = tf.range(count - unequal)
     return first + tf.range(unequal), tf.where(others < first, others, others + unequal)
 
@@ -762,6 +766,13 @@ def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Ten
     """`[2 · frequencies, length]`: for each frequency a row of cosines and a row of sines."""
     waves = _cos_and_sin(frequencies[:, None] * tf.range(length), length, dtype)
     return tf.reshape(tf.stack(waves, 1), [-1, length])
+
+
+def _spectrum_scale(length: Length, dtype: tf.DType) -> float | tf.Tensor:
+    """A power of two not below `length`, by which a sum of as many samples is divided without a rounding error."""
+    if isinstance(length, int):
+        return 2.0 ** (length - 1).bit_length()
+    return 2.0 ** tf.math.ceil(tf.math.log(tf.cast(length, dtype)) / math.log(2.0))
 
 
 def _product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
@@ -845,12 +856,12 @@ def _shares(tensor: tf.Tensor, count: int = 4) -> list[tf.Tensor]:
 
 
 def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a two-sided window multiplies the frequencies 0, 1, 2, … and 0, -1, -2, … by, scaled for the inverse DFT.
+    """What a two-sided window multiplies the frequencies 0, 1, 2, … and 0, -1, -2, … of a scaled spectrum by.
 
     Frequency 0 counts among the positive ones; a frequency that is kept with one sign only has weight 0 with the other.
     """
     weights = window.weights * _scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
-    weights /= tf.cast(window.output_length, weights.dtype)
+    weights /= tf.cast(window.output_length, weights.dtype) / _spectrum_scale(window.length, weights.dtype)
     positives = window.output_length - window.negatives
     # No window here keeps more positive frequencies than negative ones, 0 counted among the positive.
     positive = tf.pad(weights[:positives], [[0, window.negatives + 1 - positives]])

@@ -20,16 +20,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tqdm
+from absl import logging
 
 from diffstride_hybrid import callbacks as recording
-from diffstride_hybrid import complexity, distribution, figures, model_card
+from diffstride_hybrid import complexity, diagnosis, distribution, figures, model_card, stopping
+from diffstride_hybrid.backups import Backups
 from diffstride_hybrid.data import Datasets, Shard
 from diffstride_hybrid.run_folder import RunFolder
 
 FINAL_MODEL = "final.keras"
 BEST_MODEL = "best.keras"
+
+MOST_LEFT_OUT = 10
+"""How many batches whose step is not finite a run leaves out, before it takes itself for broken."""
 
 
 def train(
@@ -43,14 +49,17 @@ def train(
     dtype_policy: str = "auto",
     jit_compile: bool = False,
     crop_refresh_steps: int | None = None,
+    backup_every: int | None = None,
+    on_not_finite: str = "stop",
     workdir: str = "runs/latest",
     seed: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
 ) -> dict[str, Any]:
     """Trains a model where `tf.distribute.get_strategy()` says, and writes and returns what came out.
 
-    A run that was stopped goes on from its last whole epoch when it is started again in the same folder. Where several
-    machines train, each calls this function, and one of them writes; all must be able to read the folder.
+    A run that was stopped goes on from its last backup when it is started again in the same folder, and ends as it
+    would have ended. Where several machines train, each calls this function, and one of them writes; all must be able
+    to read the folder.
 
     Args:
         load_data_fn: called as `load_data_fn(seed=…)`.
@@ -66,6 +75,10 @@ def train(
         crop_refresh_steps: training steps between two looks at whether the static crops of `DiffStride` still are what
             the strides ask for, rounded up to whole executions. An epoch where None. Crops are static on a TPU, with
             `jit_compile`, and where a layer has `static_crop=True`.
+        backup_every: training steps between two backups within an epoch, rounded up to whole executions. Where None
+            there is one at the end of each epoch alone.
+        on_not_finite: what to do when the loss or a gradient is not finite: 'stop' the run, or 'roll_back' to the last
+            backup and go on without the batch, up to `MOST_LEFT_OUT` times.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
         callbacks: more Keras callbacks. Those that record the run are always there.
@@ -75,13 +88,21 @@ def train(
 
     Raises:
         ValueError: an argument is out of range, or the folder holds a finished run.
-        OSError: the folder cannot be written to.
+        OSError: the folder cannot be written to, another process trains there, or all its backups are damaged.
+        NotFiniteError: the loss or a gradient is not finite.
+        Stopped: the process got SIGTERM or SIGINT. The state is on the disk.
     """
     _check_whole("num_epochs", num_epochs)
     _check_whole("steps_per_execution", steps_per_execution)
-    for name, value in (("steps_per_epoch", steps_per_epoch), ("crop_refresh_steps", crop_refresh_steps)):
+    for name, value in (
+        ("steps_per_epoch", steps_per_epoch),
+        ("crop_refresh_steps", crop_refresh_steps),
+        ("backup_every", backup_every),
+    ):
         if value is not None:
             _check_whole(name, value)
+    if on_not_finite not in ("stop", "roll_back"):
+        raise ValueError(f"train.train.on_not_finite must be 'stop' or 'roll_back', got {on_not_finite!r}.")
     if not isinstance(jit_compile, bool):
         raise TypeError(f"train.train.jit_compile must be True or False, got {jit_compile!r}.")
     for name, maker in (
@@ -98,14 +119,41 @@ def train(
 
     keras.utils.set_random_seed(seed)
     strategy = tf.distribute.get_strategy()
-    advice = f"Start all of them again: training in {folder.path} goes on after its last whole epoch."
+    advice = f"Start all of them again: training in {folder.path} goes on from its last backup."
     with (
+        folder.locked(),
+        stopping.noting_signals() as request,
         _global_dtype_policy(_resolved_policy(dtype_policy, strategy, folder)),
         distribution.naming_lost_workers(strategy, advice),
     ):
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
-        return _run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, crop_refresh_steps, seed, callbacks)
+        steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
+        run = _Run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, backup_every, on_not_finite, request)
+        run.resume()
+        # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
+        own = [recording.CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
+        if folder.writes:
+            own += [
+                recording.MetricsLog(folder, datasets.image_shape),
+                recording.StrideLog(folder, datasets.image_shape),
+            ]
+        listeners = keras.callbacks.CallbackList(
+            [*callbacks, *own], model=loop.model, epochs=num_epochs, steps=steps_per_epoch
+        )
+        listeners.on_train_begin()
+        folder.write_json("run.json", _run_record(loop, seed))
+        run.train(listeners)
+        listeners.on_train_end()
+        folder.write_model(FINAL_MODEL, loop.model)
+        summary = _summary(loop, num_epochs, run.progress)
+        if folder.writes:
+            figures.write_figures(folder)
+            model_card.write_model_card(folder, summary)
+        folder.write_json("summary.json", summary)
+        # The others must not leave while the chief writes: it would take them for dead.
+        distribution.wait_for_all_workers(strategy)
+        return summary
 
 
 def make_loop(
@@ -135,8 +183,8 @@ def make_loop(
         model = model_cls(num_output_classes=datasets.num_classes)
         model.build((None, *datasets.image_shape))
         optimizer = optimizer_cls()
-        if model.compute_dtype == "float16":
-            optimizer = distribution.LossScaleOptimizer(optimizer)
+        scaled = {} if model.compute_dtype == "float16" else distribution.UNSCALED
+        optimizer = distribution.LossScaleOptimizer(optimizer, **scaled)
         optimizer.build(model.trainable_variables)
         loss = loss_cls()
     _check_outputs(model, loss)
@@ -168,7 +216,7 @@ def evaluate(model: keras.Model, loss: keras.losses.Loss, datasets: Datasets, sp
 _compiled = functools.partial(tf.function, autograph=False, reduce_retracing=True)
 
 
-def _repeat(count: tf.Tensor, step: Callable[[], Any]) -> None:
+def _repeat(count: tf.Tensor, step: Callable[[], None]) -> None:
     """Runs a step `count` times within a graph."""
 
     def body(done: tf.Tensor) -> tuple[tf.Tensor]:
@@ -176,6 +224,10 @@ def _repeat(count: tf.Tensor, step: Callable[[], Any]) -> None:
         return (done + 1,)
 
     tf.while_loop(lambda done: done < count, body, [tf.constant(0)])
+
+
+def _metrics() -> dict[str, keras.metrics.Metric]:
+    return {"loss": keras.metrics.Mean(), "accuracy": keras.metrics.CategoricalAccuracy()}
 
 
 class TrainingLoop:
@@ -235,7 +287,11 @@ class TrainingLoop:
                 layer.fix_crop()
         self.settle_crops()
         with strategy.scope():
-            self._metrics = {"loss": keras.metrics.Mean(), "accuracy": keras.metrics.CategoricalAccuracy()}
+            self._metrics, self._evaluation_metrics = _metrics(), _metrics()
+            # Of the current execution, up to the first that was not finite.
+            self._finite_steps = tf.Variable(
+                0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="finite_steps"
+            )
         self._traces = 0
         self._train_iterator: Iterator[Any] | None = None
         self._evaluation_batches: dict[str, Any] = {}
@@ -249,21 +305,61 @@ class TrainingLoop:
         """Sets the training data to the batch of a step, counted over all epochs."""
         self._train_iterator = iter(self._distributed(functools.partial(self.datasets.train, first_step)))
 
-    def train_steps(self, count: int) -> None:
-        """Runs training steps; `results` has their loss and accuracy."""
-        self._train_steps(self._train_iterator, tf.constant(count), self._crops())
+    def train_steps(self, count: int) -> bool:
+        """Runs training steps; `results` has their loss and accuracy.
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """Loss and accuracy on a whole split."""
+        Returns:
+            Whether all was finite. Where not, `finite_steps` says how many steps were, and weights and optimiser are
+            those after them.
+        """
+        self._finite_steps.assign(0)
+        self._train_steps(self._train_iterator, tf.constant(count), self._crops())
+        return self.finite_steps == count
+
+    @property
+    def finite_steps(self) -> int:
+        """How many steps of the last call of `train_steps` were finite before the first that was not."""
+        return int(self._finite_steps.numpy())
+
+    @property
+    def metric_variables(self) -> list[keras.Variable]:
+        """What loss and accuracy of the training steps since the last reset are kept in."""
+        return [variable for metric in self._metrics.values() for variable in metric.variables]
+
+    def leave_out_step(self) -> None:
+        """Goes past the batch of the next step."""
+        next(self._train_iterator)
+
+    def batch(self, step: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The images and labels of a training step, counted over all epochs."""
+        return next(iter(self.datasets.train(step)))
+
+    def evaluate(
+        self, split: str, steps_per_execution: int | None = None, after_execution: Callable[[], None] | None = None
+    ) -> dict[str, float]:
+        """Loss and accuracy on a whole split.
+
+        Args:
+            split: 'train', 'validation' or 'test'.
+            steps_per_execution: steps between two calls of `after_execution`, all where None.
+            after_execution: called now and then.
+
+        Returns:
+            `loss` and `accuracy`.
+        """
         if split not in self._evaluation_batches:
             # Endless, so that TensorFlow need not ask all machines in each step whether they have data left.
             self._evaluation_batches[split] = self._distributed(
                 lambda shard: self.datasets.evaluation(split, shard).repeat()
             )
-        count = tf.constant(self.datasets.evaluation_steps(split))
-        self.results()
-        self._evaluation_steps(iter(self._evaluation_batches[split]), count, self._crops())
-        return self.results()
+        steps, batches = self.datasets.evaluation_steps(split), iter(self._evaluation_batches[split])
+        _reset(self._evaluation_metrics)
+        for first in range(0, steps, steps_per_execution or steps):
+            count = min(steps_per_execution or steps, steps - first)
+            self._evaluation_steps(batches, tf.constant(count), self._crops())
+            if after_execution is not None:
+                after_execution()
+        return _values(self._evaluation_metrics)
 
     def settle_crops(self) -> None:
         """Has static crops met all their sizes before a step is traced, as a replica cannot read the strides."""
@@ -287,11 +383,11 @@ class TrainingLoop:
         """What, beside shapes, a traced step depends on."""
         return tuple(tuple(sorted(layer.crops.items())) for layer in complexity.diffstride_layers(self.model))
 
-    def results(self) -> dict[str, float]:
-        """Means since the last call."""
-        results = {name: float(metric.result()) for name, metric in self._metrics.items()}
-        for metric in self._metrics.values():
-            metric.reset_state()
+    def results(self, reset: bool = True) -> dict[str, float]:
+        """Loss and accuracy of the training steps, means since the last reset."""
+        results = _values(self._metrics)
+        if reset:
+            _reset(self._metrics)
         return results
 
     @_compiled
@@ -319,11 +415,23 @@ class TrainingLoop:
             outputs = self.model(images, training=True)
             loss = self._loss(labels, outputs)
             penalties = self._penalties(loss.dtype)
+            # Once a step was not finite none after it is, so that the optimiser leaves everything as it was before it.
+            loss *= tf.where(self._is_finite(), tf.ones([], loss.dtype), np.nan)
             # Gradients are added up over the replicas. Keras has divided the loss by their number, not the penalties.
             scaled_loss = self.optimizer.scale_loss(loss + penalties / self.strategy.num_replicas_in_sync)
         variables = self.model.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables))
-        self._update_metrics(loss, penalties, labels, outputs, tf.ones_like(labels[:, 0]))
+        self._finite_steps.assign_add(tf.cast(self._is_finite(), tf.int32))
+        self._update_metrics(self._metrics, loss, penalties, labels, outputs, tf.ones_like(labels[:, 0]))
+
+    def _is_finite(self) -> tf.Tensor:
+        """Whether no gradient has been infinite or not a number, but for what the scale of the loss accounts for."""
+        return tf.convert_to_tensor(self.optimizer.dynamic_scale) >= 1.0
+
+    def total_loss(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        """The loss with the regularisers."""
+        loss = self._loss(labels, outputs)
+        return loss + self._penalties(loss.dtype)
 
     def evaluation_step(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
         """What one replica computes in a step of evaluation."""
@@ -331,42 +439,80 @@ class TrainingLoop:
         # Keras divides by the size of the batch, in which images of weight 0 count as well.
         share = tf.reduce_sum(weights) / tf.cast(tf.size(weights), weights.dtype)
         loss = self._loss(labels, outputs, sample_weight=tf.math.divide_no_nan(weights, share))
-        self._update_metrics(loss, self._penalties(loss.dtype), labels, outputs, weights)
+        penalties = self._penalties(loss.dtype)
+        self._update_metrics(self._evaluation_metrics, loss, penalties, labels, outputs, weights)
 
     def _penalties(self, dtype: tf.DType) -> tf.Tensor:
         """The regularisers, which do not depend on the images."""
         return tf.add_n([tf.zeros([], dtype), *(tf.cast(penalty, dtype) for penalty in self.model.losses)])
 
     def _update_metrics(
-        self, loss: tf.Tensor, penalties: tf.Tensor, labels: tf.Tensor, outputs: tf.Tensor, weights: tf.Tensor
+        self,
+        metrics: dict[str, keras.metrics.Metric],
+        loss: tf.Tensor,
+        penalties: tf.Tensor,
+        labels: tf.Tensor,
+        outputs: tf.Tensor,
+        weights: tf.Tensor,
     ) -> None:
         loss = loss * self.strategy.num_replicas_in_sync + penalties
-        self._metrics["loss"].update_state(loss, sample_weight=tf.reduce_sum(weights))
-        self._metrics["accuracy"].update_state(labels, outputs, sample_weight=weights)
+        metrics["loss"].update_state(loss, sample_weight=tf.reduce_sum(weights))
+        metrics["accuracy"].update_state(labels, outputs, sample_weight=weights)
+
+
+def _values(metrics: dict[str, keras.metrics.Metric]) -> dict[str, float]:
+    return {name: float(metric.result()) for name, metric in metrics.items()}
+
+
+def _reset(metrics: dict[str, keras.metrics.Metric]) -> None:
+    for metric in metrics.values():
+        metric.reset_state()
 
 
 class _Progress(tf.train.experimental.PythonState):
-    """How far a run has come, as its backup holds it beside the variables: numbers, and the model's static crops."""
+    """How far a run has come, as its backup holds it beside the variables: numbers, and the model's static crops.
+
+    Attributes:
+        epochs_done: whole epochs, with their validation and their rows.
+        steps_done: of the epoch after those.
+        epoch_seconds: spent on these steps.
+        best_accuracy: on the validation images.
+        training_seconds: of all sittings, up to the last `tick`.
+        left_out: steps, counted over all epochs, whose batches are not trained on.
+    """
 
     def __init__(self, loop: TrainingLoop):
         super().__init__()
         self.epochs_done = 0
+        self.steps_done = 0
+        self.epoch_seconds = 0.0
         self.best_accuracy: float | None = None
         self.training_seconds = 0.0
+        self.left_out: list[int] = []
         self._loop = loop
         self._retraces_before = 0
+        self._ticked = time.perf_counter()
 
     @property
     def retraces(self) -> int:
         """Of all sittings."""
         return self._retraces_before + self._loop.retraces
 
+    def tick(self) -> None:
+        """Counts the time since the last tick as training."""
+        now = time.perf_counter()
+        self.training_seconds += now - self._ticked
+        self._ticked = now
+
     def serialize(self) -> str:
         layers = complexity.diffstride_layers(self._loop.model)
         state = {
             "epochs_done": self.epochs_done,
+            "steps_done": self.steps_done,
+            "epoch_seconds": self.epoch_seconds,
             "best_accuracy": self.best_accuracy,
             "training_seconds": self.training_seconds,
+            "left_out": self.left_out,
             "retraces": self.retraces,
             "crops": [list(layer.crops.items()) for layer in layers],
         }
@@ -374,84 +520,188 @@ class _Progress(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: str) -> None:
         state = json.loads(string_value)
-        self.epochs_done, self.best_accuracy = state["epochs_done"], state["best_accuracy"]
-        self.training_seconds = state["training_seconds"]
-        self._retraces_before = state["retraces"]
+        for name in ("epochs_done", "steps_done", "epoch_seconds", "best_accuracy", "training_seconds"):
+            setattr(self, name, state[name])
+        self.left_out = sorted({*self.left_out, *state["left_out"]})
+        self._retraces_before = state["retraces"] - self._loop.retraces
         for layer, crops in zip(complexity.diffstride_layers(self._loop.model), state["crops"]):
             if layer.crop_is_static:
                 layer.crops = {tuple(size): tuple(kept) for size, kept in crops}
         self._loop.settle_crops()
 
 
-def _run(
-    loop: TrainingLoop,
-    folder: RunFolder,
-    num_epochs: int,
-    steps_per_epoch: int | None,
-    steps_per_execution: int,
-    crop_refresh_steps: int | None,
-    seed: int,
-    callbacks: Sequence[keras.callbacks.Callback],
-) -> dict[str, Any]:
-    model, datasets = loop.model, loop.datasets
-    steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
-    progress = _Progress(loop)
-    # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
-    checkpoint = tf.train.Checkpoint(
-        model=[variable.value for variable in model.variables],
-        optimizer=[variable.value for variable in loop.optimizer.variables],
-        progress=progress,
-    )
-    checkpoint.save_counter  # noqa: B018  A variable, which all workers must make together, is made when first asked for.
-    manager = tf.train.CheckpointManager(checkpoint, str(folder.backup), max_to_keep=2)
-    if manager.latest_checkpoint:
-        _restore(checkpoint, manager.latest_checkpoint, folder)
-        if folder.writes:
-            print(f"resuming {folder.path} after epoch {progress.epochs_done}", flush=True)
-    first_epoch = progress.epochs_done
-    _check_workers_agree(loop, first_epoch)
+class _Run:
+    """One sitting of a run: epochs, backups within and after them, and what to do when something comes between.
 
-    # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
-    own = [recording.CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
-    if folder.writes:
-        own += [recording.MetricsLog(folder, datasets.image_shape), recording.StrideLog(folder, datasets.image_shape)]
-    listeners = keras.callbacks.CallbackList([*callbacks, *own], model=model, epochs=num_epochs, steps=steps_per_epoch)
-    loop.start(first_step=first_epoch * steps_per_epoch)
-    listeners.on_train_begin()
-    folder.write_json("run.json", _run_record(loop, seed))
-    for epoch in range(first_epoch, num_epochs):
-        began = time.perf_counter()
-        listeners.on_epoch_begin(epoch)
-        logs = _train_epoch(loop, epoch, num_epochs, steps_per_epoch, steps_per_execution, listeners, folder.writes)
-        if datasets.splits["validation"].size:
-            logs |= {f"val_{name}": value for name, value in loop.evaluate("validation").items()}
-            if progress.best_accuracy is None or logs["val_accuracy"] > progress.best_accuracy:
-                progress.best_accuracy = logs["val_accuracy"]
-                folder.write_model(BEST_MODEL, model)
-        listeners.on_epoch_end(epoch, logs)
-        progress.epochs_done = epoch + 1
-        progress.training_seconds += time.perf_counter() - began
-        if folder.writes:
-            manager.save(epoch + 1)
-            print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
-    listeners.on_train_end()
+    Args:
+        loop: what trains.
+        folder: of the run.
+        num_epochs: see `train`.
+        steps_per_epoch: see `train`.
+        steps_per_execution: see `train`.
+        backup_every: see `train`.
+        on_not_finite: see `train`.
+        request: whether the process was asked to end.
+    """
 
-    folder.write_model(FINAL_MODEL, model)
-    summary = _summary(loop, num_epochs, progress)
-    if folder.writes:
-        figures.write_figures(folder)
-        model_card.write_model_card(folder, summary)
-    folder.write_json("summary.json", summary)
-    # The others must not leave while the chief writes: it would take them for dead.
-    distribution.wait_for_all_workers(loop.strategy)
-    return summary
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        folder: RunFolder,
+        num_epochs: int,
+        steps_per_epoch: int,
+        steps_per_execution: int,
+        backup_every: int | None,
+        on_not_finite: str,
+        request: stopping.StopRequest,
+    ):
+        self.progress = _Progress(loop)
+        self._loop = loop
+        self._folder = folder
+        self._num_epochs = num_epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_execution = steps_per_execution
+        self._backup_every = backup_every
+        self._rolls_back = on_not_finite == "roll_back"
+        self._request = request
+        # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
+        state = [*loop.model.variables, *loop.optimizer.variables, *loop.metric_variables]
+        checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in state], progress=self.progress)
+        self._backups = Backups(folder.backup, checkpoint)
 
+    @property
+    def step(self) -> int:
+        """The next step, counted over all epochs."""
+        return self.progress.epochs_done * self._steps_per_epoch + self.progress.steps_done
 
-def _restore(checkpoint: tf.train.Checkpoint, path: str, folder: RunFolder) -> None:
-    try:
-        checkpoint.restore(path).assert_consumed()
-    except (ValueError, AssertionError) as error:
-        raise ValueError(f"{folder.path} holds the backup of another model: choose another workdir.") from error
+    def resume(self) -> None:
+        """Goes on from the last backup, where there is one."""
+        if self._folder.writes:
+            self._folder.tidy()
+            self._backups.tidy()
+        if self._backups.restore() is not None and self._folder.writes:
+            within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
+            print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
+        elif self._rolls_back:
+            self._save()  # What to go back to in the first epoch.
+        _check_workers_agree(self._loop, self.step)
+
+    def train(self, listeners: keras.callbacks.CallbackList) -> None:
+        """Trains all epochs that are left."""
+        progress = self.progress
+        self._loop.start(self.step)
+        progress.tick()
+        while progress.epochs_done < self._num_epochs:
+            epoch = progress.epochs_done
+            listeners.on_epoch_begin(epoch)
+            self._train_epoch(listeners)
+            logs = self._training_logs()
+            if self._loop.datasets.splits["validation"].size:
+                validation = self._loop.evaluate("validation", self._steps_per_execution, self._leave_if_asked)
+                logs |= {f"val_{name}": value for name, value in validation.items()}
+                if progress.best_accuracy is None or logs["val_accuracy"] > progress.best_accuracy:
+                    progress.best_accuracy = logs["val_accuracy"]
+                    self._folder.write_model(BEST_MODEL, self._loop.model)
+            listeners.on_epoch_end(epoch, logs)
+            self._loop.results()
+            progress.epochs_done, progress.steps_done, progress.epoch_seconds = epoch + 1, 0, 0.0
+            self._save()
+            if self._folder.writes:
+                print(_epoch_line(epoch + 1, self._num_epochs, logs), flush=True)
+            if progress.epochs_done < self._num_epochs:
+                self._leave_if_asked(saved=True)
+
+    def _train_epoch(self, listeners: keras.callbacks.CallbackList) -> None:
+        progress = self.progress
+        bar = tqdm.tqdm(
+            total=self._steps_per_epoch,
+            initial=progress.steps_done,
+            desc=f"epoch {progress.epochs_done + 1}/{self._num_epochs}",
+            unit="step",
+            leave=False,
+            disable=not (self._folder.writes and sys.stderr.isatty()),
+        )
+        with bar:
+            while progress.steps_done < self._steps_per_epoch:
+                began, first, step = time.perf_counter(), progress.steps_done, self.step
+                count = min(self._steps_per_execution, self._steps_per_epoch - first)
+                listeners.on_train_batch_begin(first)
+                if not self._train_steps(step, count):
+                    self._not_finite(step)
+                    bar.reset()
+                    bar.update(progress.steps_done)
+                    continue
+                progress.steps_done += count
+                progress.epoch_seconds += time.perf_counter() - began
+                listeners.on_train_batch_end(progress.steps_done - 1)
+                bar.update(count)
+                self._leave_if_asked()
+                every = self._backup_every
+                if every is not None and self.step // every > step // every:
+                    self._save()
+
+    def _train_steps(self, step: int, count: int) -> bool:
+        """Trains some steps but for those left out; returns whether all was finite."""
+        last = step + count
+        for left_out in (*(other for other in self.progress.left_out if step <= other < last), last):
+            if left_out > step and not self._loop.train_steps(left_out - step):
+                return False
+            if left_out < last:
+                self._loop.leave_out_step()
+            step = left_out + 1
+        return True
+
+    def _training_logs(self) -> dict[str, float]:
+        loop, seconds = self._loop, self.progress.epoch_seconds
+        return {
+            **loop.results(reset=False),
+            "step": int(keras.ops.convert_to_numpy(loop.optimizer.iterations)),
+            "learning_rate": keras.ops.convert_to_numpy(loop.optimizer.learning_rate).item(),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(self._steps_per_epoch * loop.datasets.images_per_step / seconds, 1),
+        }
+
+    def _not_finite(self, first_step: int) -> None:
+        """Says what happened, and ends the run or goes back to the last backup without the step's batch."""
+        loop = self._loop
+        step = first_step + loop.finite_steps
+        images, labels = loop.batch(step)
+        epoch, within = divmod(step, self._steps_per_epoch)
+        happened = (
+            f"Step {step + 1:,} (step {within + 1:,} of epoch {epoch + 1}) is not finite, first "
+            f"{diagnosis.first_not_finite(loop.model, loop.total_loss, images, labels)}; "
+            f"{diagnosis.strides_in_words(loop.model)}."
+        )
+        if not self._rolls_back:
+            raise diagnosis.NotFiniteError(
+                f"{happened} {self._folder.backup} has the state before, if there is one. Lower the learning rate, or "
+                "bind train.train.on_not_finite = 'roll_back' to go back to it and leave such batches out."
+            )
+        if len(self.progress.left_out) == MOST_LEFT_OUT:
+            raise diagnosis.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")
+        self.progress.left_out = sorted([*self.progress.left_out, step])
+        self._backups.restore()
+        loop.start(self.step)
+        logging.warning("%s Going back to step %d and leaving its batch out.", happened, self.step)
+
+    def _leave_if_asked(self, saved: bool = False) -> None:
+        """Ends the sitting after a signal, with its state on the disk."""
+        if self._request.signal_name is None:
+            return
+        if distribution.worker_count(self._loop.strategy) > 1:
+            # The others are within a step, and could not be waited for.
+            raise stopping.Stopped(f"stopped by {self._request.signal_name}: start all workers again to go on.")
+        if not saved:
+            self._save()
+        raise stopping.Stopped(
+            f"stopped by {self._request.signal_name} after {self.step:,} steps: start the same command again to go on "
+            f"in {self._folder.path}."
+        )
+
+    def _save(self) -> None:
+        self.progress.tick()
+        if self._folder.writes:
+            self._backups.save(self.step)
 
 
 def _check_workers_agree(loop: TrainingLoop, first_epoch: int) -> None:
@@ -459,41 +709,6 @@ def _check_workers_agree(loop: TrainingLoop, first_epoch: int) -> None:
     replicas = loop.strategy.num_replicas_in_sync
     if distribution.sum_over_replicas(loop.strategy, first_epoch) != replicas * first_epoch:
         raise ValueError("The workers do not find the same backup: the workdir must be one folder that all can read.")
-
-
-def _train_epoch(
-    loop: TrainingLoop,
-    epoch: int,
-    num_epochs: int,
-    steps: int,
-    steps_per_execution: int,
-    listeners: keras.callbacks.CallbackList,
-    shows_progress: bool,
-) -> dict[str, float]:
-    began = time.perf_counter()
-    bar = tqdm.tqdm(
-        total=steps,
-        desc=f"epoch {epoch + 1}/{num_epochs}",
-        unit="step",
-        leave=False,
-        disable=not (shows_progress and sys.stderr.isatty()),
-    )
-    with bar:
-        for first in range(0, steps, steps_per_execution):
-            count = min(steps_per_execution, steps - first)
-            listeners.on_train_batch_begin(first)
-            loop.train_steps(count)
-            listeners.on_train_batch_end(first + count - 1)
-            bar.update(count)
-    results = loop.results()
-    seconds = time.perf_counter() - began
-    return {
-        **results,
-        "step": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
-        "learning_rate": keras.ops.convert_to_numpy(loop.optimizer.learning_rate).item(),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(steps * loop.datasets.images_per_step / seconds, 1),
-    }
 
 
 def _epoch_line(epoch: int, num_epochs: int, logs: dict[str, float]) -> str:

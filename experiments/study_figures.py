@@ -118,8 +118,10 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
         axes.plot([], [], color=colour, marker="s", linestyle="none", label=method)
     for value, marker in marked:
         axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=column_title(axis, value))
-    axes.set_xscale("log")
-    _label_plainly(axes.xaxis)
+    least, *_, most = sorted(float(row["macs"]) for row in [*rows, *rows])
+    if most > 4 * least:
+        axes.set_xscale("log")
+        _label_plainly(axes.xaxis)
     _finish(axes, "million MACs an image, after training", f"{study.measure} accuracy (%)", whole_x=False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure

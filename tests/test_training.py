@@ -29,8 +29,10 @@ from diffstride_hybrid import (
     resnet18,
     training,
 )
+from diffstride_hybrid.backups import Backups
 from diffstride_hybrid.callbacks import CropRefresh, MetricsLog, StrideLog, refresh_crops, stride_row
 from diffstride_hybrid.complexity import diffstride_layers
+from diffstride_hybrid.run_folder import RunFolder
 from diffstride_hybrid.spectral import diffstride_windows, kept_bins
 
 digits = partial(data.load_datasets, "digits", batch_size=64)
@@ -91,7 +93,9 @@ def json_of(path: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    """All that is in the files of a folder, and when it was written, but for the lock, which no one reads."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != RunFolder.LOCK)
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def assert_same_weights(model: keras.Model, other: keras.Model) -> None:
@@ -120,6 +124,7 @@ def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
     entries = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert not [entry for entry in entries if "partial" in entry]
     assert {entry for entry in entries if not entry.startswith(("backup/", "tensorboard/"))} == {
+        ".training.lock",
         "README.md",
         "run.json",
         "metrics.csv",
@@ -134,7 +139,7 @@ def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
         "summary.json",
     }
     assert max(folder.rglob("*"), key=lambda path: path.stat().st_mtime_ns).name == "summary.json"
-    assert tf.train.latest_checkpoint(folder / "backup")
+    assert {path.name for path in (folder / "backup").glob("*.index")} == {"ckpt-2.index", "ckpt-4.index"}
 
 
 def test_run_json_says_what_was_run(folder: Path):
@@ -333,16 +338,16 @@ def test_another_seed_gives_other_weights(tmp_path: Path, uncompiled: None):
 
 
 @contextlib.contextmanager
-def save_no_more_than(epochs: int) -> Iterator[None]:
-    """Ends a run when it is about to save the backup of a later epoch."""
-    save = tf.train.CheckpointManager.save
+def save_no_more_than(steps: int) -> Iterator[None]:
+    """Ends a run when it is about to save the backup of a later step."""
+    save = Backups.save
 
-    def save_or_stop(manager: tf.train.CheckpointManager, number: int, **options: Any) -> str:
-        if number > epochs:
+    def save_or_stop(backups: Backups, step: int) -> None:
+        if step > steps:
             raise InterruptedError("stopped")
-        return save(manager, number, **options)
+        save(backups, step)
 
-    with mock.patch.object(tf.train.CheckpointManager, "save", save_or_stop):
+    with mock.patch.object(Backups, "save", save_or_stop):
         yield
 
 
@@ -366,10 +371,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
     small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     for stop in (
-        {"saved_epochs": 1},  # The second epoch is recorded, not saved.
+        {"saved_steps": 2},  # The second epoch is recorded, not saved.
         {"callbacks": [Stop("on_epoch_begin", 1)]},  # Between two epochs.
     ):
-        with save_no_more_than(stop.pop("saved_epochs", 2)), pytest.raises(InterruptedError):
+        with save_no_more_than(stop.pop("saved_steps", 4)), pytest.raises(InterruptedError):
             train(tmp_path, **stop)
         assert not (tmp_path / "summary.json").exists()
     assert len(rows_of(tmp_path / "metrics.csv")) == 2
@@ -505,7 +510,7 @@ def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.Fixture
     scaling = mock.Mock(wraps=distribution.LossScaleOptimizer)
     with mock.patch.object(distribution, "LossScaleOptimizer", scaling):
         summary = train_a_step(tmp_path, dtype_policy=policy)
-    assert scaling.call_count == (policy == "mixed_float16")
+    assert scaling.call_args.kwargs == ({} if policy == "mixed_float16" else distribution.UNSCALED)
     assert keras.config.dtype_policy().name == "float32"
     assert json_of(tmp_path / "run.json")["dtype_policy"] == policy
     assert np.isfinite(summary["test_loss"])
