@@ -40,6 +40,8 @@ class Backups:
             for path in self._files(step):
                 synced(path)
             synced(self._folder)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
+            raise  # Not the disk's: another worker is gone.
         except (OSError, tf.errors.OpError) as error:
             self._remove(step)
             reason = getattr(error, "strerror", None) or str(error).splitlines()[0]

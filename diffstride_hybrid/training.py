@@ -321,9 +321,16 @@ class TrainingLoop:
         """How many steps of the last call of `train_steps` were finite before the first that was not."""
         return int(self._finite_steps.numpy())
 
-    @property
-    def metric_variables(self) -> list[keras.Variable]:
-        """What loss and accuracy of the training steps since the last reset are kept in."""
+    def metric_state(self) -> list[float]:
+        """What loss and accuracy of the training steps since the last reset are made of."""
+        return [float(variable.numpy()) for variable in self._metric_variables()]
+
+    def set_metric_state(self, state: Sequence[float]) -> None:
+        """Goes on with what `metric_state` gave."""
+        for variable, value in zip(self._metric_variables(), state, strict=True):
+            variable.assign(value)
+
+    def _metric_variables(self) -> list[keras.Variable]:
         return [variable for metric in self._metrics.values() for variable in metric.variables]
 
     def leave_out_step(self) -> None:
@@ -478,6 +485,7 @@ class _Progress(tf.train.experimental.PythonState):
         epoch_seconds: spent on these steps.
         best_accuracy: on the validation images.
         training_seconds: of all sittings, up to the last `tick`.
+        metrics: what the loss and accuracy of the epoch are made of so far, at the last `note_metrics`.
         left_out: steps, counted over all epochs, whose batches are not trained on.
     """
 
@@ -488,6 +496,7 @@ class _Progress(tf.train.experimental.PythonState):
         self.epoch_seconds = 0.0
         self.best_accuracy: float | None = None
         self.training_seconds = 0.0
+        self.metrics: list[float] = []
         self.left_out: list[int] = []
         self._loop = loop
         self._retraces_before = 0
@@ -504,6 +513,10 @@ class _Progress(tf.train.experimental.PythonState):
         self.training_seconds += now - self._ticked
         self._ticked = now
 
+    def note_metrics(self) -> None:
+        """Reads the metrics, which with several workers all of them must do together."""
+        self.metrics = self._loop.metric_state() if self.steps_done else []
+
     def serialize(self) -> str:
         layers = complexity.diffstride_layers(self._loop.model)
         state = {
@@ -512,6 +525,7 @@ class _Progress(tf.train.experimental.PythonState):
             "epoch_seconds": self.epoch_seconds,
             "best_accuracy": self.best_accuracy,
             "training_seconds": self.training_seconds,
+            "metrics": self.metrics,
             "left_out": self.left_out,
             "retraces": self.retraces,
             "crops": [list(layer.crops.items()) for layer in layers],
@@ -520,8 +534,11 @@ class _Progress(tf.train.experimental.PythonState):
 
     def deserialize(self, string_value: str) -> None:
         state = json.loads(string_value)
-        for name in ("epochs_done", "steps_done", "epoch_seconds", "best_accuracy", "training_seconds"):
+        for name in ("epochs_done", "steps_done", "epoch_seconds", "best_accuracy", "training_seconds", "metrics"):
             setattr(self, name, state[name])
+        self._loop.results()
+        if self.metrics:
+            self._loop.set_metric_state(self.metrics)
         self.left_out = sorted({*self.left_out, *state["left_out"]})
         self._retraces_before = state["retraces"] - self._loop.retraces
         for layer, crops in zip(complexity.diffstride_layers(self._loop.model), state["crops"]):
@@ -565,7 +582,7 @@ class _Run:
         self._rolls_back = on_not_finite == "roll_back"
         self._request = request
         # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
-        state = [*loop.model.variables, *loop.optimizer.variables, *loop.metric_variables]
+        state = [*loop.model.variables, *loop.optimizer.variables]
         checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in state], progress=self.progress)
         self._backups = Backups(folder.backup, checkpoint)
 
@@ -700,6 +717,7 @@ class _Run:
 
     def _save(self) -> None:
         self.progress.tick()
+        self.progress.note_metrics()
         if self._folder.writes:
             self._backups.save(self.step)
 

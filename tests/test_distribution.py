@@ -177,7 +177,7 @@ def test_a_lost_worker_ends_the_other_and_both_resume(gin_file: Path, tmp_path: 
     assert code == 1
     assert "Traceback" not in err
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert "One of the 2 workers is gone. Start all of them again: training in run goes on after its last" in line
+    assert "One of the 2 workers is gone. Start all of them again: training in run goes on from its last backup" in line
     epochs = len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) - 1
     workers = launch(*arguments)
     wait_for_epochs(tmp_path / "run", epochs + 1, workers)
