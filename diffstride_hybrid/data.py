@@ -7,14 +7,18 @@ index; larger ones are streamed. Where several machines train, each reads a `Sha
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+
+from diffstride_hybrid.errors import one_line
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
@@ -49,12 +53,14 @@ class Split:
         stream: where it is not, makes a dataset of single (encoded image, label) pairs: those from one index up to
             another.
         decode: turns an encoded image of `stream` into a uint8 image.
+        num_classes: labels of `stream` are below it.
     """
 
     size: int
     arrays: tuple[np.ndarray, np.ndarray] | None = None
     stream: Callable[[int, int], tf.data.Dataset] | None = None
     decode: Callable[[tf.Tensor], tf.Tensor] | None = None
+    num_classes: int = 0
 
 
 class Shard(NamedTuple):
@@ -218,11 +224,17 @@ class Datasets:
 
     def _stream(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         first, last = shard.part_of(split.size)
-        images_per_step = self.images_per_step // shard.count
-        dataset = split.stream(first, last).shuffle(
-            min(last - first, 10_000), seed=self.seed, reshuffle_each_iteration=True
-        )
-        dataset = dataset.take(self.steps_per_epoch * images_per_step).repeat().skip(first_step * images_per_step)
+        images_per_step, steps = self.images_per_step // shard.count, self.steps_per_epoch
+
+        @_as_written
+        def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
+            seed = tf.random.stateless_uniform([], tf.stack([tf.cast(self.seed, tf.int64), epoch]), 0, None, tf.int64)
+            images = split.stream(first, last).shuffle(min(last - first, 10_000), seed, reshuffle_each_iteration=False)
+            return images.take(steps * images_per_step)
+
+        # Epochs that are past are not read again.
+        epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max // steps)
+        dataset = epochs.flat_map(order_of).skip(first_step % steps * images_per_step)
         dataset = dataset.map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(images_per_step, drop_remainder=True)
         return dataset.enumerate(first_step).map(_as_written(lambda step, batch: (step, *batch)))
@@ -305,7 +317,12 @@ def load_datasets(
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
         )
-    image_shape, mean, std = _measure(name, splits["train"])
+    if len(class_names) < 2:
+        raise ValueError(
+            f"Data set {name!r} cannot be used: it has {len(class_names)} class, so nothing to tell apart."
+        )
+    with naming_damage(name):
+        image_shape, mean, std = _measure(name, splits["train"])
     datasets = Datasets(
         name=name,
         image_shape=image_shape,
@@ -494,19 +511,48 @@ def _load_tfds(
             )
 
         size = end - begin
-        split = Split(size, stream=stream, decode=decode)
+        split = Split(size, stream=stream, decode=decode, num_classes=len(class_names))
         if size == 0 or not in_memory:
             return split
         decoded = stream(0, size).map(_decoder(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
         images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
         return Split(size, arrays=(images, labels))
 
-    splits = {
-        "train": load_split("train", 0, first_held_out),
-        "validation": load_split("train", first_held_out, total),
-        "test": load_split(test_name, 0, test_size),
-    }
+    with naming_damage(name, builder.data_dir):
+        splits = {
+            "train": load_split("train", 0, first_held_out),
+            "validation": load_split("train", first_held_out, total),
+            "test": load_split(test_name, 0, test_size),
+        }
     return splits, class_names
+
+
+@contextlib.contextmanager
+def naming_damage(name: str, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Says so, and what to do, where something fails within the context because files of a data set are damaged.
+
+    Args:
+        name: of the set.
+        folder: where it is, if that is known.
+
+    Raises:
+        OSError: a file is missing, cut off or damaged, an image cannot be decoded, or a label is out of range.
+    """
+    try:
+        yield
+    except tf.errors.OpError as error:
+        causes = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
+        from_data = "IteratorGetNext" in error.message or "Decode" in error.message or _OUT_OF_RANGE in error.message
+        if not isinstance(error, causes) and not from_data:
+            raise
+        where = f" in {folder}" if folder else ""
+        raise OSError(
+            f"The files of data set {name!r}{where} are damaged or incomplete: {one_line(error)} Move them away and "
+            "prepare the set again."
+        ) from error
+
+
+_OUT_OF_RANGE = "A label is out of range"
 
 
 def tfds_builder(name: str, data_dir: str | None) -> Any:
@@ -615,7 +661,12 @@ def _is_labelled(builder: Any, split: str) -> bool:
 
 
 def _decoder(split: Split) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    return _as_written(lambda encoded, label: (split.decode(encoded), label))
+    def decode(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        assertion = tf.debugging.Assert((label >= 0) & (label < split.num_classes), [f"{_OUT_OF_RANGE}:", label])
+        with tf.control_dependencies([assertion]):
+            return split.decode(encoded), tf.identity(label)
+
+    return _as_written(decode)
 
 
 def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:

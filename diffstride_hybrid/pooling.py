@@ -623,7 +623,7 @@ def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.
     if isinstance(size, int):
         count = max(1, math.ceil(size / stride - rounding))
         return np.floor(np.arange(count) * stride + rounding).astype(np.int32)
-    count = tf.maximum(1.0, tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding))
+    count = tf.maximum(tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding), 1.0)
     return tf.cast(tf.floor(tf.range(count) * stride + rounding), tf.int32)
 
 

@@ -264,10 +264,11 @@ def spectral_output_lengths(height: Length, width: Length, strides: tuple[float,
 
 
 def spectral_output_length(length: Length, stride: float) -> Length:
-    """`max(2, floor(length / stride))`."""
+    """`max(2, floor(length / stride))`, where a stride of `length / n` has n for its result."""
+    rounding = 1e-6  # Of such a stride, and of a graph that multiplies by 1 / stride instead.
     if isinstance(length, int):
-        return max(2, math.floor(length / stride))
-    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float64) / stride), tf.int32))
+        return max(2, math.floor(length / stride + rounding))
+    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float64) / stride + rounding), tf.int32))
 
 
 def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length, Length]:
@@ -443,10 +444,13 @@ def _released_row_positions(length: Length) -> tf.Tensor:
 
 
 def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
-    positions = tf.cast(positions, threshold.dtype)
-    if smoothness_factor < np.finfo(np.float32).tiny:  # Which is 0 to the kernels.
-        return tf.cast(positions < threshold, threshold.dtype)
-    return tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
+    positions = tf.cast(positions[1:], threshold.dtype)
+    if smoothness_factor < np.finfo(np.float32).eps:  # Such a ramp is lost when it is added to a threshold.
+        weights = tf.cast(positions < threshold, threshold.dtype)
+    else:
+        weights = tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
+    # Frequency 0 weighs 1 even where it lies at position 1, of an odd number of rows, and the threshold is as low.
+    return tf.concat([[1.0], weights], 0)
 
 
 def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:

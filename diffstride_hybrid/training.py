@@ -28,7 +28,7 @@ from absl import logging
 from diffstride_hybrid import callbacks as recording
 from diffstride_hybrid import complexity, diagnosis, distribution, figures, model_card, stopping
 from diffstride_hybrid.backups import Backups
-from diffstride_hybrid.data import Datasets, Shard
+from diffstride_hybrid.data import Datasets, Shard, naming_damage
 from diffstride_hybrid.run_folder import RunFolder
 
 FINAL_MODEL = "final.keras"
@@ -143,7 +143,8 @@ def train(
         )
         listeners.on_train_begin()
         folder.write_json("run.json", _run_record(loop, seed))
-        run.train(listeners)
+        with naming_damage(datasets.name):
+            run.train(listeners)
         listeners.on_train_end()
         folder.write_model(FINAL_MODEL, loop.model)
         summary = _summary(loop, num_epochs, run.progress)

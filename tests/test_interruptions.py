@@ -1,0 +1,526 @@
+"""Everything that can come between the start and the end of a run, caused for real."""
+
+import contextlib
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_distribution import SMALL_HYBRID
+from test_training import assert_same_weights, contents, json_of, load, read, rows_of, small, train
+
+from diffstride_hybrid import DiffStride, data, diagnosis, stopping, training
+from diffstride_hybrid.backups import Backups
+from diffstride_hybrid.complexity import diffstride_layers
+
+EPOCHS, STEPS = 2, 6
+
+trained = partial(train, num_epochs=EPOCHS, steps_per_epoch=STEPS, steps_per_execution=1)
+
+TIMES = {"seconds", "images_per_second", "training_seconds"}
+
+
+def untimed(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in TIMES}
+
+
+def assert_same_run(folder: Path, expected: Path) -> None:
+    """Compares all that two runs have left, to the bit, times apart."""
+    for name in ("final.keras", "best.keras"):
+        assert_same_weights(load(folder, name), load(expected, name))
+    for name in ("metrics.csv", "strides.csv"):
+        assert [untimed(row) for row in rows_of(folder / name)] == [untimed(row) for row in rows_of(expected / name)]
+    assert untimed(json_of(folder / "summary.json")) == untimed(json_of(expected / "summary.json"))
+    assert not list(folder.rglob(".partial*"))
+
+
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing came between."""
+    folder = tmp_path_factory.mktemp("left_alone")
+    with contextlib.redirect_stdout(None):
+        trained(folder)
+    return folder
+
+
+class At(keras.callbacks.Callback):
+    """Does something once, after a step counted over all epochs."""
+
+    def __init__(self, step: int, action: Callable[[], None]):
+        super().__init__()
+        self._step = step
+        self._action = action
+        self._epoch = 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if self._epoch * self.params["steps"] + batch + 1 == self._step:
+            self._action()
+
+
+class Fault(Exception):
+    """What ends a run in these tests."""
+
+
+def fail() -> None:
+    raise Fault
+
+
+def stopped_at(step: int, folder: Path, **options: Any) -> None:
+    """A run that fails after a step."""
+    with pytest.raises(Fault):
+        trained(folder, callbacks=[At(step, fail)], **options)
+
+
+def backups_in(folder: Path) -> list[int]:
+    return sorted(int(path.stem.split("-")[1]) for path in (folder / "backup").glob("ckpt-*.index"))
+
+
+# --- Within an epoch -------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_within_an_epoch_as_if_it_had_not_stopped(
+    left_alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    stopped_at(5, tmp_path, backup_every=2)
+    assert backups_in(tmp_path) == [2, 4]
+    stopped_at(9, tmp_path, backup_every=2)
+    assert backups_in(tmp_path) == [6, 8]
+    trained(tmp_path, backup_every=2)
+    resumed = [line.split(tmp_path.name)[1] for line in read(capsys) if "resuming" in line]
+    assert resumed == [" after epoch 0 and 4 steps", " after epoch 1 and 2 steps"]
+    assert_same_run(tmp_path, left_alone)
+
+
+def test_backups_fall_on_whole_executions(tmp_path: Path):
+    stopped_at(10, tmp_path, backup_every=3, steps_per_execution=2)
+    assert backups_in(tmp_path) == [4, 6]  # Not after 3 steps, and once after 6.
+
+
+def test_static_crops_are_looked_at_after_the_same_steps(tmp_path: Path):
+    options = {
+        "model_cls": partial(small, pooling_cls=partial(DiffStride, static_crop=True)),
+        "optimizer_cls": partial(keras.optimizers.SGD, 1.0),
+        "crop_refresh_steps": 5,
+        "backup_every": 2,
+    }
+    trained(tmp_path / "alone", **options)
+    stopped_at(7, tmp_path / "stopped", **options)
+    trained(tmp_path / "stopped", **options)
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+def test_a_period_that_is_none_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train\.train\.backup_every must be a whole number of at least 1, got 0"):
+        trained(tmp_path, backup_every=0)
+
+
+# --- Signals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("step", [3, 6])
+def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: int, left_alone: Path, tmp_path: Path):
+    before = signal.getsignal(number)
+    message = rf"stopped by {number.name} after {step} steps: start the same command again to go on in {tmp_path}\."
+    with pytest.raises(stopping.Stopped, match=message):
+        trained(tmp_path, callbacks=[At(step, lambda: os.kill(os.getpid(), number))])
+    assert signal.getsignal(number) is before
+    assert backups_in(tmp_path) == [step]
+    trained(tmp_path)
+    assert_same_run(tmp_path, left_alone)
+
+
+def test_a_signal_in_the_last_epochs_validation_does_not_cost_the_run(left_alone: Path, tmp_path: Path):
+    with pytest.raises(stopping.Stopped):
+        trained(tmp_path, callbacks=[At(12, lambda: os.kill(os.getpid(), signal.SIGTERM))])
+    assert backups_in(tmp_path) == [6, 12]
+    trained(tmp_path)
+    assert_same_run(tmp_path, left_alone)
+
+
+def test_who_presses_twice_does_not_wait(tmp_path: Path, uncompiled: None):
+    def press_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, callbacks=[At(1, press_twice)])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path, uncompiled: None):
+    thread = threading.Thread(target=partial(trained, tmp_path, num_epochs=1, steps_per_epoch=1))
+    thread.start()
+    thread.join()
+    assert (tmp_path / "summary.json").exists()
+
+
+# --- Two processes ---------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, uncompiled: None):
+    code = (
+        "import sys, time\n"
+        "from diffstride_hybrid.run_folder import RunFolder\n"
+        f"with RunFolder({str(tmp_path)!r}).locked():\n"
+        "    print('locked', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        before = contents(tmp_path)
+        with pytest.raises(OSError, match=rf"Process {process.pid} trains in {tmp_path}: wait for it, or choose"):
+            trained(tmp_path)
+        assert contents(tmp_path) == before
+        process.kill()
+    trained(tmp_path, num_epochs=1, steps_per_epoch=1)
+    assert (tmp_path / "summary.json").exists()
+
+
+# --- Damaged backups -------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [truncate, empty, flip_a_bit, Path.unlink]
+INDEX, DATA = "ckpt-{}.index", "ckpt-{}.data-00000-of-00001"
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [(DATA, damage) for damage in DAMAGES] + [(INDEX, damage) for damage in DAMAGES[:3]],
+    ids=[f"data {damage.__name__}" for damage in DAMAGES] + [f"index {damage.__name__}" for damage in DAMAGES[:3]],
+)
+def test_a_damaged_backup_gives_way_to_the_one_before(
+    name: str, damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    model = small(num_output_classes=10)
+    model.build((None, 16, 16, 1))
+    variables = [variable.value for variable in model.variables]
+    backups = Backups(tmp_path / "backup", tf.train.Checkpoint(variables=variables))
+    for step in (3, 5):
+        for variable in variables:
+            variable.assign(tf.ones_like(variable) * step)
+        backups.save(step)
+    damage(tmp_path / "backup" / name.format(5))
+    for variable in variables:
+        variable.assign(tf.zeros_like(variable))
+    assert backups.restore() == 3
+    for variable in variables:
+        np.testing.assert_array_equal(variable, tf.ones_like(variable) * 3)
+    warnings = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert len(warnings) == 1
+    assert f"the backup {tmp_path}/backup/ckpt-5 is damaged (" in warnings[0]
+
+
+def test_a_run_goes_on_from_the_backup_before_a_damaged_one(left_alone: Path, tmp_path: Path):
+    stopped_at(9, tmp_path, backup_every=2)
+    flip_a_bit(tmp_path / "backup" / DATA.format(8))
+    trained(tmp_path, backup_every=2)
+    assert_same_run(tmp_path, left_alone)
+
+
+def test_a_run_without_a_whole_backup_is_refused_and_kept(tmp_path: Path, uncompiled: None):
+    stopped_at(5, tmp_path, backup_every=2)
+    for step in (2, 4):
+        truncate(tmp_path / "backup" / DATA.format(step))
+    before = contents(tmp_path)
+    with pytest.raises(OSError, match=rf"Every backup in {tmp_path}/backup is damaged: move that folder away"):
+        trained(tmp_path, backup_every=2)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, uncompiled: None):
+    stopped_at(3, tmp_path, backup_every=2)
+    (tmp_path / ".partial.final.keras").write_bytes(b"half")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / ".partial.curves.png").write_bytes(b"half")
+    (tmp_path / "backup" / "ckpt-4.data-00000-of-00001").write_bytes(b"no index")
+    (tmp_path / "backup" / "ckpt-4_temp").mkdir()
+    (tmp_path / "backup" / "ckpt-4_temp" / "part").write_bytes(b"half")
+    with pytest.raises(Fault):
+        trained(tmp_path, callbacks=[At(3, fail)], backup_every=2)
+    assert not list(tmp_path.rglob("*partial*"))
+    assert {path.name for path in (tmp_path / "backup").iterdir()} == {INDEX.format(2), DATA.format(2)}
+
+
+# --- Disks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], None]]]:
+    """A file system in memory of its own, and what changes its options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> None:
+        result = subprocess.run(["mount", *options, str(folder)], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"mounting needs more rights than these tests have here: {result.stderr.strip()}")
+
+    mount("-t", "tmpfs", "-o", "size=64m", "tmpfs")
+    try:
+        yield folder, lambda options: mount("-o", f"remount,{options}")
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(folder: Path, left: int) -> None:
+    """Fills a file system but for some bytes."""
+    free = shutil.disk_usage(folder).free
+    with open(folder / "filling", "wb") as file:
+        file.write(bytes(max(0, free - left)))
+
+
+@pytest.mark.parametrize("left", [0, 10_000, 40_000, 100_000, 160_000])
+def test_a_full_disk_stops_a_run_and_leaves_the_last_good_state(
+    left: int, small_disk: tuple[Path, Callable[[str], None]], left_alone: Path
+):
+    disk, _ = small_disk
+    run = disk / "run"
+    with pytest.raises(OSError, match=r"No space left on device|cannot be written") as error:
+        trained(run, callbacks=[At(7, lambda: fill(disk, left))], backup_every=2)
+    assert "\n" not in str(error.value)
+    for path in (run / "metrics.csv", run / "strides.csv"):
+        assert rows_of(path)
+    assert not list(run.rglob(".partial*"))
+    (disk / "filling").unlink()
+    trained(run, backup_every=2)
+    assert_same_run(run, left_alone)
+
+
+def test_a_disk_that_becomes_read_only_stops_a_run(small_disk: tuple[Path, Callable[[str], None]], left_alone: Path):
+    disk, remount = small_disk
+    run = disk / "run"
+    with pytest.raises(OSError, match="Read-only file system"):
+        trained(run, callbacks=[At(7, lambda: remount("ro"))], backup_every=2)
+    with pytest.raises(OSError, match=rf"The workdir {run} cannot be written to: Read-only file system"):
+        trained(run, backup_every=2)
+    remount("rw")
+    trained(run, backup_every=2)
+    assert_same_run(run, left_alone)
+
+
+@pytest.mark.parametrize("backup_every", [1, None])
+def test_a_workdir_that_is_gone_stops_a_run(tmp_path: Path, backup_every: int | None, uncompiled: None):
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match=rf"{run}.* (is gone|cannot be written)"):
+        trained(run, callbacks=[At(2, lambda: shutil.rmtree(run))], backup_every=backup_every, num_epochs=1)
+    assert not run.exists()
+
+
+# --- Numbers that are not finite -------------------------------------------------------------------------------------
+
+
+class Overflowing(keras.layers.Layer):
+    """Passes its inputs on, and infinity from the fourth training step on, or in it alone."""
+
+    def __init__(self, last: int = 2**30, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+        self.last = last
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        if not training:
+            return inputs
+        self.calls.assign_add(1.0)
+        calls = tf.convert_to_tensor(self.calls)
+        return inputs * tf.where((calls >= 4) & (calls <= self.last), np.inf, 1.0)
+
+
+def overflowing(num_output_classes: int, **options: Any) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input((16, 16, 1)),
+            keras.layers.Conv2D(4, 3, name="first"),
+            DiffStride(2.0, name="learned"),
+            Overflowing(name="overflowing", **options),
+            keras.layers.GlobalAveragePooling2D(name="average"),
+            keras.layers.Dense(num_output_classes, activation="softmax", name="last"),
+        ],
+        name="net",
+    )
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 6])
+def test_a_step_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, steps_per_execution: int):
+    with pytest.raises(diagnosis.NotFiniteError) as error:
+        trained(tmp_path, model_cls=overflowing, steps_per_execution=steps_per_execution, backup_every=2)
+    message = str(error.value)
+    assert message.startswith(
+        "Step 4 (step 4 of epoch 1) is not finite, first the outputs of net/overflowing (Overflowing); strides learned "
+    )
+    assert "train.train.on_not_finite = 'roll_back'" in message
+    assert "\n" not in message
+    if steps_per_execution == 1:
+        assert backups_in(tmp_path) == [2]
+
+
+def test_the_weights_are_those_before_the_step(tmp_path: Path):
+    loops: list[training.TrainingLoop] = []
+    make_loop = training.make_loop
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training, "make_loop", lambda *args, **options: loops.append(make_loop(*args, **options)) or loops[0]
+        )
+        with pytest.raises(diagnosis.NotFiniteError):
+            trained(tmp_path / "not_finite", model_cls=overflowing, steps_per_execution=6)
+    trained(tmp_path / "three_steps", model_cls=partial(overflowing, last=0), num_epochs=1, steps_per_epoch=3)
+    expected = load(tmp_path / "three_steps")
+    for variable, other in zip(loops[0].model.trainable_variables, expected.trainable_variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), other.numpy(), err_msg=variable.path)
+
+
+def test_rolling_back_leaves_the_batch_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
+    def poisoned(images: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        return tf.where(tf.reduce_any(numbers == chosen), np.inf, images)
+
+    datasets = data.load_datasets("digits", image_size=16, batch_size=64, seed=1)
+    seeds = tf.random.experimental.stateless_split(tf.constant([1, 3], tf.int64), 2)
+    chosen = tf.random.stateless_uniform([datasets.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)[0, 0]
+    load_data_fn = partial(data.load_datasets, "digits", image_size=16, batch_size=64, augment_fn=poisoned)
+    options = {"load_data_fn": load_data_fn, "backup_every": 2}
+    with pytest.raises(diagnosis.NotFiniteError, match=r"Step 4 .* first the images of the batch; strides "):
+        trained(tmp_path / "stops", **options)
+
+    trained(tmp_path / "rolls_back", **options, on_not_finite="roll_back")
+    (warning,) = [record.getMessage() for record in caplog.records if "leaving its batch out" in record.getMessage()]
+    assert "Going back to step 2" in warning
+    assert json_of(tmp_path / "rolls_back" / "summary.json")["steps"] == EPOCHS * STEPS - 1
+
+    stopped_at(9, tmp_path / "stopped", **options, on_not_finite="roll_back")
+    trained(tmp_path / "stopped", **options, on_not_finite="roll_back")
+    assert_same_run(tmp_path / "stopped", tmp_path / "rolls_back")
+
+
+def test_a_run_that_is_never_finite_ends(tmp_path: Path):
+    with pytest.raises(diagnosis.NotFiniteError, match="10 batches have been left out before"):
+        trained(tmp_path, model_cls=overflowing, num_epochs=4, on_not_finite="roll_back")
+
+
+def test_a_policy_that_is_none_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"train\.train\.on_not_finite must be 'stop' or 'roll_back', got 'hope'"):
+        trained(tmp_path, on_not_finite="hope")
+
+
+def test_gradients_and_weights_that_are_not_finite_are_named():
+    model = overflowing(10, last=0)
+    images, labels = tf.ones([2, 16, 16, 1]), tf.one_hot([0, 1], 10)
+    cross_entropy = keras.losses.CategoricalCrossentropy()
+
+    def root(labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        return tf.sqrt(tf.reduce_sum(model.get_layer("last").bias ** 2))
+
+    find = partial(diagnosis.first_not_finite, model)
+    assert find(cross_entropy, images, labels) == "nothing when the step is repeated by itself"
+    assert find(root, images, labels) == "the gradient of last/bias"
+    assert (
+        find(lambda labels, outputs: cross_entropy(labels, outputs) / 0, images, labels) == "the loss of finite outputs"
+    )
+    diffstride_layers(model)[0].strides.assign([np.nan, 2.0])
+    assert find(cross_entropy, images, labels) == "the weights learned/strides"
+    assert find(cross_entropy, images * np.nan, labels) == "the images of the batch"
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gin_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small_hybrid.gin"
+    path.write_text(SMALL_HYBRID + "train.train.backup_every = 8\n")
+    return path
+
+
+def start(gin_file: Path, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "diffstride_hybrid.train", f"--gin_file={gin_file}", "--workdir=run", *arguments]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_backup(folder: Path, after: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not any(step > after for step in backups_in(folder)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def killed_and_restarted(gin_file: Path, folder: Path, moments: Sequence[float], *arguments: str) -> None:
+    """Kills a run some seconds after each time it has got further, then lets it end."""
+    for seconds in moments:
+        last = max(backups_in(folder / "run"), default=0)
+        with start(gin_file, folder, *arguments) as process:
+            wait_for_backup(folder / "run", last, process)
+            time.sleep(seconds)
+            process.kill()
+            process.communicate()
+        assert not (folder / "run" / "summary.json").exists(), "killed too late"
+    with start(gin_file, folder, *arguments) as process:
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+
+
+def test_a_run_killed_twice_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
+    arguments = ("--gin_bindings=train.train.num_epochs = 40",)
+    for name, moments in (("alone", []), ("killed", [0.0, 0.13])):
+        (tmp_path / name).mkdir()
+        killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
+    assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run")
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
+    arguments = ("--gin_bindings=train.train.num_epochs = 300", "--gin_bindings=train.train.backup_every = 3")
+    rng = random.Random(0)
+    for name, moments in (("alone", []), ("killed", [rng.uniform(0, 1.0) for _ in range(10)])):
+        (tmp_path / name).mkdir()
+        killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
+    assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run")
+
+
+def test_a_preempted_command_says_so_and_goes_on(gin_file: Path, tmp_path: Path):
+    arguments = ("--gin_bindings=train.train.num_epochs = 40",)
+    with start(gin_file, tmp_path, *arguments) as process:
+        wait_for_backup(tmp_path / "run", 0, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate()
+    assert process.returncode == stopping.EXIT_CODE
+    stopped = re.search(r"^stopped by SIGTERM after ([\d,]+) steps: start the same command again", err, re.MULTILINE)
+    assert "Traceback" not in err
+    steps = int(stopped[1].replace(",", ""))
+    assert max(backups_in(tmp_path / "run")) == steps
+    with start(gin_file, tmp_path, *arguments) as process:
+        out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert out.startswith(f"resuming run after epoch {steps // 10}")
+    assert json_of(tmp_path / "run" / "summary.json")["steps"] == 400
