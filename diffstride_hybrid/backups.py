@@ -65,7 +65,7 @@ class Backups:
             try:
                 self._checkpoint.read(str(path)).assert_consumed()
                 return step
-            except tf.errors.OpError as error:
+            except (tf.errors.OpError, IndexError) as error:  # TensorFlow raises the latter for files cut off.
                 logging.warning("the backup %s is damaged (%s)", path, str(error).splitlines()[0])
             except (ValueError, AssertionError) as error:
                 raise ValueError(
