@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+import tensorflow as tf
 from absl import flags, logging
 
 from diffstride_hybrid import stopping
@@ -18,7 +19,9 @@ from diffstride_hybrid.errors import one_line
 _TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
 # What a mistake in a command, a config or a folder raises.
-_USER_ERRORS = (ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError, ArithmeticError)
+_USER_ERRORS = (
+    *(ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError, ArithmeticError, tf.errors.OpError),
+)
 
 
 def reporting_errors(

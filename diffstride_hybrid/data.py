@@ -317,10 +317,6 @@ def load_datasets(
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
         )
-    if len(class_names) < 2:
-        raise ValueError(
-            f"Data set {name!r} cannot be used: it has {len(class_names)} class, so nothing to tell apart."
-        )
     with naming_damage(name):
         image_shape, mean, std = _measure(name, splits["train"])
     datasets = Datasets(
@@ -481,6 +477,8 @@ def _load_tfds(
 
     builder = tfds_builder(name, data_dir)
     image_feature, class_names, image_shape = image_classification(builder, image_size)
+    if len(class_names) < 2:
+        raise ValueError(f"Data set {name!r} cannot be used: it has {len(class_names)} class, nothing to tell apart.")
     prepare(builder)
     candidates = (name for name in ("test", "validation") if name in builder.info.splits)
     test_name = next((name for name in candidates if _is_labelled(builder, name)), None)

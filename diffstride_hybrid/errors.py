@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 
+LONGEST = 500
+"""Characters of a message that are worth reading. Some quote all that they were given."""
+
 
 def one_line(error: BaseException) -> str:
     """The message of an error without what gin and Keras wrap around it."""
@@ -16,6 +19,7 @@ def one_line(error: BaseException) -> str:
     text = text.rsplit("Exception encountered: ", 1)[-1]
     # TensorFlow: "{{function_node …}} message [Op:X] name: …".
     text = re.sub(r"\{\{function_node [^}]*\}\}|\[Op:\w+\]( name: *\w*)?", "", text)
-    # Gin appends where in the configuration the error arose.
-    text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b", text)[0]
-    return re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
+    # Gin appends where in the configuration the error arose, and for some errors all of the configuration.
+    text = re.split(r"\n\s*In (?:call to configurable|file|binding|bindings)\b| in config string:", text)[0]
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[\d+m", "", text)).strip()
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"

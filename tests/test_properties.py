@@ -42,7 +42,7 @@ every_layer = pytest.mark.parametrize("cls", LAYERS)
 every_fourier_layer = pytest.mark.parametrize("cls", FOURIER_LAYERS)
 every_learned_layer = pytest.mark.parametrize("cls", LEARNED_LAYERS)
 every_policy = pytest.mark.parametrize(
-    "policy", [*POLICIES[:2], *(pytest.param(policy, marks=SLOW) for policy in POLICIES[2:])]
+    "policy", [POLICIES[0], *(pytest.param(policy, marks=SLOW) for policy in POLICIES[1:])]
 )
 every_mask = pytest.mark.parametrize("mask", spectral.MASKS)
 every_data_format = pytest.mark.parametrize("data_format", DATA_FORMATS)
@@ -384,7 +384,7 @@ PROPERTIES = (
     is_saved_and_loaded_alike,
     is_its_definition,
 )
-FEW = hypothesis.settings(max_examples=4, derandomize=True, database=None, deadline=None)
+FEW = hypothesis.settings(max_examples=3, derandomize=True, database=None, deadline=None)
 MANY = hypothesis.settings(
     max_examples=60,
     database=None,
@@ -442,15 +442,18 @@ def with_slow_ones(quick: tuple[str, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", examples)
 
 
-every_example = with_slow_ones(("DiffStride", "SpectralPooling", "SpatialPooling fractional", "DiffStride1D symmetric"))
+every_example = with_slow_ones(("DiffStride", "SpectralPooling", "SpatialPooling fractional"))
 every_traced_example = with_slow_ones(("DiffStride", "SpatialPooling fractional"))
 
 
 def layers(case: Case, **changes: Any) -> Iterator[Layer]:
-    """The layer with every engine, in every data format."""
-    for data_format in DATA_FORMATS:
-        for engine in [{}] if case.cls is SpatialPooling else [{"method": method} for method in ENGINES]:
-            yield case.layer(data_format, **engine, **changes)
+    """The layer with both engines, in both data formats, save for 'fft', which transposes, in channels_last."""
+    if case.cls is SpatialPooling:
+        yield from (case.layer(data_format, **changes) for data_format in DATA_FORMATS)
+        return
+    yield case.layer("channels_first", method="fft", **changes)
+    yield case.layer("channels_last", method="matmul", **changes)
+    yield case.layer("channels_first", method="matmul", **changes)
 
 
 def call(layer: Callable[[Array], tf.Tensor], x: np.ndarray, data_format: str) -> np.ndarray:
@@ -498,7 +501,7 @@ def assert_only_spoilt_channels_differ(case: Case, outputs: np.ndarray, clean: n
 
 
 @every_example
-@pytest.mark.parametrize("policy", ["float32", *(pytest.param(policy, marks=SLOW) for policy in POLICIES[1:])])
+@every_policy
 def test_pixels_that_are_not_finite_spoil_their_own_channel_of_their_own_image(policy: str, case: Case):
     for layer in layers(case, dtype=policy):
         clean = call(layer, case.images(), layer.data_format)
@@ -575,14 +578,15 @@ ARRAYS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 def test_an_array_may_lie_in_memory_as_it_likes(cls: type[Layer]):
     case = Case(cls, {}, (12, 14)[: axes_of(cls)], batch=2, channels=3)
     layer = case.layer(dtype="float32")
-    plain = case.images().astype("float32")
+    plain = np.repeat(case.images()[:1], 2, axis=0).astype("float32")
+    expected = layer(plain)
     for name, arranged in ARRAYS.items():
         array = arranged(plain)
         assert array.dtype != plain.dtype or array.strides != plain.strides, name
         array.flags.writeable = False
         outputs = layer(array)
         assert outputs.dtype == tf.float32
-        np.testing.assert_array_equal(outputs, layer(np.array(array, "float32")), name)
+        np.testing.assert_array_equal(outputs, expected, name)
 
 
 @every_layer
@@ -685,7 +689,8 @@ def test_a_graph_of_unknown_sizes_gives_what_known_sizes_give(case: Case):
 
 @pytest.mark.parametrize("cls", [SpectralPooling, FixedSpectralPooling, SpectralPooling1D])
 @pytest.mark.parametrize(
-    ("stride", "length", "expected"), [(1.08, 27, 25), pytest.param(1.07, 107, 100, marks=SLOW), (9 / 7, 9, 7)]
+    ("stride", "length", "expected"),
+    [(1.08, 27, 25), pytest.param(1.07, 107, 100, marks=SLOW), pytest.param(9 / 7, 9, 7, marks=SLOW)],
 )
 def test_a_size_does_not_depend_on_when_it_is_known(stride: float, length: int, expected: int, cls: type[Layer]):
     layer = cls(stride)
@@ -740,7 +745,7 @@ def test_a_huge_stride_leaves_the_least(cls: type[Layer], arguments: dict[str, A
 @every_layer
 @pytest.mark.parametrize("stride", [2**31, 1e30, 1e39, 10**400])
 def test_a_stride_beyond_what_kernels_take_is_refused(stride: float, cls: type[Layer]):
-    with pytest.raises(ValueError, match="strides must be at most 2147483647, got [12]"):
+    with pytest.raises(ValueError, match=r"strides must be at most 2147483647, got [12]"):
         cls(strides=stride)
 
 
@@ -778,14 +783,12 @@ def test_a_stride_at_its_lower_limit_is_the_limit(mask: str, cls: type[Layer]):
         expected = case.layer(strides=3.0)(case.images())
         assert_close(case, call(layer, case.images(), layer.data_format), expected)
     whole = dataclasses.replace(case, size=(13, 11)[: axes_of(cls)]) if mask == "symmetric" else case
-    for layer in layers(whole, strides=1.0, smoothness_factor=0.0):
-        assert_close(whole, call(layer, whole.images(), layer.data_format), whole.images())
-    for layer in layers(case, strides=1.0):
-        limits = [n / (n - 4) for n in case.size]
-        np.testing.assert_allclose(layer.strides, limits, rtol=1e-6)
-        layer.strides.assign(tf.ones_like(layer.strides))
-        expected = case.layer(strides=limits if len(limits) == 2 else limits[0])(case.images())
-        assert_close(case, call(layer, case.images(), layer.data_format), expected, 1e-6)
+    assert_close(whole, whole.layer(strides=1.0, smoothness_factor=0.0)(whole.images()), whole.images())
+    layer, limits = case.layer(strides=1.0), [n / (n - 4) for n in case.size]
+    np.testing.assert_allclose(layer.strides, limits, rtol=1e-6)
+    layer.strides.assign(tf.ones_like(layer.strides))
+    expected = case.layer(strides=limits if len(limits) == 2 else limits[0])(case.images())
+    assert_close(case, layer(case.images()), expected, 1e-6)
 
 
 @pytest.mark.parametrize("cls", [SpectralPooling, FixedSpectralPooling, SpatialPooling, SpectralPooling1D])

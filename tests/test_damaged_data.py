@@ -1,0 +1,154 @@
+"""Data sets whose files are damaged on the disk, as training meets them."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tiny_datasets
+from test_training import small, train
+
+from diffstride_hybrid import data
+
+NAME = "fashion_mnist"
+
+
+@pytest.fixture
+def data_dir(tiny_data_dir: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_data_dir / NAME, tmp_path / "data" / NAME)
+    return tmp_path / "data"
+
+
+@pytest.fixture(params=["in memory", "streamed"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "streamed":
+        monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 0)
+    return request.param
+
+
+def shard(data_dir: Path) -> Path:
+    (path,) = data_dir.glob(f"{NAME}/*/*-train.tfrecord*")
+    return path
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size * 2 // 3)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def rewrite(path: Path, change: Callable[[tf.train.Example], None]) -> None:
+    """Writes all records again, the twentieth changed."""
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    example = tf.train.Example.FromString(records[20])
+    change(example)
+    records[20] = example.SerializeToString()
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records:
+            writer.write(record)
+
+
+def spoil_an_image(example: tf.train.Example) -> None:
+    image = example.features.feature["image"].bytes_list
+    image.value[0] = image.value[0][:50]
+
+
+def give_a_label(label: int, example: tf.train.Example) -> None:
+    example.features.feature["label"].int64_list.value[0] = label
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "cut off": truncate,
+    "flipped bit": flip_a_bit,
+    "missing": Path.unlink,
+    "image cut off": partial(rewrite, change=spoil_an_image),
+    "label too great": partial(rewrite, change=partial(give_a_label, 10)),
+    "label below 0": partial(rewrite, change=partial(give_a_label, -1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_named(damage: str, storage: str, data_dir: Path, tmp_path: Path, uncompiled: None):
+    DAMAGES[damage](shard(data_dir))
+    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
+    with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: ") as error:
+        train(tmp_path / "run", load_data_fn=load, model_cls=small, steps_per_epoch=20)
+    message = str(error.value)
+    assert message.endswith("Move them away and prepare the set again.")
+    assert "\n" not in message
+    assert len(message) < 600
+    if damage.startswith("label"):
+        assert "A label is out of range" in message
+
+
+def test_a_shard_with_fewer_images_than_announced_is_named(
+    storage: str, data_dir: Path, tmp_path: Path, uncompiled: None
+):
+    path = shard(data_dir)
+    records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for record in records[:40]:
+            writer.write(record)
+    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
+    with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: "):
+        train(tmp_path / "run", load_data_fn=load, model_cls=small, steps_per_epoch=20)
+
+
+def test_one_class_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    of_ten = data.image_classification
+
+    def of_one(*args: Any) -> Any:
+        feature, _, shape = of_ten(*args)
+        return feature, ("all",), shape
+
+    monkeypatch.setattr(data, "image_classification", of_one)
+    with pytest.raises(ValueError, match=rf"Data set '{NAME}' cannot be used: it has 1 class, nothing to tell"):
+        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+
+
+INTERRUPTED = """
+import sys, time
+sys.path.insert(0, {tests!r})
+import tiny_datasets
+make = tiny_datasets.EXAMPLES["fashion_mnist"]
+
+def slow(random, split):
+    time.sleep(0.05)
+    print("example", flush=True)
+    return make(random, split)
+
+tiny_datasets.EXAMPLES["fashion_mnist"] = slow
+tiny_datasets.prepare("fashion_mnist", {folder!r})
+"""
+
+
+def test_an_interrupted_preparation_is_not_taken_for_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = INTERRUPTED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        made = (line for line in process.stdout if line == b"example\n")
+        for _ in range(10):
+            next(made)
+        process.kill()
+    assert list(tmp_path.rglob("*incomplete*"))
+
+    def no_network(*args: Any, **options: Any) -> None:
+        raise OSError("no network here")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "_download_and_prepare", no_network, raising=False)
+    monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "_download_and_prepare", no_network)
+    with pytest.raises(OSError, match=rf"'{NAME}' is not prepared under .* and could not be downloaded"):
+        data.load_datasets(NAME, data_dir=str(tmp_path), batch_size=8)
+    monkeypatch.undo()
+    tiny_datasets.prepare(NAME, tmp_path)
+    assert data.load_datasets(NAME, data_dir=str(tmp_path), batch_size=8).splits["train"].size > 0
