@@ -33,7 +33,7 @@ setuptools.setup(
     extras_require={
         # What writes and runs the exports beside SavedModels.
         "export": _EXPORT,
-        "test": ["pytest", "pytest-xdist", "ruff", "scipy", *_EXPORT],
+        "test": ["pytest", "pytest-xdist", "hypothesis", "ruff", "scipy", *_EXPORT],
         # The TPU's compiler, which experiments.tpu_compile reaches through private modules of this very version.
         "tpu-aot": ["jax[tpu]==0.10.1"],
     },

@@ -63,14 +63,19 @@ class Backups:
         for step in steps:
             path = self._folder / f"ckpt-{step}"
             try:
-                self._checkpoint.read(str(path)).assert_consumed()
+                status = self._checkpoint.read(str(path))
+                try:
+                    status.assert_consumed()
+                except AssertionError:
+                    status.expect_partial()  # Or TensorFlow would warn of each variable when it deletes the status.
+                    raise
                 return step
-            except (tf.errors.OpError, IndexError) as error:  # TensorFlow raises the latter for files cut off.
-                logging.warning("the backup %s is damaged (%s)", path, str(error).splitlines()[0])
-            except (ValueError, AssertionError) as error:
+            except (ValueError, AssertionError, tf.errors.InvalidArgumentError) as error:  # Shapes, names, dtypes.
                 raise ValueError(
                     f"{self._folder.parent} holds the backup of another model: choose another workdir."
                 ) from error
+            except (tf.errors.OpError, IndexError) as error:  # TensorFlow raises the latter for files cut off.
+                logging.warning("the backup %s is damaged (%s)", path, str(error).splitlines()[0])
         if steps:
             raise OSError(
                 f"Every backup in {self._folder} is damaged: move that folder away to begin anew, or choose another "

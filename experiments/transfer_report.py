@@ -19,6 +19,7 @@ ORIGINAL = "max pooling"
 SWAPS: dict[str, Callable[[keras.Model], keras.Model]] = {
     "DiffStride": lambda model: replace_downsampling(model, DiffStride),
     "DiffStride, smoothness_factor=2": lambda model: replace_downsampling(model, DiffStride, smoothness_factor=2.0),
+    "DiffStride, smoothness_factor=1": lambda model: replace_downsampling(model, DiffStride, smoothness_factor=1.0),
     "SpectralPooling": lambda model: replace_downsampling(model, SpectralPooling),
 }
 
