@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid import complexity
+from diffstride_hybrid.errors import one_line
 from diffstride_hybrid.run_folder import RunFolder
 
 HYSTERESIS = 0.02
@@ -87,15 +88,17 @@ class MetricsLog(keras.callbacks.Callback):
         if self._events is None:
             return
         self._folder.write_epoch_row("metrics.csv", {"epoch": epoch + 1, **logs})
-        with self._events.as_default(step=epoch + 1):
-            for name, value in logs.items():
-                tf.summary.scalar(name, value)
-            for name, value in stride_row(self.model, self._input_shape or self.model.input_shape[1:]).items():
-                layer, _, part = name.rpartition("/")
-                kind = "strides" if part.endswith("_stride") else "sizes"
-                tag = f"{kind}/{layer}/{part.removesuffix('_stride')}" if layer else name
-                tf.summary.scalar(tag, float(value))
-        self._events.flush()
+        for name, value in stride_row(self.model, self._input_shape or self.model.input_shape[1:]).items():
+            layer, _, part = name.rpartition("/")
+            kind = "strides" if part.endswith("_stride") else "sizes"
+            logs[f"{kind}/{layer}/{part.removesuffix('_stride')}" if layer else name] = float(value)
+        try:
+            with self._events.as_default(step=epoch + 1):
+                for name, value in logs.items():
+                    tf.summary.scalar(name, value)
+            self._events.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"The events in {self._folder.tensorboard} cannot be written: {one_line(error)}") from error
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._events is not None:

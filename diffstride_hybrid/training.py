@@ -143,8 +143,7 @@ def train(
         )
         listeners.on_train_begin()
         folder.write_json("run.json", _run_record(loop, seed))
-        with naming_damage(datasets.name):
-            run.train(listeners)
+        run.train(listeners)
         listeners.on_train_end()
         folder.write_model(FINAL_MODEL, loop.model)
         summary = _summary(loop, num_epochs, run.progress)
@@ -314,7 +313,8 @@ class TrainingLoop:
             those after them.
         """
         self._finite_steps.assign(0)
-        self._train_steps(self._train_iterator, tf.constant(count), self._crops())
+        with naming_damage(self.datasets.name):
+            self._train_steps(self._train_iterator, tf.constant(count), self._crops())
         return self.finite_steps == count
 
     @property
@@ -364,7 +364,8 @@ class TrainingLoop:
         _reset(self._evaluation_metrics)
         for first in range(0, steps, steps_per_execution or steps):
             count = min(steps_per_execution or steps, steps - first)
-            self._evaluation_steps(batches, tf.constant(count), self._crops())
+            with naming_damage(self.datasets.name):
+                self._evaluation_steps(batches, tf.constant(count), self._crops())
             if after_execution is not None:
                 after_execution()
         return _values(self._evaluation_metrics)
@@ -597,11 +598,12 @@ class _Run:
         if self._folder.writes:
             self._folder.tidy()
             self._backups.tidy()
-        if self._backups.restore() is not None and self._folder.writes:
+        if self._backups.restore() is None:
+            if self._rolls_back:
+                self._save()  # What to go back to in the first epoch.
+        elif self._folder.writes:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
-        elif self._rolls_back:
-            self._save()  # What to go back to in the first epoch.
         _check_workers_agree(self._loop, self.step)
 
     def train(self, listeners: keras.callbacks.CallbackList) -> None:
@@ -644,8 +646,9 @@ class _Run:
                 began, first, step = time.perf_counter(), progress.steps_done, self.step
                 count = min(self._steps_per_execution, self._steps_per_epoch - first)
                 listeners.on_train_batch_begin(first)
-                if not self._train_steps(step, count):
-                    self._not_finite(step)
+                failed = self._train_steps(step, count)
+                if failed is not None:
+                    self._not_finite(failed)
                     bar.reset()
                     bar.update(progress.steps_done)
                     continue
@@ -658,16 +661,16 @@ class _Run:
                 if every is not None and self.step // every > step // every:
                     self._save()
 
-    def _train_steps(self, step: int, count: int) -> bool:
-        """Trains some steps but for those left out; returns whether all was finite."""
+    def _train_steps(self, step: int, count: int) -> int | None:
+        """Trains some steps but for those left out; returns the first that was not finite, None where all were."""
         last = step + count
         for left_out in (*(other for other in self.progress.left_out if step <= other < last), last):
             if left_out > step and not self._loop.train_steps(left_out - step):
-                return False
+                return step + self._loop.finite_steps
             if left_out < last:
                 self._loop.leave_out_step()
             step = left_out + 1
-        return True
+        return None
 
     def _training_logs(self) -> dict[str, float]:
         loop, seconds = self._loop, self.progress.epoch_seconds
@@ -679,10 +682,9 @@ class _Run:
             "images_per_second": round(self._steps_per_epoch * loop.datasets.images_per_step / seconds, 1),
         }
 
-    def _not_finite(self, first_step: int) -> None:
+    def _not_finite(self, step: int) -> None:
         """Says what happened, and ends the run or goes back to the last backup without the step's batch."""
         loop = self._loop
-        step = first_step + loop.finite_steps
         images, labels = loop.batch(step)
         epoch, within = divmod(step, self._steps_per_epoch)
         happened = (

@@ -435,6 +435,38 @@ def test_rolling_back_leaves_the_batch_out(
     assert_same_run(tmp_path / "stopped", tmp_path / "rolls_back")
 
 
+def test_two_batches_of_one_execution_are_left_out(tmp_path: Path):
+    failing = {2, 4}
+    train_steps, left_out = training.TrainingLoop.train_steps, []
+
+    class Loop(training.TrainingLoop):
+        """Takes the steps of `failing` for not finite, unless their batches are left out."""
+
+        next_step = 0
+
+        def start(self, first_step: int) -> None:
+            super().start(first_step)
+            self.next_step = first_step
+
+        def train_steps(self, count: int) -> bool:
+            steps = range(self.next_step, self.next_step + count)
+            finite = next((i for i, step in enumerate(steps) if step in failing), count)
+            train_steps(self, finite)
+            self.next_step += finite
+            return finite == count
+
+        def leave_out_step(self) -> None:
+            super().leave_out_step()
+            left_out.append(self.next_step)
+            self.next_step += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "TrainingLoop", Loop)
+        trained(tmp_path, steps_per_execution=6, num_epochs=1, on_not_finite="roll_back")
+    assert left_out == [2, 2, 4]
+    assert json_of(tmp_path / "summary.json")["steps"] == STEPS - 2
+
+
 def test_a_run_that_is_never_finite_ends(tmp_path: Path):
     with pytest.raises(diagnosis.NotFiniteError, match="10 batches have been left out before"):
         trained(tmp_path, model_cls=overflowing, num_epochs=4, on_not_finite="roll_back")
