@@ -228,7 +228,9 @@ class Datasets:
 
         @_as_written
         def order_of(epoch: tf.Tensor) -> tf.data.Dataset:
-            seed = tf.random.stateless_uniform([], tf.stack([tf.cast(self.seed, tf.int64), epoch]), 0, None, tf.int64)
+            seed = tf.random.stateless_uniform(
+                [], tf.stack([tf.cast(self.seed, tf.int64), epoch]), 0, tf.int64.max, tf.int64
+            )
             images = split.stream(first, last).shuffle(min(last - first, 10_000), seed, reshuffle_each_iteration=False)
             return images.take(steps * images_per_step)
 

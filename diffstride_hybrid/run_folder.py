@@ -70,19 +70,28 @@ class RunFolder:
         if not self.writes or fcntl is None:
             yield
             return
-        with open(self.path / self.LOCK, "a+", encoding="utf-8") as lock:
+        path = self.path / self.LOCK
+        with open(path, "a+", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another process may have locked, and on leaving removed, the file in between.
+                is_there = path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino
             except BlockingIOError:
+                is_there = False
+            if not is_there:
                 lock.seek(0)
                 raise OSError(
                     f"Process {lock.read().strip() or 'unknown'} trains in {self.path}: wait for it, or choose another "
                     "workdir."
-                ) from None
+                )
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-            yield
+            try:
+                yield
+            finally:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
     def tidy(self) -> None:
         """Removes what a process that was killed while it wrote has left."""

@@ -605,11 +605,11 @@ class _Run:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
         _check_workers_agree(self._loop, self.step)
+        self._loop.start(self.step)
 
     def train(self, listeners: keras.callbacks.CallbackList) -> None:
         """Trains all epochs that are left."""
         progress = self.progress
-        self._loop.start(self.step)
         progress.tick()
         while progress.epochs_done < self._num_epochs:
             epoch = progress.epochs_done

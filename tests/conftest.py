@@ -18,7 +18,7 @@ tf.config.set_logical_device_configuration(
 )
 
 
-LONGEST = ("test_training.py", "test_distribution.py", "test_commands.py")
+LONGEST = ("test_training.py", "test_distribution.py", "test_commands.py", "test_interruptions.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ from absl import flags, logging
 from absl.testing import flagsaver
 from PIL import Image
 
-from diffstride_hybrid import __main__, command_line, data
+from diffstride_hybrid import __main__, command_line, data, gin_registry, stopping
 from diffstride_hybrid.run_folder import read_rows
 from experiments import figures
 from experiments.study import load_study
@@ -318,6 +318,29 @@ def test_the_traceback_is_shown_if_asked_for(tmp_path: Path):
     options = ["--gin_file=base", f"--workdir={tmp_path}", *options_of({"train.train.num_epochs": 0})]
     with pytest.raises(ValueError, match=r"train\.train\.num_epochs"):
         run_here("train", *options, "--traceback")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "line"),
+    [
+        (
+            stopping.Stopped("stopped by SIGTERM after 3 steps"),
+            stopping.EXIT_CODE,
+            "stopped by SIGTERM after 3 steps\n",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+    ids=["preempted", "interrupted"],
+)
+def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: BaseException, code: int, line: str
+):
+    def train(**options: Any) -> None:
+        raise raised
+
+    monkeypatch.setattr(gin_registry, "train", train)
+    result = run_here("train", "--gin_file=digits_hybrid", f"--workdir={tmp_path}")
+    assert (result.code, result.err, result.out) == (code, line, "")
 
 
 def test_mistakes_in_real_processes_end_in_one_clear_line(tmp_path: Path):

@@ -27,6 +27,8 @@ from diffstride_hybrid import DiffStride, data, diagnosis, stopping, training
 from diffstride_hybrid.backups import Backups
 from diffstride_hybrid.complexity import diffstride_layers
 
+SLOW = pytest.mark.slow
+
 EPOCHS, STEPS = 2, 6
 
 trained = partial(train, num_epochs=EPOCHS, steps_per_epoch=STEPS, steps_per_execution=1)
@@ -121,6 +123,7 @@ def test_backups_fall_on_whole_executions(tmp_path: Path):
     assert backups_in(tmp_path) == [4, 6]  # Not after 3 steps, and once after 6.
 
 
+@SLOW
 def test_static_crops_are_looked_at_after_the_same_steps(tmp_path: Path):
     options = {
         "model_cls": partial(small, pooling_cls=partial(DiffStride, static_crop=True)),
@@ -142,8 +145,15 @@ def test_a_period_that_is_none_is_refused(tmp_path: Path):
 # --- Signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (signal.SIGTERM, 3),
+        pytest.param(signal.SIGTERM, 6, marks=SLOW),
+        pytest.param(signal.SIGINT, 3, marks=SLOW),
+        (signal.SIGINT, 6),
+    ],
+)
 def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: int, left_alone: Path, tmp_path: Path):
     before = signal.getsignal(number)
     message = rf"stopped by {number.name} after {step} steps: start the same command again to go on in {tmp_path}\."
@@ -306,7 +316,7 @@ def fill(folder: Path, left: int) -> None:
         file.write(bytes(max(0, free - left)))
 
 
-@pytest.mark.parametrize("left", [0, 10_000, 40_000, 100_000, 160_000])
+@pytest.mark.parametrize("left", [0, *(pytest.param(left, marks=SLOW) for left in (10_000, 40_000, 100_000, 160_000))])
 def test_a_full_disk_stops_a_run_and_leaves_the_last_good_state(
     left: int, small_disk: tuple[Path, Callable[[str], Any]], left_alone: Path
 ):
@@ -535,14 +545,14 @@ def killed_and_restarted(gin_file: Path, folder: Path, moments: Sequence[float],
 
 
 def test_a_run_killed_twice_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
-    arguments = ("--gin_bindings=train.train.num_epochs = 40",)
+    arguments = ("--gin_bindings=train.train.num_epochs = 20",)
     for name, moments in (("alone", []), ("killed", [0.0, 0.13])):
         (tmp_path / name).mkdir()
         killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run", eager=False)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_run_killed_ten_times_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
     arguments = ("--gin_bindings=train.train.num_epochs = 300", "--gin_bindings=train.train.backup_every = 3")
     rng = random.Random(0)
@@ -552,6 +562,7 @@ def test_a_run_killed_ten_times_ends_as_one_left_alone(gin_file: Path, tmp_path:
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run", eager=False)
 
 
+@SLOW
 def test_a_preempted_command_says_so_and_goes_on(gin_file: Path, tmp_path: Path):
     arguments = ("--gin_bindings=train.train.num_epochs = 40",)
     with start(gin_file, tmp_path, *arguments) as process:

@@ -124,7 +124,6 @@ def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
     entries = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     assert not [entry for entry in entries if "partial" in entry]
     assert {entry for entry in entries if not entry.startswith(("backup/", "tensorboard/"))} == {
-        ".training.lock",
         "README.md",
         "run.json",
         "metrics.csv",
