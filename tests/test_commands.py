@@ -540,6 +540,7 @@ def test_prediction_needs_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert_one_clear_line(run_here("predict", f"--workdir={tmp_path}", *arguments), culprit)
 
 
+@pytest.mark.slow
 def test_logits_become_probabilities(tmp_path: Path, test_digits: tuple[np.ndarray, np.ndarray], uncompiled: None):
     bindings = {
         "resnet.Resnet.output_activation": None,

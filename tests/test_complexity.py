@@ -98,7 +98,7 @@ def test_each_resnet_costs_what_the_hand_count_says(resnet: str, method: str):
     assert macs(built(resnet, method, width=4)).macs == hand_count(resnet, method, width=4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=SLOW if name != "hybrid" else []) for name in METHODS])
 @pytest.mark.parametrize("resnet", ["resnet18", *(pytest.param(name, marks=SLOW) for name in ("resnet34", "resnet56"))])
 def test_the_profiler_of_tensorflow_counts_the_same(resnet: str, method: str):
     assert profiled_macs(built(resnet, method, width=4)) == hand_count(resnet, method, width=4)

@@ -10,7 +10,7 @@ from test_commands import assert_one_clear_line, run_here
 from diffstride_hybrid import command_line, gin_registry
 
 CASES = 200
-IN_CI = 16
+IN_CI = 5
 
 SMALL = """
 include 'digits_hybrid.gin'

@@ -118,6 +118,7 @@ def test_a_run_goes_on_within_an_epoch_as_if_it_had_not_stopped(
     assert_same_run(tmp_path, left_alone)
 
 
+@SLOW
 def test_backups_fall_on_whole_executions(tmp_path: Path):
     stopped_at(10, tmp_path, backup_every=3, steps_per_execution=2)
     assert backups_in(tmp_path) == [4, 6]  # Not after 3 steps, and once after 6.
@@ -151,7 +152,7 @@ def test_a_period_that_is_none_is_refused(tmp_path: Path):
         (signal.SIGTERM, 3),
         pytest.param(signal.SIGTERM, 6, marks=SLOW),
         pytest.param(signal.SIGINT, 3, marks=SLOW),
-        (signal.SIGINT, 6),
+        pytest.param(signal.SIGINT, 6, marks=SLOW),
     ],
 )
 def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: int, left_alone: Path, tmp_path: Path):
@@ -165,6 +166,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: 
     assert_same_run(tmp_path, left_alone)
 
 
+@SLOW
 def test_a_signal_in_the_last_epochs_validation_does_not_cost_the_run(left_alone: Path, tmp_path: Path):
     with pytest.raises(stopping.Stopped):
         trained(tmp_path, callbacks=[At(12, lambda: os.kill(os.getpid(), signal.SIGTERM))])
@@ -183,6 +185,7 @@ def test_who_presses_twice_does_not_wait(tmp_path: Path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@SLOW
 def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path):
     thread = threading.Thread(target=partial(trained, tmp_path, num_epochs=1, steps_per_epoch=1))
     thread.start()
@@ -193,6 +196,7 @@ def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path):
 # --- Two processes ---------------------------------------------------------------------------------------------------
 
 
+@SLOW
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path):
     code = (
         "import sys, time\n"
@@ -260,6 +264,7 @@ def test_a_damaged_backup_gives_way_to_the_one_before(
     assert f"the backup {tmp_path}/backup/ckpt-5 is damaged (" in warnings[0]
 
 
+@SLOW
 def test_a_run_goes_on_from_the_backup_before_a_damaged_one(left_alone: Path, tmp_path: Path):
     stopped_at(9, tmp_path, backup_every=2)
     flip_a_bit(tmp_path / "backup" / DATA.format(8))
@@ -333,6 +338,7 @@ def test_a_full_disk_stops_a_run_and_leaves_the_last_good_state(
     assert_same_run(run, left_alone)
 
 
+@SLOW
 def test_a_run_goes_on_when_its_disk_can_be_written_to_again(
     small_disk: tuple[Path, Callable[[str], Any]], left_alone: Path
 ):
@@ -392,7 +398,7 @@ def overflowing(num_output_classes: int, **options: Any) -> keras.Model:
     )
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 6])
+@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(6, marks=SLOW)])
 def test_a_step_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, steps_per_execution: int):
     with pytest.raises(diagnosis.NotFiniteError) as error:
         trained(tmp_path, model_cls=overflowing, steps_per_execution=steps_per_execution, backup_every=2)
@@ -406,6 +412,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_says_where(tmp_path: Path, 
         assert backups_in(tmp_path) == [2]
 
 
+@SLOW
 def test_the_weights_are_those_before_the_step(tmp_path: Path):
     loops: list[training.TrainingLoop] = []
     make_loop = training.make_loop
@@ -421,6 +428,7 @@ def test_the_weights_are_those_before_the_step(tmp_path: Path):
         np.testing.assert_array_equal(variable.numpy(), other.numpy(), err_msg=variable.path)
 
 
+@SLOW
 def test_rolling_back_leaves_the_batch_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ):
@@ -477,6 +485,7 @@ def test_two_batches_of_one_execution_are_left_out(tmp_path: Path):
     assert json_of(tmp_path / "summary.json")["steps"] == STEPS - 2
 
 
+@SLOW
 def test_a_run_that_is_never_finite_ends(tmp_path: Path):
     with pytest.raises(diagnosis.NotFiniteError, match="10 batches have been left out before"):
         trained(tmp_path, model_cls=overflowing, num_epochs=4, on_not_finite="roll_back")

@@ -22,6 +22,7 @@ def test_the_table_compares_runs_of_the_same_seed():
     ]
 
 
+@pytest.mark.slow
 def test_every_swap_trains_on_from_the_weights_of_the_original(monkeypatch: pytest.MonkeyPatch):
     swapped: list[keras.Model] = []
 
