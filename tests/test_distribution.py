@@ -165,7 +165,8 @@ def test_two_workers_train_as_one(
     assert not list(folder.rglob("*partial*"))
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["chief", "other"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["chief", "other"])
 def test_a_lost_worker_ends_the_other_and_both_resume(gin_file: Path, tmp_path: Path, launch: Any, victim: int):
     arguments = (f"--gin_file={gin_file}", "--workdir=run", "--gin_bindings=train.train.num_epochs = 500")
     workers = launch(*arguments)

@@ -611,7 +611,11 @@ def losses_of(loop: training.TrainingLoop, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("options", METHODS.values(), ids=list(METHODS))
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param(METHODS[name], marks=[] if name == "hybrid" else pytest.mark.slow) for name in METHODS],
+    ids=list(METHODS),
+)
 def test_xla_trains_every_method_to_the_same_losses(options: dict[str, Any], eager_steps: Any):
     compiled = loop_of(jit_compile=True, **options)
     losses, results = losses_of(compiled, 10), compiled.evaluate("test")
@@ -631,7 +635,7 @@ def test_xla_trains_in_bfloat16(eager_steps: Any):
     np.testing.assert_allclose(compiled, plain, rtol=3e-2)  # A few of bfloat16's steps of 2^-8.
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "XLA"])
 def test_a_static_crop_that_must_change_goes_on_as_the_dynamic_one(jit_compile: bool):
     """With a look before each step and no hysteresis both crop alike, so that they differ by rounding only.
 
@@ -776,7 +780,7 @@ def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
 DIRECTIONS = ("vertical", "horizontal")
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "XLA"])
 def test_static_crops_follow_the_strides_in_a_users_own_fit(jit_compile: bool):
     model = functional(10)
     layer = model.get_layer("learned")
