@@ -553,6 +553,7 @@ def killed_and_restarted(gin_file: Path, folder: Path, moments: Sequence[float],
         assert process.returncode == 0, err
 
 
+@SLOW
 def test_a_run_killed_twice_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
     arguments = ("--gin_bindings=train.train.num_epochs = 20",)
     for name, moments in (("alone", []), ("killed", [0.0, 0.13])):

@@ -26,6 +26,8 @@ from diffstride_hybrid import (
 )
 from diffstride_hybrid.pooling import FourierPooling
 
+pytestmark = pytest.mark.slow
+
 Layer = keras.layers.Layer
 Array = np.ndarray | tf.Tensor
 
