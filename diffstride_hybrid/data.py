@@ -356,7 +356,7 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
     Returns:
         Images of the same shape.
     """
-    if not isinstance(pad_size, int) or pad_size < 0:
+    if not isinstance(pad_size, int) or isinstance(pad_size, bool) or pad_size < 0:
         raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
     height, width = images.shape[1:3]
     choices = 2 * pad_size + 1
@@ -419,7 +419,8 @@ def _check_arguments(
         ("training_images", training_images, True),
         ("image_size", image_size, True),
     ):
-        if not (isinstance(value, int) and value >= 1) and not (optional and value is None):
+        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not whole and not (optional and value is None):
             raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
     if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
         raise ValueError(f"data.load_datasets.mixup_alpha must be a number of at least 0, got {mixup_alpha!r}.")

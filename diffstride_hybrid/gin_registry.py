@@ -6,7 +6,7 @@ The names are those of the code released with DiffStride. Importing this module 
 from __future__ import annotations
 
 import inspect
-import pathlib
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -77,14 +77,15 @@ _register_all(keras.losses, keras.losses.Loss, "tf.keras.losses")
 def parse(files: list[str], bindings: list[str]) -> None:
     """Reads gin files, then single bindings; the later of two wins.
 
-    A file may include shipped files by their names, and files of its own folder.
+    A file may include files of its own folder, shipped files by their names, and files by paths from the current
+    folder, which is how they are looked for one after the other.
 
     Args:
         files: paths of gin files.
         bindings: such as `train.train.num_epochs = 3`.
 
     Raises:
-        ValueError: a name or parameter does not exist.
+        ValueError: a name or parameter does not exist, or a file is not UTF-8 text.
         SyntaxError: a file or binding is not gin.
         OSError: a file cannot be read.
     """
@@ -92,12 +93,14 @@ def parse(files: list[str], bindings: list[str]) -> None:
     gin.parse_config(_DEFAULT_BINDINGS)
     search_paths = gin.config._LOCATION_PREFIXES
     search_paths_before = list(search_paths)
-    folders = (command_line.shipped_configs(), *(pathlib.Path(file).parent for file in files))
-    search_paths.extend(str(folder) for folder in folders)
+    files = [os.path.abspath(file) for file in files]
+    search_paths[:] = [*map(os.path.dirname, files), str(command_line.shipped_configs()), os.curdir]
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.FATAL)  # Gin logs an error for every folder where an included file is not.
     try:
         gin.parse_config_files_and_bindings(files, bindings)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{' or '.join(files)}, or what it includes, is not UTF-8 text: {error}.") from error
     except ValueError as error:
         unknown = re.search(r"Configurable '(\S+)' doesn't include kwarg '(\w+)' in its allowlist", str(error))
         if unknown is None:

@@ -176,7 +176,8 @@ def make_loop(
         The loop.
 
     Raises:
-        ValueError: the loss does not take what the model gives, or a layer or the strategy cannot be compiled.
+        ValueError: the loss does not take what the model gives, its smoothing of the labels is out of range, or a layer
+            or the strategy cannot be compiled.
     """
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
@@ -187,7 +188,7 @@ def make_loop(
         optimizer = distribution.LossScaleOptimizer(optimizer, **scaled)
         optimizer.build(model.trainable_variables)
         loss = loss_cls()
-    _check_outputs(model, loss)
+    _check_loss(loss, model)
     return TrainingLoop(model, optimizer, loss, datasets, strategy, jit_compile)
 
 
@@ -800,12 +801,19 @@ def _check_whole(name: str, value: Any) -> None:
         raise ValueError(f"train.train.{name} must be a whole number of at least 1, got {value!r}.")
 
 
-def _check_outputs(model: keras.Model, loss: keras.losses.Loss) -> None:
-    """Refuses probabilities where the loss takes logits, and logits where it takes probabilities."""
-    activation = getattr(model.layers[-1], "activation", None)
-    if activation is None or not isinstance(loss, keras.losses.CategoricalCrossentropy):
+def _check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
+    """Refuses what Keras would compute nonsense of: such smoothing, and logits for probabilities or the reverse."""
+    if not isinstance(loss, keras.losses.CategoricalCrossentropy):
         return
-    takes_logits = loss.get_config()["from_logits"]
+    smoothing, takes_logits = (loss.get_config()[name] for name in ("label_smoothing", "from_logits"))
+    if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
+        raise ValueError(
+            "tf.keras.losses.CategoricalCrossentropy.label_smoothing must be at least 0 and below 1, got "
+            f"{smoothing!r}."
+        )
+    activation = getattr(model.layers[-1], "activation", None)
+    if activation is None:
+        return
     if takes_logits != (activation is keras.activations.linear):
         name = keras.activations.serialize(activation)
         raise ValueError(

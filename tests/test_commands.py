@@ -252,6 +252,11 @@ WRONG_BINDINGS = {
         {"data.load_datasets.name": "'imagenet2012'", "data.load_datasets.image_size": None},
         ["'imagenet2012'", "data.load_datasets.image_size"],
     ),
+    "labels smoothed away": (
+        {"tf.keras.losses.CategoricalCrossentropy.label_smoothing": 1.5},
+        ["CategoricalCrossentropy.label_smoothing", "below 1", "1.5"],
+    ),
+    "a batch of True": ({"data.load_datasets.batch_size": True}, ["data.load_datasets.batch_size", "True"]),
     "a batch as text": ({"data.load_datasets.batch_size": "'x'"}, ["data.load_datasets.batch_size", "'x'"]),
     "a batch larger than the data": (
         {"data.load_datasets.batch_size": 9999},
@@ -279,6 +284,7 @@ WRONG_FILES = {
     "a line that is not gin": ("include 'base.gin'\n\ntrain.train:\n  num_epochs  3\n", ["wrong.gin", "line 4"]),
     "an included file that is not there": ("include 'bases.gin'\n", ["bases.gin"]),
     "a module that is not there": ("import diffstride.examples.data\ninclude 'base.gin'\n", ["'diffstride'"]),
+    "another encoding": ("# größer\ninclude 'base.gin'\n", ["wrong.gin", "is not UTF-8 text"]),
     "nothing": ("", ["model_cls"]),
 }
 
@@ -286,7 +292,7 @@ WRONG_FILES = {
 @pytest.mark.parametrize(("text", "culprits"), WRONG_FILES.values(), ids=WRONG_FILES)
 def test_a_wrong_gin_file_ends_in_one_clear_line(tmp_path: Path, text: str, culprits: list[str]):
     file = tmp_path / "wrong.gin"
-    file.write_text(text)
+    file.write_text(text, encoding="latin-1")
     result = run_here("train", f"--gin_file={file}", f"--workdir={tmp_path / 'run'}")
     assert_one_clear_line(result, *culprits)
 

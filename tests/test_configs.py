@@ -299,6 +299,17 @@ def test_a_file_includes_its_own_neighbours_and_not_those_of_an_earlier_file(tmp
         assert gin.query_parameter("train.train.num_epochs") == epochs
 
 
+def test_the_current_folder_is_looked_in_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.gin").write_text("this is not read\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.gin").write_text("include 'base.gin'\ninclude 'more/epochs.gin'\n")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "epochs.gin").write_text("train.train.num_epochs = 9\n")
+    gin_registry.parse(["other/mine.gin"], [])
+    assert gin.query_parameter("train.train.num_epochs") == 9
+
+
 @pytest.mark.parametrize(
     ("parameter", "value"),
     [
