@@ -54,7 +54,8 @@ class StrideLog(keras.callbacks.Callback):
         self._input_shape = input_shape
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        if not self._folder.read_rows("strides.csv"):
+        # A run that goes on where its rows are lost is not at its start.
+        if not self._folder.read_rows("strides.csv") and not self._folder.has_begun():
             self._write(0)
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:

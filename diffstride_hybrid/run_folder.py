@@ -98,6 +98,10 @@ class RunFolder:
         for partial in (*self.path.glob(f"{_PARTIAL}*"), *self.path.glob(f"*/{_PARTIAL}*")):
             partial.unlink()
 
+    def has_begun(self) -> bool:
+        """Whether a run has got as far as its first step here."""
+        return (self.path / "run.json").exists()
+
     def is_finished(self) -> bool:
         """Whether a run has ended here."""
         return (self.path / "summary.json").exists()
@@ -114,8 +118,16 @@ class RunFolder:
         self.write_text(name, json.dumps(values, indent=2) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Reads a JSON file."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        """Reads a JSON file.
+
+        Raises:
+            OSError: it is damaged.
+        """
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OSError(_damaged(path, error)) from error
 
     def write_model(self, name: str, model: keras.Model) -> None:
         """Saves a model in Keras's `.keras` format."""
@@ -146,9 +158,34 @@ class RunFolder:
         rows = [earlier for earlier in self.read_rows(name) if int(earlier["epoch"]) < row["epoch"]]
         self.write_text(name, rows_as_text(list(row), [*rows, row]))
 
+    def check_epoch_rows(self, name: str, epochs: int) -> None:
+        """Makes sure that a CSV file, if it is there, has a row for each epoch from its first to the last one done.
+
+        Args:
+            name: of the file.
+            epochs: how many are done.
+
+        Raises:
+            OSError: the file is damaged.
+        """
+        path = self.path / name
+        if not path.exists():
+            return
+        try:
+            found = [int(row["epoch"]) for row in self.read_rows(name)]
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise OSError(_damaged(path, error)) from error
+        lacking = set(range(min(found, default=epochs), epochs + 1)) - {0, *found}
+        if lacking:
+            raise OSError(_damaged(path, f"no row of epoch {min(lacking)}"))
+
     def _check_there(self) -> None:
         if not self.path.is_dir():
             raise FileNotFoundError(f"The workdir {self.path} is gone: nothing more can be written there.")
+
+
+def _damaged(path: pathlib.Path, how: Exception | str) -> str:
+    return f"{path} is damaged ({how}): put it right, or move it away."
 
 
 _PARTIAL = ".partial."

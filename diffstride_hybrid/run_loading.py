@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import zipfile
 from typing import NamedTuple
 
 import gin
@@ -40,6 +41,8 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
 
     Raises:
         FileNotFoundError: there is no such folder, or the run has not come that far.
+        OSError: the model's file is damaged.
+        ValueError: it is no model, or one that would run code of its own.
     """
     model_path, config_path = workdir / model, workdir / "operative_config.gin"
     for path in (config_path, model_path):
@@ -47,9 +50,21 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
             raise FileNotFoundError(
                 f"There is no {path}: --workdir must be the folder of a run that has come that far."
             )
+    _check_undamaged(model_path)
     bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
     gin_registry.parse([str(config_path)], bindings)
-    return keras.models.load_model(model_path), gin.get_bindings("train.train")["loss_cls"]()
+    return keras.models.load_model(model_path, safe_mode=True), gin.get_bindings("train.train")["loss_cls"]()
+
+
+def _check_undamaged(path: pathlib.Path) -> None:
+    """Compares the checksums in a `.keras` file, which is a ZIP archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # What is not a checksum may be damaged too, and then anything is raised.
+        damaged = str(error)
+    if damaged is not None:
+        raise OSError(f"{path} is damaged ({damaged}).")
 
 
 def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:

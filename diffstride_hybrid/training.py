@@ -604,6 +604,8 @@ class _Run:
                 self._save()  # What to go back to in the first epoch.
         elif self._folder.writes:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
+            for name in ("metrics.csv", "strides.csv"):
+                self._folder.check_epoch_rows(name, self.progress.epochs_done)
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
         _check_workers_agree(self._loop, self.step)
         self._loop.start(self.step)
@@ -829,7 +831,7 @@ def _resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFol
         raise ValueError(f"train.train.dtype_policy must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
     if name != "auto":
         return name
-    if (folder.path / "run.json").exists():
+    if folder.has_begun():
         return folder.read_json("run.json")["dtype_policy"]
     return distribution.default_dtype_policy(strategy)
 

@@ -3,9 +3,11 @@ import importlib.util
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
+from damage import empty, flip_a_bit, truncate
 from PIL import Image
 
 from diffstride_hybrid import __main__, command_line, data, gin_registry, stopping
@@ -624,6 +627,35 @@ def test_a_run_begun_with_another_config_is_refused_and_kept(
     arguments = [f"--gin_file={finished[0] / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
     assert_one_clear_line(run_here("train", *arguments), str(tmp_path), "another config", "batch_size = 64")
     assert contents(tmp_path) == before
+
+
+def nothing_within(path: Path) -> None:
+    zipfile.ZipFile(path, "w").close()
+
+
+def model_with_code(path: Path) -> None:
+    keras.Sequential([keras.Input((32, 32, 1)), keras.layers.Lambda(lambda x: x)]).save(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "culprits"),
+    [
+        (truncate, ["final.keras is damaged"]),
+        (flip_a_bit, ["final.keras is damaged"]),
+        (empty, ["final.keras is damaged"]),
+        (nothing_within, ["config.json"]),
+        (model_with_code, ["lambda", "unsafe"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "export"])
+def test_a_model_that_is_damaged_or_has_code_is_refused(
+    finished: tuple[Path, Result], tmp_path: Path, name: str, damage: Callable[[Path], None], culprits: list[str]
+):
+    for file in ("operative_config.gin", "final.keras", "run.json"):
+        shutil.copy(finished[0] / file, tmp_path)
+    damage(tmp_path / "final.keras")
+    result = run_here(name, f"--workdir={tmp_path}", *(["--output=model.tflite"] if name == "export" else []))
+    assert_one_clear_line(result, *culprits)
 
 
 def test_evaluation_needs_a_model(finished: tuple[Path, Result], tmp_path: Path):

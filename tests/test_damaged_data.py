@@ -1,6 +1,5 @@
 """Data sets whose files are damaged on the disk, as training meets them."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tiny_datasets
+from damage import flip_a_bit, truncate
 from test_training import small, train
 
 from diffstride_hybrid import data
@@ -36,16 +36,6 @@ def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def shard(data_dir: Path) -> Path:
     (path,) = data_dir.glob(f"{NAME}/*/*-train.tfrecord*")
     return path
-
-
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size * 2 // 3)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def rewrite(path: Path, change: Callable[[tf.train.Example], None]) -> None:
@@ -121,6 +111,7 @@ INTERRUPTED = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import tiny_datasets
+from damage import flip_a_bit, truncate
 make = tiny_datasets.EXAMPLES["fashion_mnist"]
 
 def slow(random, split):

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from damage import empty, flip_a_bit, truncate
 from test_distribution import SMALL_HYBRID
 from test_training import assert_same_weights, contents, json_of, load, read, rows_of, small, train
 
@@ -64,6 +65,15 @@ def left_alone(eagerly: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("left_alone")
     with contextlib.redirect_stdout(None):
         trained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def begun(eagerly: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has one of its two epochs behind it."""
+    folder = tmp_path_factory.mktemp("begun")
+    with contextlib.redirect_stdout(None):
+        stopped_at(EPOCHS * STEPS // 2 + 1, folder)
     return folder
 
 
@@ -220,20 +230,6 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path):
 # --- Damaged backups -------------------------------------------------------------------------------------------------
 
 
-def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size // 2)
-
-
-def empty(path: Path) -> None:
-    os.truncate(path, 0)
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 DAMAGES = [truncate, empty, flip_a_bit, Path.unlink]
 INDEX, DATA = "ckpt-{}.index", "ckpt-{}.data-00000-of-00001"
 
@@ -281,6 +277,35 @@ def test_a_run_without_a_whole_backup_is_refused_and_kept(tmp_path: Path):
     with pytest.raises(OSError, match=rf"Every backup in {tmp_path}/backup is damaged: move that folder away"):
         trained(tmp_path, backup_every=2)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("run.json", truncate, r"run\.json is damaged \("),
+        ("metrics.csv", empty, r"metrics\.csv is damaged \(no row of epoch 1\)"),
+        ("strides.csv", truncate, r"strides\.csv is damaged \("),
+        ("strides.csv", lambda path: path.write_bytes(bytes(100)), r"strides\.csv is damaged \("),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(
+    name: str, damage: Callable[[Path], Any], message: str, begun: Path, tmp_path: Path
+):
+    run = shutil.copytree(begun, tmp_path / "run")
+    damage(run / name)
+    before = contents(run)
+    with pytest.raises(OSError, match=message):
+        trained(run, backup_every=2)
+    assert contents(run) == before
+
+
+def test_a_run_goes_on_without_the_rows_that_are_gone(begun: Path, tmp_path: Path):
+    run = shutil.copytree(begun, tmp_path / "run")
+    for name in ("metrics.csv", "strides.csv"):
+        (run / name).unlink()
+    trained(run)
+    for name in ("metrics.csv", "strides.csv"):
+        assert [row["epoch"] for row in rows_of(run / name)] == [2]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path):
@@ -352,6 +377,41 @@ def test_a_run_goes_on_when_its_disk_can_be_written_to_again(
     remount("rw")
     trained(run, backup_every=2)
     assert_same_run(run, left_alone)
+
+
+@pytest.fixture
+def failing_disk(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], Any]]]:
+    """An ext4 file system in a file, and what has it find an error, at which it becomes read-only as disks then do."""
+    image, folder = tmp_path / "image", tmp_path / "disk"
+    folder.mkdir()
+    with open(image, "wb") as file:
+        file.truncate(64 << 20)
+    for command in (["mkfs.ext4", "-q", image], ["mount", "-o", "loop,errors=remount-ro", image, folder]):
+        if shutil.which(command[0]) is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting needs more rights, or tools, than these tests have here")
+    try:
+        found = subprocess.run(["findmnt", "-no", "SOURCE", folder], capture_output=True, text=True, check=True)
+        trigger = Path("/sys/fs/ext4", Path(found.stdout.strip()).name, "trigger_fs_error")
+        yield folder, lambda: trigger.write_text("found by a test")
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@SLOW
+@pytest.mark.parametrize("backup_every", [2, None])
+def test_a_disk_that_fails_under_a_run_stops_it_and_keeps_the_last_good_state(
+    backup_every: int | None, failing_disk: tuple[Path, Callable[[], Any]], left_alone: Path, tmp_path: Path
+):
+    disk, fail_at_last = failing_disk
+    run = disk / "run"
+    with pytest.raises(OSError, match="Read-only file system|cannot be written") as error:
+        trained(run, callbacks=[At(7, fail_at_last)], backup_every=backup_every)
+    assert "\n" not in str(error.value)
+    with pytest.raises(OSError, match=rf"The workdir {run} cannot be written to: Read-only file system"):
+        trained(run)
+    copy = shutil.copytree(run, tmp_path / "copy")
+    trained(copy)
+    assert_same_run(copy, left_alone)
 
 
 @pytest.mark.parametrize("backup_every", [1, None])
