@@ -60,6 +60,7 @@ def _check_undamaged(path: pathlib.Path) -> None:
     """Compares the checksums in a `.keras` file, which is a ZIP archive."""
     try:
         with zipfile.ZipFile(path) as archive:
+            archive.getinfo("config.json")
             damaged = archive.testzip()
     except Exception as error:  # What is not a checksum may be damaged too, and then anything is raised.
         damaged = str(error)

@@ -305,7 +305,7 @@ def test_a_run_goes_on_without_the_rows_that_are_gone(begun: Path, tmp_path: Pat
         (run / name).unlink()
     trained(run)
     for name in ("metrics.csv", "strides.csv"):
-        assert [row["epoch"] for row in rows_of(run / name)] == [2]
+        assert [row["epoch"] for row in rows_of(run / name)] == ["2"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path):
@@ -404,7 +404,7 @@ def test_a_disk_that_fails_under_a_run_stops_it_and_keeps_the_last_good_state(
 ):
     disk, fail_at_last = failing_disk
     run = disk / "run"
-    with pytest.raises(OSError, match="Read-only file system|cannot be written") as error:
+    with pytest.raises(OSError, match=r"Read-only file system|cannot be written") as error:
         trained(run, callbacks=[At(7, fail_at_last)], backup_every=backup_every)
     assert "\n" not in str(error.value)
     with pytest.raises(OSError, match=rf"The workdir {run} cannot be written to: Read-only file system"):
