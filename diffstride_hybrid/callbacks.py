@@ -163,6 +163,10 @@ class CropRefresh(keras.callbacks.Callback):
         # Counted from the first epoch, so that a resumed run looks at the same steps.
         self._steps = self._steps_before_epoch = epoch * steps_per_epoch if steps_per_epoch else self._steps
 
+    def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
+        # Not only what ended before: a run may go on within an epoch, or go back.
+        self._steps = self._steps_before_epoch + batch
+
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps = self._steps_before_epoch + batch + 1
         if self._every_steps is not None and steps // self._every_steps > self._steps // self._every_steps:

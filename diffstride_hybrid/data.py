@@ -122,6 +122,11 @@ class Datasets:
         """Training steps in one pass over the training images, the incomplete last batch left out."""
         return self.splits["train"].size // self.images_per_step
 
+    def naming_damage(self) -> contextlib.AbstractContextManager[None]:
+        """The context of that name for a run in which files are read, and one of no effect where all is in memory."""
+        reads = any(split.size and split.arrays is None for split in self.splits.values())
+        return naming_damage(self.name) if reads else contextlib.nullcontext()
+
     def evaluation_steps(self, split_name: str) -> int:
         """Steps in one pass over a split, the incomplete last batch counted."""
         return math.ceil(self.splits[split_name].size / self.batch_size)
@@ -483,8 +488,11 @@ def _load_tfds(
     if len(class_names) < 2:
         raise ValueError(f"Data set {name!r} cannot be used: it has {len(class_names)} class, nothing to tell apart.")
     prepare(builder)
-    candidates = (name for name in ("test", "validation") if name in builder.info.splits)
-    test_name = next((name for name in candidates if _is_labelled(builder, name)), None)
+    if not builder.info.splits:
+        raise OSError(f"{builder.data_dir} is incomplete, it has no splits: move it away and prepare {name!r} again.")
+    candidates = (split for split in ("test", "validation") if split in builder.info.splits)
+    with naming_damage(name, builder.data_dir):
+        test_name = next((split for split in candidates if _is_labelled(builder, split)), None)
     if "train" not in builder.info.splits or test_name is None:
         raise ValueError(
             f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
@@ -543,8 +551,11 @@ def naming_damage(name: str, folder: str | os.PathLike[str] | None = None) -> It
         yield
     except tf.errors.OpError as error:
         causes = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
-        from_data = "IteratorGetNext" in error.message or "Decode" in error.message or _OUT_OF_RANGE in error.message
-        if not isinstance(error, causes) and not from_data:
+        # Not those of a machine that is short of something, or gone, which arise as well where data are read.
+        possible = (tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError, tf.errors.InternalError)
+        from_data = any(sign in error.message for sign in ("IteratorGetNext", "Decode", _OUT_OF_RANGE))
+        of_augmentation = "assertion failed" in error.message and _OUT_OF_RANGE not in error.message
+        if not isinstance(error, causes) and not (isinstance(error, possible) and from_data and not of_augmentation):
             raise
         where = f" in {folder}" if folder else ""
         raise OSError(
@@ -568,6 +579,7 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
 
     Raises:
         ValueError: there is no set of that name.
+        OSError: its description on the disk is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -575,12 +587,17 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
         raise ValueError(f"data.load_datasets.name must be the name of a data set, got {name!r}.")
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except ValueError:  # Of unknown names, and of names that none can have.
+    except (ValueError, AssertionError):  # Of unknown names and versions, and of names that none can have.
         near = difflib.get_close_matches(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets.{hint}"
         ) from None
+    except Exception as error:  # Of whatever parses the description of a prepared set.
+        raise OSError(
+            f"The description of data set {name!r} is damaged: {one_line(error)} Move its folder away and prepare the "
+            "set again."
+        ) from error
 
 
 def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tuple[str, ...], tuple[int, int, int]]:
@@ -649,10 +666,10 @@ def prepare(builder: Any) -> None:
     """
     try:
         builder.download_and_prepare()
-    except (OSError, AssertionError) as error:  # An assertion asks for files that have to be downloaded by hand.
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # Each set has its own errors. An assertion asks for files to be downloaded by hand.
         raise OSError(
-            f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: {reason}"
+            f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: "
+            f"{one_line(error)}"
         ) from error
 
 

@@ -24,7 +24,7 @@ def first_not_finite(
     """Repeats a step, forward and backward but without its update, and looks for where numbers stop being finite.
 
     Args:
-        model: as it was before the step.
+        model: with the weights from before the step.
         total_loss: of labels and outputs, penalties included.
         images: of the step.
         labels: of the step.
@@ -34,7 +34,8 @@ def first_not_finite(
     """
     if not _is_finite(images):
         return "the images of the batch"
-    for variable in model.variables:
+    # Others, such as moving averages, do not enter a training step, but the step has changed them.
+    for variable in model.trainable_variables:
         if not _is_finite(variable.value):
             return f"the weights {variable.path}"
     found: list[str] = []
@@ -51,7 +52,8 @@ def first_not_finite(
     if not _is_finite(loss):
         return "the loss of finite outputs"
     variables = model.trainable_variables
-    gradients = tape.gradient(loss, variables)
+    # Where there are replicas, the step was repeated on the first.
+    gradients = tape.gradient(loss, [getattr(variable.value, "_primary", variable.value) for variable in variables])
     # Backwards, as gradients are computed.
     for variable, gradient in reversed(list(zip(variables, gradients))):
         if gradient is not None and not _is_finite(gradient):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import tensorflow as tf
@@ -119,10 +120,6 @@ def naming_lost_workers(strategy: tf.distribute.Strategy, advice: str) -> Iterat
         raise ConnectionError(f"One of the {worker_count(strategy)} workers is gone. {advice}") from error
 
 
-UNSCALED = {"initial_scale": 1.0, "dynamic_growth_steps": 2**31 - 1}
-"""Arguments of `LossScaleOptimizer` for one that scales nothing, and only takes no step of gradients not finite."""
-
-
 @keras.saving.register_keras_serializable(package="diffstride_hybrid")
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """Keras's loss scaling, for several replicas as well: none takes a step where the gradients of one overflowed.
@@ -131,11 +128,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     """
 
     def check_finite(self, grads: Sequence[tf.Tensor]) -> tf.Tensor:
-        finite = super().check_finite(grads)
-        replica = tf.distribute.get_replica_context()
-        if replica is None or replica.num_replicas_in_sync == 1:
-            return finite
-        return replica.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(finite, tf.float32)) == 0.0
+        return on_all_replicas(super().check_finite(grads))
+
+
+def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:
+    """Whether a condition holds on every replica, where one asks."""
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return condition
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, 1.0 - tf.cast(condition, tf.float32)) == 0.0
 
 
 def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
@@ -143,11 +144,16 @@ def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
     if worker_count(strategy) == 1:
         return value * strategy.num_replicas_in_sync
 
-    @tf.function(autograph=False)
-    def total() -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(lambda: tf.constant(value)), axis=None)
+    return int(_total_over(strategy)(tf.constant(value)))
 
-    return int(total())
+
+@functools.lru_cache(maxsize=1)
+def _total_over(strategy: tf.distribute.Strategy) -> Callable[[tf.Tensor], tf.Tensor]:
+    @tf.function(autograph=False)
+    def total(value: tf.Tensor) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(tf.identity, (value,)), axis=None)
+
+    return total
 
 
 def _has_workers(strategy: tf.distribute.Strategy) -> bool:

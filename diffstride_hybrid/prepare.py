@@ -21,8 +21,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets kee
 
 def main(argv: Sequence[str]) -> None:
     """Prepares the data set of `--name` and says where it is."""
-    if len(argv) > 1:
-        raise ValueError(f"Unexpected argument {argv[1]!r}: all options start with --.")
+    del argv
     from diffstride_hybrid import data
 
     builder = data.tfds_builder(_NAME.value, _DATA_DIR.value)

@@ -40,6 +40,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = pathlib.Path(path)
+        self._lock: int | None = None  # The file's number, while this object holds it.
         self.writes = distribution.is_chief(tf.distribute.get_strategy())
         if not self.writes:
             return
@@ -65,33 +66,44 @@ class RunFolder:
         """Keeps other processes from training here while the context lasts, or until this process is dead.
 
         Raises:
-            OSError: another process trains here.
+            OSError: another process trains here, or the folder cannot be locked.
         """
         if not self.writes or fcntl is None:
             yield
             return
-        path = self.path / self.LOCK
-        with open(path, "a+", encoding="utf-8") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # Another process may have locked, and on leaving removed, the file in between.
-                is_there = path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino
-            except BlockingIOError:
-                is_there = False
-            if not is_there:
-                lock.seek(0)
-                raise OSError(
-                    f"Process {lock.read().strip() or 'unknown'} trains in {self.path}: wait for it, or choose another "
-                    "workdir."
-                )
-            lock.truncate(0)
-            lock.write(str(os.getpid()))
-            lock.flush()
-            try:
-                yield
-            finally:
+        lock = self._take_lock()
+        try:
+            yield
+        finally:
+            if self._holds_lock():
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    (self.path / self.LOCK).unlink()
+            self._lock = None
+            os.close(lock)
+
+    def _take_lock(self) -> int:
+        try:
+            while True:
+                lock = os.open(self.path / self.LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = os.fstat(lock).st_ino
+                if self._holds_lock():
+                    os.ftruncate(lock, 0)
+                    os.write(lock, str(os.getpid()).encode())
+                    return lock
+                os.close(lock)  # Who had it has removed it on leaving, after it was opened here.
+        except BlockingIOError:
+            owner = os.read(lock, 100).decode() or "unknown"
+            os.close(lock)
+            raise OSError(f"Process {owner} trains in {self.path}: wait for it, or choose another workdir.") from None
+        except OSError as error:
+            raise OSError(f"The workdir {self.path} cannot be locked: {error.strerror}.") from error
+
+    def _holds_lock(self) -> bool:
+        try:
+            return (self.path / self.LOCK).stat().st_ino == self._lock
+        except OSError:
+            return False
 
     def tidy(self) -> None:
         """Removes what a process that was killed while it wrote has left."""
@@ -180,7 +192,7 @@ class RunFolder:
             raise OSError(_damaged(path, f"no row of epoch {min(lacking)}"))
 
     def _check_there(self) -> None:
-        if not self.path.is_dir():
+        if not self.path.is_dir() or (self._lock is not None and not self._holds_lock()):
             raise FileNotFoundError(f"The workdir {self.path} is gone: nothing more can be written there.")
 
 
@@ -197,17 +209,22 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     When the context ends well, what was written is on the disk and in the place of the file from before. When it fails
     the file from before stays as it was, and nothing else is left.
+
+    Raises:
+        OSError: it cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{_PARTIAL}{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
         synced(partial)
         os.replace(partial, path)
         synced(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError):
+            raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
         raise
 
 

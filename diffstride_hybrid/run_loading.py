@@ -41,7 +41,7 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
 
     Raises:
         FileNotFoundError: there is no such folder, or the run has not come that far.
-        OSError: the model's file is damaged.
+        OSError: the model's file, or the config, is damaged.
         ValueError: it is no model, or one that would run code of its own.
     """
     model_path, config_path = workdir / model, workdir / "operative_config.gin"
@@ -53,6 +53,8 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
     _check_undamaged(model_path)
     bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
     gin_registry.parse([str(config_path)], bindings)
+    if not {"seed", "load_data_fn", "loss_cls"} <= set(gin.get_bindings("train.train")):
+        raise OSError(f"{config_path} is damaged: it is not the config of a run.")
     return keras.models.load_model(model_path, safe_mode=True), gin.get_bindings("train.train")["loss_cls"]()
 
 

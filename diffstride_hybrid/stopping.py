@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ EXIT_CODE = 75
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(Exception):
-    """A run was stopped by a signal, and goes on when it is started again."""
+class Stopped(BaseException):
+    """A run was stopped by a signal, and goes on when it is started again.
+
+    No `Exception`, as it may be raised anywhere, and code that catches those must not keep it from the command.
+    """
 
 
 class StopRequest:
@@ -23,17 +27,25 @@ class StopRequest:
 
     Attributes:
         signal_name: of the signal, None as long as there was none.
+        can_wait: whether there is a state to save first. Where there is none, as while data are loaded, a signal ends
+            the run at once.
     """
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
+        self.can_wait = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Handles a signal. Who presses Ctrl-C twice does not want to wait."""
         del frame
         if number == signal.SIGINT and self.signal_name == signal.SIGINT.name:
             raise KeyboardInterrupt
-        self.signal_name = signal.Signals(number).name
+        name = signal.Signals(number).name
+        if not self.can_wait:
+            raise Stopped(f"stopped by {name} while the run was set up: start the same command again.")
+        self.signal_name = name
+        # Python's own streams must not be written to from here.
+        os.write(2, f"{name}: ends as soon as the state is saved\n".encode())
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
-import keras
 from absl import app, flags, logging
 
 from diffstride_hybrid import command_line, distribution, gin_registry
@@ -39,30 +38,34 @@ _STRATEGY = flags.DEFINE_enum(
 _TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on its own machine.")
 
 
-class GinRecord(keras.callbacks.Callback):
-    """Records the config that a run uses, warns of unused bindings, and refuses a folder begun with another config.
+def record_config(folder: RunFolder) -> None:
+    """Records the config that a run uses, and warns of unused bindings.
 
     Args:
-        workdir: folder of the run.
+        folder: of the run.
+
+    Raises:
+        ValueError: it was begun with another config.
+        OSError: its config is damaged.
     """
-
-    def __init__(self, workdir: str):
-        super().__init__()
-        self._folder = RunFolder(workdir)
-
-    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
-        for binding in gin_registry.unread_bindings():
-            logging.warning("%s is bound, but nothing in this run reads it", binding)
-        if not self._folder.writes:
-            return
-        config = gin.operative_config_str()
-        path = self._folder.path / "operative_config.gin"
-        if path.exists():
-            lines = difflib.unified_diff(path.read_text(encoding="utf-8").splitlines(), config.splitlines(), n=0)
-            changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-            if changed:
-                raise ValueError(f"{self._folder.path} was begun with another config: {'; '.join(changed)}")
-        self._folder.write_text("operative_config.gin", config)
+    for binding in gin_registry.unread_bindings():
+        logging.warning("%s is bound, but nothing in this run reads it", binding)
+    if not folder.writes:
+        return
+    config = gin.operative_config_str()
+    path = folder.path / "operative_config.gin"
+    if path.exists():
+        try:
+            begun_with = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise OSError(f"{path} is damaged: {error}.") from error
+        if begun_with != config and config.startswith(begun_with):
+            raise OSError(f"{path} is damaged: it is cut off after {len(begun_with):,} characters.")
+        lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
+        changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+        if changed:
+            raise ValueError(f"{folder.path} was begun with another config: {'; '.join(changed)}")
+    folder.write_text("operative_config.gin", config)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -79,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
     workdir = _WORKDIR.value or _bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
     with strategy.scope():
-        summary = gin_registry.train(workdir=workdir, callbacks=[GinRecord(workdir)])
+        summary = gin_registry.train(workdir=workdir, check_folder=record_config)
     if distribution.is_chief(strategy):
         print(format_summary(summary, workdir))
 

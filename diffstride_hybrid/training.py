@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tqdm
 from absl import logging
@@ -28,7 +27,8 @@ from absl import logging
 from diffstride_hybrid import callbacks as recording
 from diffstride_hybrid import complexity, diagnosis, distribution, figures, model_card, stopping
 from diffstride_hybrid.backups import Backups
-from diffstride_hybrid.data import Datasets, Shard, naming_damage
+from diffstride_hybrid.data import Datasets, Shard
+from diffstride_hybrid.errors import one_line
 from diffstride_hybrid.run_folder import RunFolder
 
 FINAL_MODEL = "final.keras"
@@ -54,6 +54,7 @@ def train(
     workdir: str = "runs/latest",
     seed: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    check_folder: Callable[[RunFolder], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a model where `tf.distribute.get_strategy()` says, and writes and returns what came out.
 
@@ -82,6 +83,8 @@ def train(
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
         callbacks: more Keras callbacks. Those that record the run are always there.
+        check_folder: called once data, model and optimiser are made, before anything in the folder is read or changed.
+            It raises where the run must not go on there.
 
     Returns:
         What `summary.json` holds: test accuracy and loss, MACs, strides and sizes, parameters, time.
@@ -129,9 +132,10 @@ def train(
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
+        if check_folder is not None:
+            check_folder(folder)
         run = _Run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, backup_every, on_not_finite, request)
         run.resume()
-        # The caller's callbacks come first: one that refuses the folder does so before anything in it changes.
         own = [recording.CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
         if folder.writes:
             own += [
@@ -143,6 +147,7 @@ def train(
         )
         listeners.on_train_begin()
         folder.write_json("run.json", _run_record(loop, seed))
+        request.can_wait = True
         run.train(listeners)
         listeners.on_train_end()
         folder.write_model(FINAL_MODEL, loop.model)
@@ -184,8 +189,8 @@ def make_loop(
         model = model_cls(num_output_classes=datasets.num_classes)
         model.build((None, *datasets.image_shape))
         optimizer = optimizer_cls()
-        scaled = {} if model.compute_dtype == "float16" else distribution.UNSCALED
-        optimizer = distribution.LossScaleOptimizer(optimizer, **scaled)
+        if model.compute_dtype == "float16":
+            optimizer = distribution.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
         loss = loss_cls()
     _check_loss(loss, model)
@@ -225,6 +230,11 @@ def _repeat(count: tf.Tensor, step: Callable[[], None]) -> None:
         return (done + 1,)
 
     tf.while_loop(lambda done: done < count, body, [tf.constant(0)])
+
+
+def _all_finite(tensors: Sequence[tf.Tensor | tf.IndexedSlices | None]) -> tf.Tensor:
+    values = [getattr(tensor, "values", tensor) for tensor in tensors if tensor is not None]
+    return tf.reduce_all([tf.reduce_all(tf.math.is_finite(value)) for value in values])
 
 
 def _metrics() -> dict[str, keras.metrics.Metric]:
@@ -290,10 +300,12 @@ class TrainingLoop:
         with strategy.scope():
             self._metrics, self._evaluation_metrics = _metrics(), _metrics()
             # Of the current execution, up to the first that was not finite.
-            self._finite_steps = tf.Variable(
-                0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name="finite_steps"
+            self._finite_steps, self._all_finite = (
+                tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name=name)
+                for name, value in (("finite_steps", 0), ("all_finite", True))
             )
         self._traces = 0
+        self._next_step = 0
         self._train_iterator: Iterator[Any] | None = None
         self._evaluation_batches: dict[str, Any] = {}
 
@@ -304,24 +316,37 @@ class TrainingLoop:
 
     def start(self, first_step: int) -> None:
         """Sets the training data to the batch of a step, counted over all epochs."""
+        self._next_step = first_step
         self._train_iterator = iter(self._distributed(functools.partial(self.datasets.train, first_step)))
 
     def train_steps(self, count: int) -> bool:
         """Runs training steps; `results` has their loss and accuracy.
 
         Returns:
-            Whether all was finite. Where not, `finite_steps` says how many steps were, and weights and optimiser are
-            those after them.
+            Whether all was finite. Where not, `finite_steps` says how many steps were before the first that was not,
+            and weights, optimiser and metrics are those after them: as from before the call, and these steps again.
         """
-        self._finite_steps.assign(0)
-        with naming_damage(self.datasets.name):
-            self._train_steps(self._train_iterator, tf.constant(count), self._crops())
-        return self.finite_steps == count
+        first, state = self._next_step, [tf.convert_to_tensor(variable.value) for variable in self._state()]
+        self.finite_steps = self._run_steps(count)
+        if self.finite_steps == count:
+            return True
+        for variable, value in zip(self._state(), state, strict=True):
+            variable.assign(value)
+        self.start(first)
+        self._run_steps(self.finite_steps)
+        return False
 
-    @property
-    def finite_steps(self) -> int:
-        """How many steps of the last call of `train_steps` were finite before the first that was not."""
+    def _run_steps(self, count: int) -> int:
+        """Runs training steps and returns how many were finite before the first that was not."""
+        self._finite_steps.assign(0)
+        self._all_finite.assign(True)
+        with self.datasets.naming_damage():
+            self._train_steps(self._train_iterator, tf.constant(count), self._crops())
+        self._next_step += count
         return int(self._finite_steps.numpy())
+
+    def _state(self) -> list[keras.Variable]:
+        return [*self.model.variables, *self.optimizer.variables, *self._metric_variables()]
 
     def metric_state(self) -> list[float]:
         """What loss and accuracy of the training steps since the last reset are made of."""
@@ -338,6 +363,7 @@ class TrainingLoop:
     def leave_out_step(self) -> None:
         """Goes past the batch of the next step."""
         next(self._train_iterator)
+        self._next_step += 1
 
     def batch(self, step: int) -> tuple[tf.Tensor, tf.Tensor]:
         """The images and labels of a training step, counted over all epochs."""
@@ -365,7 +391,7 @@ class TrainingLoop:
         _reset(self._evaluation_metrics)
         for first in range(0, steps, steps_per_execution or steps):
             count = min(steps_per_execution or steps, steps - first)
-            with naming_damage(self.datasets.name):
+            with self.datasets.naming_damage():
                 self._evaluation_steps(batches, tf.constant(count), self._crops())
             if after_execution is not None:
                 after_execution()
@@ -425,18 +451,21 @@ class TrainingLoop:
             outputs = self.model(images, training=True)
             loss = self._loss(labels, outputs)
             penalties = self._penalties(loss.dtype)
-            # Once a step was not finite none after it is, so that the optimiser leaves everything as it was before it.
-            loss *= tf.where(self._is_finite(), tf.ones([], loss.dtype), np.nan)
             # Gradients are added up over the replicas. Keras has divided the loss by their number, not the penalties.
-            scaled_loss = self.optimizer.scale_loss(loss + penalties / self.strategy.num_replicas_in_sync)
+            total = loss + penalties / self.strategy.num_replicas_in_sync
+            scaled_loss = self.optimizer.scale_loss(total)
         variables = self.model.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, variables), variables))
-        self._finite_steps.assign_add(tf.cast(self._is_finite(), tf.int32))
+        gradients = tape.gradient(scaled_loss, variables)
+        # Scaled gradients may overflow: then the optimiser leaves the step out and halves its scale.
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        finite = distribution.on_all_replicas(_all_finite([total] if scaled else [total, *gradients]))
+        self.optimizer.apply_gradients(zip(gradients, variables))
+        if scaled:  # Below 1 it is not the scale that makes them overflow.
+            finite &= tf.convert_to_tensor(self.optimizer.dynamic_scale) >= 1.0
+        finite &= self._all_finite
+        self._all_finite.assign(finite)
+        self._finite_steps.assign_add(tf.cast(finite, tf.int32))
         self._update_metrics(self._metrics, loss, penalties, labels, outputs, tf.ones_like(labels[:, 0]))
-
-    def _is_finite(self) -> tf.Tensor:
-        """Whether no gradient has been infinite or not a number, but for what the scale of the loss accounts for."""
-        return tf.convert_to_tensor(self.optimizer.dynamic_scale) >= 1.0
 
     def total_loss(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         """The loss with the regularisers."""
@@ -599,13 +628,15 @@ class _Run:
         if self._folder.writes:
             self._folder.tidy()
             self._backups.tidy()
-        if self._backups.restore() is None:
+        restored = self._backups.restore()
+        if self._folder.writes:
+            for name in ("metrics.csv", "strides.csv"):
+                self._folder.check_epoch_rows(name, self.progress.epochs_done)
+        if restored is None:
             if self._rolls_back:
                 self._save()  # What to go back to in the first epoch.
         elif self._folder.writes:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
-            for name in ("metrics.csv", "strides.csv"):
-                self._folder.check_epoch_rows(name, self.progress.epochs_done)
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
         _check_workers_agree(self._loop, self.step)
         self._loop.start(self.step)
@@ -661,7 +692,12 @@ class _Run:
                 bar.update(count)
                 self._leave_if_asked()
                 every = self._backup_every
-                if every is not None and self.step // every > step // every:
+                # At the end of the epoch there is one anyway.
+                if (
+                    every is not None
+                    and self.step // every > step // every
+                    and progress.steps_done < self._steps_per_epoch
+                ):
                     self._save()
 
     def _train_steps(self, step: int, count: int) -> int | None:
@@ -690,9 +726,12 @@ class _Run:
         loop = self._loop
         images, labels = loop.batch(step)
         epoch, within = divmod(step, self._steps_per_epoch)
+        try:
+            first = diagnosis.first_not_finite(loop.model, loop.total_loss, images, labels)
+        except Exception as error:  # Whatever a model of the user's own does, it must not keep the run from going back.
+            first = f"what cannot be told as the step cannot be repeated: {one_line(error)}"
         happened = (
-            f"Step {step + 1:,} (step {within + 1:,} of epoch {epoch + 1}) is not finite, first "
-            f"{diagnosis.first_not_finite(loop.model, loop.total_loss, images, labels)}; "
+            f"Step {step + 1:,} (step {within + 1:,} of epoch {epoch + 1}) is not finite, first {first}; "
             f"{diagnosis.strides_in_words(loop.model)}."
         )
         if not self._rolls_back:
@@ -708,17 +747,16 @@ class _Run:
         logging.warning("%s Going back to step %d and leaving its batch out.", happened, self.step)
 
     def _leave_if_asked(self, saved: bool = False) -> None:
-        """Ends the sitting after a signal, with its state on the disk."""
-        if self._request.signal_name is None:
+        """Ends the sitting after a signal to this process or to another worker, with its state on the disk."""
+        strategy, name = self._loop.strategy, self._request.signal_name
+        if not distribution.sum_over_replicas(strategy, int(name is not None)):
             return
-        if distribution.worker_count(self._loop.strategy) > 1:
-            # The others are within a step, and could not be waited for.
-            raise stopping.Stopped(f"stopped by {self._request.signal_name}: start all workers again to go on.")
         if not saved:
             self._save()
+        distribution.wait_for_all_workers(strategy)
         raise stopping.Stopped(
-            f"stopped by {self._request.signal_name} after {self.step:,} steps: start the same command again to go on "
-            f"in {self._folder.path}."
+            f"stopped by {name or 'a signal to another worker'} after {self.step:,} steps: start the same command "
+            f"again to go on in {self._folder.path}."
         )
 
     def _save(self) -> None:
@@ -728,10 +766,10 @@ class _Run:
             self._backups.save(self.step)
 
 
-def _check_workers_agree(loop: TrainingLoop, first_epoch: int) -> None:
+def _check_workers_agree(loop: TrainingLoop, next_step: int) -> None:
     """Raises where not every worker found the same backup."""
     replicas = loop.strategy.num_replicas_in_sync
-    if distribution.sum_over_replicas(loop.strategy, first_epoch) != replicas * first_epoch:
+    if distribution.sum_over_replicas(loop.strategy, next_step) != replicas * next_step:
         raise ValueError("The workers do not find the same backup: the workdir must be one folder that all can read.")
 
 

@@ -138,7 +138,7 @@ def test_a_run_leaves_its_files_and_nothing_else(folder: Path):
         "summary.json",
     }
     assert max(folder.rglob("*"), key=lambda path: path.stat().st_mtime_ns).name == "summary.json"
-    assert {path.name for path in (folder / "backup").glob("*.index")} == {"ckpt-2.index", "ckpt-4.index"}
+    assert {path.name for path in (folder / "backup").glob("*.index")} == {"ckpt-2-1.index", "ckpt-4-1.index"}
 
 
 def test_run_json_says_what_was_run(folder: Path):
@@ -509,7 +509,7 @@ def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.Fixture
     scaling = mock.Mock(wraps=distribution.LossScaleOptimizer)
     with mock.patch.object(distribution, "LossScaleOptimizer", scaling):
         summary = train_a_step(tmp_path, dtype_policy=policy)
-    assert scaling.call_args.kwargs == ({} if policy == "mixed_float16" else distribution.UNSCALED)
+    assert scaling.call_count == (policy == "mixed_float16")
     assert keras.config.dtype_policy().name == "float32"
     assert json_of(tmp_path / "run.json")["dtype_policy"] == policy
     assert np.isfinite(summary["test_loss"])
