@@ -132,6 +132,7 @@ def train(
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
+        loop.start(0)  # Makes the data, augmentation and all, so that nothing is left to be made.
         if check_folder is not None:
             check_folder(folder)
         run = _Run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, backup_every, on_not_finite, request)
@@ -639,7 +640,8 @@ class _Run:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
         _check_workers_agree(self._loop, self.step)
-        self._loop.start(self.step)
+        if self.step:
+            self._loop.start(self.step)
 
     def train(self, listeners: keras.callbacks.CallbackList) -> None:
         """Trains all epochs that are left."""

@@ -629,6 +629,29 @@ def test_a_run_begun_with_another_config_is_refused_and_kept(
     assert contents(tmp_path) == before
 
 
+def test_a_refused_start_leaves_no_backup_that_another_would_go_on_from(finished: tuple[Path, Result], tmp_path: Path):
+    (tmp_path / "operative_config.gin").write_bytes((finished[0] / "operative_config.gin").read_bytes())
+    before = contents(tmp_path)
+    arguments = [f"--gin_file={tmp_path / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=2"]
+    arguments.append("--gin_bindings=train.train.on_not_finite = 'roll_back'")
+    assert_one_clear_line(run_here("train", *arguments), "another config", "seed")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, lambda path: path.write_bytes(b"\xff\xfe")])
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_a_damaged_config_of_a_run_ends_in_one_clear_line(
+    finished: tuple[Path, Result], tmp_path: Path, name: str, damage: Callable[[Path], Any]
+):
+    for file in ("operative_config.gin", "final.keras"):
+        shutil.copy(finished[0] / file, tmp_path)
+    damage(tmp_path / "operative_config.gin")
+    config = f"--gin_file={finished[0] / 'operative_config.gin'}"
+    result = run_here(name, f"--workdir={tmp_path}", *([config] if name == "train" else []))
+    assert_one_clear_line(result, "operative_config.gin")
+    assert "another config" not in result.err
+
+
 def nothing_within(path: Path) -> None:
     zipfile.ZipFile(path, "w").close()
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tiny_datasets
-from damage import flip_a_bit, truncate
+from damage import empty, flip_a_bit, truncate
 from test_training import small, train
 
 from diffstride_hybrid import data
@@ -33,8 +33,8 @@ def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return request.param
 
 
-def shard(data_dir: Path) -> Path:
-    (path,) = data_dir.glob(f"{NAME}/*/*-train.tfrecord*")
+def shard(data_dir: Path, split: str = "train") -> Path:
+    (path,) = data_dir.glob(f"{NAME}/*/*-{split}.tfrecord*")
     return path
 
 
@@ -82,6 +82,60 @@ def test_damaged_files_are_named(damage: str, storage: str, data_dir: Path, tmp_
         assert "A label is out of range" in message
 
 
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if not name.startswith("label")])
+def test_damaged_test_images_are_named(damage: str, data_dir: Path):
+    path = shard(data_dir, "test")
+    DAMAGES[damage](path)
+    with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: "):
+        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (truncate, rf"The description of data set '{NAME}' is damaged: .* Move its folder away and prepare the set"),
+        (empty, rf"The description of data set '{NAME}' is damaged: "),
+        (Path.unlink, r"is incomplete, it has no splits: move it away and prepare"),
+    ],
+)
+def test_a_damaged_description_is_named(damage: Callable[[Path], Any], message: str, data_dir: Path):
+    (path,) = (data_dir / NAME).rglob("dataset_info.json")
+    damage(path)
+    with pytest.raises(OSError, match=message):
+        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+
+
+def test_an_augmentation_that_fails_is_not_taken_for_damage(
+    storage: str, data_dir: Path, tmp_path: Path, uncompiled: None
+):
+    def failing(images: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
+        with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(images) < -100, ["too bright"])]):
+            return tf.identity(images)
+
+    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16, augment_fn=failing)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="too bright"):
+        train(tmp_path / "run", load_data_fn=load, model_cls=small)
+
+
+@pytest.mark.parametrize("error", [tf.errors.ResourceExhaustedError, tf.errors.UnavailableError])
+def test_what_the_machine_lacks_is_not_taken_for_damage(error: type[tf.errors.OpError]):
+    with pytest.raises(error), data.naming_damage(NAME):
+        raise error(None, None, "out of it [[{{node IteratorGetNext}}]]")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Failed to get url. HTTP code: 404."), AssertionError()])
+def test_a_download_that_fails_is_named(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    builder = data.tfds_builder(NAME, str(tmp_path))
+    monkeypatch.setattr(builder, "download_and_prepare", lambda: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=rf"'{NAME}' is not prepared .* could not be downloaded: (Failed to|Assertion)"):
+        data.prepare(builder)
+
+
+def test_a_version_that_is_none_is_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"Unknown data set 'cifar10:1\.0\.0': "):
+        data.load_datasets("cifar10:1.0.0", data_dir=str(tmp_path))
+
+
 def test_a_shard_with_fewer_images_than_announced_is_named(
     storage: str, data_dir: Path, tmp_path: Path, uncompiled: None
 ):
@@ -111,7 +165,7 @@ INTERRUPTED = """
 import sys, time
 sys.path.insert(0, {tests!r})
 import tiny_datasets
-from damage import flip_a_bit, truncate
+from damage import empty, flip_a_bit, truncate
 make = tiny_datasets.EXAMPLES["fashion_mnist"]
 
 def slow(random, split):

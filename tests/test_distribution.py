@@ -2,6 +2,7 @@ import functools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from diffstride_hybrid import (
     gin_registry,
     resnet,
     spectral,
+    stopping,
     training,
 )
 from diffstride_hybrid.complexity import diffstride_layers
@@ -187,6 +189,26 @@ def test_a_lost_worker_ends_the_other_and_both_resume(gin_file: Path, tmp_path: 
     assert int(resumed[1]) in (epochs - 1, epochs)
 
 
+@pytest.mark.slow
+def test_a_signal_to_one_worker_saves_and_stops_all(gin_file: Path, tmp_path: Path, launch: Any):
+    arguments = (f"--gin_file={gin_file}", "--workdir=run", "--gin_bindings=train.train.num_epochs = 500")
+    workers = launch(*arguments)
+    wait_for_epochs(tmp_path / "run", 2, workers)
+    workers[1].send_signal(signal.SIGTERM)
+    for (code, _, err), name in zip(outcome(workers, timeout=60), ("a signal to another worker", "SIGTERM")):
+        assert code == stopping.EXIT_CODE, err
+        assert "Traceback" not in err
+        steps = int(
+            re.search(rf"^stopped by {name} after ([\d,]+) steps: start", err, re.MULTILINE)[1].replace(",", "")
+        )
+    assert steps >= 20
+    assert (tmp_path / "run" / "backup" / f"ckpt-{steps}-1.index").exists()
+    workers = launch(*arguments)
+    wait_for_epochs(tmp_path / "run", steps // 10 + 1, workers)
+    workers[0].kill()
+    assert f"resuming run after epoch {steps // 10}" in workers[0].communicate()[0]
+
+
 def wait_for_epochs(folder: Path, count: int, workers: list[subprocess.Popen[str]]) -> None:
     deadline = time.monotonic() + 120
     metrics = folder / "metrics.csv"
@@ -270,6 +292,38 @@ def test_no_replica_takes_a_step_where_the_gradients_of_one_overflow(broken: int
         step(tf.constant(False))
         for component in weight.value.values:
             np.testing.assert_array_equal(component.numpy(), [1.0 - 0.5 * 4, 2.0 - 0.5 * 4])
+
+
+class WithoutGradient(keras.losses.CategoricalCrossentropy):
+    """The cross-entropy, whose gradient is no number in the third step of two replicas, and when that is repeated."""
+
+    calls = 0
+
+    def call(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
+        type(self).calls += 1
+        broken = type(self).calls in (5, 6, 7)
+        return super().call(labels, outputs) + (tf.sqrt(0.0 * outputs[:, 0]) if broken else 0.0)
+
+
+def test_replicas_go_back_together_when_a_gradient_is_not_finite(
+    tmp_path: Path, uncompiled: None, caplog: pytest.LogCaptureFixture
+):
+    WithoutGradient.calls = 0
+    with two_cpus().scope():
+        summary = training.train(
+            functools.partial(data.load_datasets, "digits", image_size=16, batch_size=32),
+            functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1),
+            functools.partial(keras.optimizers.SGD, 0.01),
+            WithoutGradient,
+            num_epochs=1,
+            steps_per_epoch=4,
+            steps_per_execution=1,
+            on_not_finite="roll_back",
+            workdir=str(tmp_path),
+        )
+    (warning,) = [record.getMessage() for record in caplog.records if "leaving its batch out" in record.getMessage()]
+    assert warning.startswith("Step 3 (step 3 of epoch 1) is not finite, first the gradient of ")
+    assert summary["steps"] == 3
 
 
 @pytest.mark.parametrize("axis", [-1, 1], ids=["fused", "not fused"])
