@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.errors import one_line
+from diffstride_hybrid.errors import first_line, one_line
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
@@ -669,7 +669,7 @@ def prepare(builder: Any) -> None:
     except Exception as error:  # Each set has its own errors. An assertion asks for files to be downloaded by hand.
         raise OSError(
             f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: "
-            f"{one_line(error)}"
+            f"{first_line(error)}"
         ) from error
 
 

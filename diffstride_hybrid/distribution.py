@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.errors import first_line
+
 STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -48,7 +50,7 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
             return tf.distribute.MultiWorkerMirroredStrategy()
         except tf.errors.OpError as error:
             raise ConnectionError(
-                f"Not all {workers} workers of TF_CONFIG could be reached: {_first_line(error)}"
+                f"Not all {workers} workers of TF_CONFIG could be reached: {first_line(error)}"
             ) from error
     return tf.distribute.get_strategy()
 
@@ -160,10 +162,6 @@ def _has_workers(strategy: tf.distribute.Strategy) -> bool:
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=tpu)
@@ -171,7 +169,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (tf.errors.OpError, ValueError, OSError, RuntimeError) as error:
-        raise OSError(f"No TPU {tpu!r} could be reached: {_first_line(error)}") from error
+        raise OSError(f"No TPU {tpu!r} could be reached: {first_line(error)}") from error
 
 
 def _read_tf_config() -> tuple[int, str]:

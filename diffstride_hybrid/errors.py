@@ -8,6 +8,11 @@ LONGEST = 500
 """Characters of a message that are worth reading. Some quote all that they were given."""
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of a message that goes on with what few want to know."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error without what gin and Keras wrap around it."""
     text = str(error) or type(error).__name__

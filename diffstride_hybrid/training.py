@@ -132,7 +132,7 @@ def train(
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
-        loop.start(0)  # Makes the data, augmentation and all, so that nothing is left to be made.
+        loop.start(0)  # Here what augmentation is bound to is read, and so becomes part of the config.
         if check_folder is not None:
             check_folder(folder)
         run = _Run(loop, folder, num_epochs, steps_per_epoch, steps_per_execution, backup_every, on_not_finite, request)

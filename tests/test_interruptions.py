@@ -745,31 +745,59 @@ def start(gin_file: Path, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def wait_for_backup(folder: Path, after: int, process: subprocess.Popen[str]) -> None:
+    wait_until(lambda: any(step > after for step in backups_in(folder)), process)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
-    while not any(step > after for step in backups_in(folder)):
+    while not condition():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.001)
 
 
-def killed_and_restarted(gin_file: Path, folder: Path, moments: Sequence[float], *arguments: str) -> None:
-    """Kills a run some seconds after each time it has got further, then lets it end."""
-    for seconds in moments:
-        last = max(backups_in(folder / "run"), default=0)
+STARTING, SAVING = "starting", "saving"
+Moment = float | str
+
+
+def killed_and_restarted(gin_file: Path, folder: Path, moments: Sequence[Moment], *arguments: str) -> int:
+    """Kills a run at each moment, then lets it end.
+
+    Args:
+        gin_file: its config.
+        folder: where to start it.
+        moments: before its first backup, while it saves, or so many seconds after it has got further.
+        *arguments: more of its own.
+
+    Returns:
+        How many backups it was killed in the middle of.
+    """
+    run, halves = folder / "run", 0
+    partial = run / "backup" / ".partial"
+    for moment in moments:
+        last = max(backups_in(run), default=0)
         with start(gin_file, folder, *arguments) as process:
-            wait_for_backup(folder / "run", last, process)
-            time.sleep(seconds)
+            if moment == STARTING:
+                wait_until((run / "operative_config.gin").exists, process)
+            else:
+                wait_for_backup(run, last, process)
+            if moment == SAVING:
+                wait_until(partial.exists, process)
+            elif moment != STARTING:
+                time.sleep(moment)
             process.kill()
             process.communicate()
-        assert not (folder / "run" / "summary.json").exists(), "killed too late"
+        halves += partial.exists()
+        assert not (run / "summary.json").exists(), "killed too late"
     with start(gin_file, folder, *arguments) as process:
         _, err = process.communicate()
         assert process.returncode == 0, err
+    return halves
 
 
 def test_a_run_killed_twice_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
     arguments = ("--gin_bindings=train.train.num_epochs = 5",)
-    for name, moments in (("alone", []), ("killed", [0.0, 0.13])):
+    for name, moments in (("alone", []), ("killed", [0.13, SAVING])):
         (tmp_path / name).mkdir()
         killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run", eager=False)
@@ -779,9 +807,14 @@ def test_a_run_killed_twice_ends_as_one_left_alone(gin_file: Path, tmp_path: Pat
 def test_a_run_killed_ten_times_ends_as_one_left_alone(gin_file: Path, tmp_path: Path):
     arguments = ("--gin_bindings=train.train.num_epochs = 300", "--gin_bindings=train.train.backup_every = 3")
     rng = random.Random(0)
-    for name, moments in (("alone", []), ("killed", [rng.uniform(0, 1.0) for _ in range(10)])):
+    halves = 0
+    for name, moments in (
+        ("alone", []),
+        ("killed", [STARTING, *[rng.uniform(0, 1.0) for _ in range(6)], *[SAVING] * 3]),
+    ):
         (tmp_path / name).mkdir()
-        killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
+        halves += killed_and_restarted(gin_file, tmp_path / name, moments, *arguments)
+    assert halves > 0
     assert_same_run(tmp_path / "killed" / "run", tmp_path / "alone" / "run", eager=False)
 
 

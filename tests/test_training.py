@@ -627,6 +627,7 @@ def test_xla_trains_every_method_to_the_same_losses(options: dict[str, Any], eag
     assert results["loss"] == pytest.approx(expected_results["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_xla_trains_in_bfloat16(eager_steps: Any):
     keras.config.set_dtype_policy("mixed_bfloat16")
     compiled = losses_of(loop_of(jit_compile=True, **hybrid), 10)
