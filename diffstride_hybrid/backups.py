@@ -137,7 +137,7 @@ _PARTIAL = ".partial"
 
 
 class _Name(NamedTuple):
-    """A backup's: the step after which it was written, and the how manyth of that step it is."""
+    """A backup's: the step after which it was written, and its number among those of that step."""
 
     step: int
     number: int
