@@ -575,14 +575,23 @@ class Overflowing(keras.layers.Layer):
         return inputs * tf.cast(tf.where((calls >= 4) & (calls <= self.last), np.inf, 1.0), inputs.dtype)
 
 
-def overflowing(num_output_classes: int, **options: Any) -> keras.Model:
+@keras.saving.register_keras_serializable(package="tests")
+class WithoutGradient(Overflowing):
+    """Passes its inputs on, and a gradient that is not a number where the other passes infinity."""
+
+    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        roots = tf.sqrt(tf.where(tf.math.is_inf(super().call(tf.ones_like(inputs), training)), 0.0 * inputs, 1.0))
+        return inputs + roots - tf.stop_gradient(roots)
+
+
+def overflowing(num_output_classes: int, layer_cls: type[Overflowing] = Overflowing, **options: Any) -> keras.Model:
     return keras.Sequential(
         [
             keras.Input((16, 16, 1)),
             keras.layers.Conv2D(4, 3, name="first"),
             DiffStride(2.0, name="learned"),
             keras.layers.BatchNormalization(name="before"),
-            Overflowing(name="overflowing", **options),
+            layer_cls(name="overflowing", **options),
             keras.layers.BatchNormalization(name="after"),
             keras.layers.GlobalAveragePooling2D(name="average"),
             keras.layers.Dense(num_output_classes, activation="softmax", name="last"),
@@ -623,6 +632,14 @@ def with_an_endless_penalty(num_output_classes: int) -> keras.Model:
 def test_a_loss_that_is_not_finite_stops_the_run_though_its_gradients_are(tmp_path: Path):
     with pytest.raises(diagnosis.NotFiniteError, match=r"^Step 1 .* first the loss of finite outputs; "):
         trained(tmp_path, model_cls=with_an_endless_penalty)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 3, 4, 6])
+def test_a_gradient_that_is_not_finite_is_found_at_its_step(tmp_path: Path, steps_per_execution: int):
+    model_cls = partial(overflowing, layer_cls=WithoutGradient, last=4)
+    message = r"^Step 4 \(step 4 of epoch 1\) is not finite, first the gradient of net/before/beta; "
+    with pytest.raises(diagnosis.NotFiniteError, match=message):
+        trained(tmp_path, model_cls=model_cls, steps_per_execution=steps_per_execution)
 
 
 @SLOW
