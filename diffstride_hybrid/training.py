@@ -300,6 +300,7 @@ class TrainingLoop:
                 tf.Variable(value, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA, name=name)
                 for name, value in (("finite_steps", 0), ("all_finite", True))
             )
+        self.finite_steps = 0  # Of the last call of `train_steps`, before the first that was not finite.
         self._traces = 0
         self._next_step = 0
         self._train_iterator: Iterator[Any] | None = None
