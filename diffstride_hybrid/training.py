@@ -348,6 +348,10 @@ class TrainingLoop:
         self._next_step += count
         return int(self._finite_steps.numpy())
 
+    def _weights_are_finite(self) -> bool:
+        weights = self.model.trainable_variables
+        return bool(tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight.value)) for weight in weights]))
+
     def _state(self) -> list[keras.Variable]:
         return [*self.model.variables, *self.optimizer.variables, *self._metric_variables()]
 
@@ -428,11 +432,6 @@ class TrainingLoop:
         if reset:
             _reset(self._metrics)
         return results
-
-    @_compiled
-    def _weights_are_finite(self) -> tf.Tensor:
-        weights = self.model.trainable_variables
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight.value)) for weight in weights])
 
     @_compiled
     def _train_steps(self, batches: Iterator[Any], count: tf.Tensor, crops: tuple[Any, ...]) -> None:

@@ -634,7 +634,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_though_its_gradients_are(tmp_pa
         trained(tmp_path, model_cls=with_an_endless_penalty)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3, 4, 6])
+@pytest.mark.parametrize("steps_per_execution", [*(pytest.param(count, marks=SLOW) for count in (1, 3, 4)), 6])
 def test_a_gradient_that_is_not_finite_is_found_at_its_step(tmp_path: Path, steps_per_execution: int):
     model_cls = partial(overflowing, layer_cls=WithoutGradient, last=4)
     message = r"^Step 4 \(step 4 of epoch 1\) is not finite, first the gradient of net/before/beta; "
@@ -684,6 +684,7 @@ def test_rolling_back_leaves_the_batch_out(
     assert_same_run(tmp_path / "stopped", tmp_path / "rolls_back")
 
 
+@SLOW
 def test_two_batches_of_one_execution_are_left_out(tmp_path: Path):
     failing = {2, 4}
     train_steps, left_out = training.TrainingLoop.train_steps, []

@@ -784,7 +784,7 @@ def test_a_crop_that_was_static_stays_so_in_the_file(tmp_path: Path):
     np.testing.assert_array_equal(loaded(images()), model(images()))
 
 
-@pytest.mark.parametrize("mask", ["released", "symmetric"])
+@pytest.mark.parametrize("mask", ["released", pytest.param("symmetric", marks=pytest.mark.slow)])
 def test_hysteresis_keeps_a_crop_near_the_edge(mask: str):
     layer = DiffStride(2.5, smoothness_factor=2.0, static_crop=True, mask=mask)
     layer.build((None, 40, 40, 1))

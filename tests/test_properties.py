@@ -393,7 +393,7 @@ PROPERTIES = (
     is_saved_and_loaded_alike,
     is_its_definition,
 )
-FEW = hypothesis.settings(max_examples=4, derandomize=True, database=None, deadline=None)
+FEW = hypothesis.settings(max_examples=3, derandomize=True, database=None, deadline=None)
 MANY = hypothesis.settings(
     max_examples=60,
     database=None,

@@ -124,7 +124,13 @@ def test_sizes_of_the_feature_maps(pooling_cls: Any, sizes: tuple[int, ...]):
     ]
 
 
-@pytest.mark.parametrize("pooling", ["strided", "DiffStride", "DiffStride static", "SpectralPooling"])
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        *(pytest.param(pooling, marks=pytest.mark.slow) for pooling in ("strided", "DiffStride static")),
+        *("DiffStride", "SpectralPooling"),
+    ],
+)
 def test_a_new_model_trains(pooling: str):
     model = Resnet([4, 6], [1, 2], 10, num_layers=1, pooling_cls=POOLINGS[pooling])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -327,6 +327,7 @@ def test_the_same_seed_gives_the_same_weights_to_the_bit(small_run: Path, tmp_pa
     assert_same_weights(load(tmp_path), load(small_run))
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_weights(tmp_path: Path, uncompiled: None):
     runs = [tmp_path / str(seed) for seed in (1, 2)]
     for run in runs:
@@ -456,6 +457,7 @@ def test_evaluation_counts_every_image_once(uncompiled: None):
     assert results["loss"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_label_smoothing_takes_effect_in_training(tmp_path: Path, uncompiled: None):
     loss_cls = partial(keras.losses.CategoricalCrossentropy, label_smoothing=0.2)
     train_a_step(tmp_path, load_data_fn=small_digits, loss_cls=loss_cls)
@@ -611,11 +613,8 @@ def losses_of(loop: training.TrainingLoop, steps: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize(
-    "options",
-    [pytest.param(METHODS[name], marks=[] if name == "hybrid" else pytest.mark.slow) for name in METHODS],
-    ids=list(METHODS),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
 def test_xla_trains_every_method_to_the_same_losses(options: dict[str, Any], eager_steps: Any):
     compiled = loop_of(jit_compile=True, **options)
     losses, results = losses_of(compiled, 10), compiled.evaluate("test")
@@ -679,6 +678,7 @@ def test_a_run_with_static_crops_refreshes_them_and_counts_the_retraces(tmp_path
     assert [size for _, size in macs(model, (16, 16, 1)).pooling_sizes().values()] == poolings
 
 
+@pytest.mark.slow
 def test_a_stopped_run_keeps_its_static_crops(tmp_path: Path, uncompiled: None):
     """Strides that have gone back over the edge, but not far enough, alone do not tell the crop."""
     looks = []
@@ -781,7 +781,8 @@ def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
 DIRECTIONS = ("vertical", "horizontal")
 
 
-@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "XLA"])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
 def test_static_crops_follow_the_strides_in_a_users_own_fit(jit_compile: bool):
     model = functional(10)
     layer = model.get_layer("learned")
