@@ -12,7 +12,7 @@ from typing import NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from diffstride_hybrid.errors import one_line
+from diffstride_hybrid.errors import first_line, one_line
 from diffstride_hybrid.run_folder import synced
 
 KEPT = 2
@@ -102,7 +102,7 @@ class Backups:
                     f"{self._folder.parent} holds the backup of another model or optimizer: choose another workdir."
                 ) from error
             except (tf.errors.OpError, IndexError) as error:  # TensorFlow raises the latter for files cut off.
-                logging.warning("the backup %s is damaged (%s)", path, str(error).splitlines()[0])
+                logging.warning("the backup %s is damaged (%s)", path, first_line(error))
         if names:
             raise OSError(
                 f"Every backup in {self._folder} is damaged: move that folder away to begin anew, or choose another "

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.errors import first_line, one_line
+from diffstride_hybrid.errors import first_line, is_whole, one_line
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
@@ -361,7 +361,7 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
     Returns:
         Images of the same shape.
     """
-    if not isinstance(pad_size, int) or isinstance(pad_size, bool) or pad_size < 0:
+    if not is_whole(pad_size, least=0):
         raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
     height, width = images.shape[1:3]
     choices = 2 * pad_size + 1
@@ -424,8 +424,7 @@ def _check_arguments(
         ("training_images", training_images, True),
         ("image_size", image_size, True),
     ):
-        whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not whole and not (optional and value is None):
+        if not is_whole(value, least=1) and not (optional and value is None):
             raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
     if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
         raise ValueError(f"data.load_datasets.mixup_alpha must be a number of at least 0, got {mixup_alpha!r}.")

@@ -1,11 +1,17 @@
-"""Errors as people read them."""
+"""Errors as people read them, and the check that many of them come from."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 LONGEST = 500
 """Characters of a message that are worth reading. Some quote all that they were given."""
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value that a user gave is a whole number of at least `least`. `True`, to Python 1, is none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def first_line(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from diffstride_hybrid import callbacks as recording
 from diffstride_hybrid import complexity, diagnosis, distribution, figures, model_card, stopping
 from diffstride_hybrid.backups import Backups
 from diffstride_hybrid.data import Datasets, Shard
-from diffstride_hybrid.errors import one_line
+from diffstride_hybrid.errors import is_whole, one_line
 from diffstride_hybrid.run_folder import RunFolder
 
 FINAL_MODEL = "final.keras"
@@ -328,7 +328,7 @@ class TrainingLoop:
         if self.finite_steps == count and self._weights_are_finite():
             return True
         # A gradient that is not finite shows in the weights after it, or in the loss of the next step. To look at all
-        # gradients of every step would cost a tenth of it on a TPU.
+        # gradients of every step would cost a tenth of it on a TPU, as its compiler estimates.
         self.finite_steps = min(self.finite_steps, count - 1)
         while True:
             for variable, value in zip(self._state(), state, strict=True):
@@ -842,7 +842,7 @@ def _summary(loop: TrainingLoop, num_epochs: int, progress: _Progress) -> dict[s
 
 
 def _check_whole(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not is_whole(value, least=1):
         raise ValueError(f"train.train.{name} must be a whole number of at least 1, got {value!r}.")
 
 
