@@ -13,7 +13,7 @@ setuptools.setup(
     long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
-    packages=["diffstride_hybrid", "diffstride_hybrid.gin_configs"],
+    packages=[*setuptools.find_packages(include=["diffstride_hybrid*"]), "diffstride_hybrid.gin_configs"],
     package_dir={"diffstride_hybrid.gin_configs": "gin_configs"},
     package_data={"diffstride_hybrid": ["py.typed"], "diffstride_hybrid.gin_configs": ["*.gin"]},
     install_requires=[

@@ -1,19 +1,19 @@
 """Learned downsampling in the Fourier domain for Keras."""
 
-from diffstride_hybrid.complexity import macs
-from diffstride_hybrid.normalization import FusedBatchNormalization
-from diffstride_hybrid.pooling import (
-    DiffStride,
-    FixedSpectralPooling,
-    SpatialPooling,
-    SpectralPooling,
-    StrideConstraint,
-)
-from diffstride_hybrid.pooling_1d import DiffStride1D, SpectralPooling1D
-from diffstride_hybrid.resnet import ResidualLayer, Resnet, ResnetBlock, resnet18, resnet34, resnet56
-from diffstride_hybrid.surgery import replace_downsampling
+from diffstride_hybrid.layers.diffstride import DiffStride, StrideConstraint
+from diffstride_hybrid.layers.normalization import FusedBatchNormalization
+from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
+from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
+from diffstride_hybrid.layers.spectral_pooling import FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, refresh_crops
+from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
+from diffstride_hybrid.model_tools.surgery import replace_downsampling
+from diffstride_hybrid.models.residual import ResidualLayer, ResnetBlock
+from diffstride_hybrid.models.resnet import Resnet, resnet18, resnet34, resnet56
 
 __all__ = [
+    "CropRefresh",
     "DiffStride",
     "DiffStride1D",
     "FixedSpectralPooling",
@@ -26,6 +26,8 @@ __all__ = [
     "SpectralPooling1D",
     "StrideConstraint",
     "macs",
+    "refresh_crops",
+    "regularize_strides",
     "replace_downsampling",
     "resnet18",
     "resnet34",

@@ -1,27 +1,44 @@
-"""What the commands share: finding gin files, and errors told in one line."""
+"""What the commands share: their common flags, and errors told in one line."""
 
 from __future__ import annotations
 
 import ctypes
-import difflib
 import functools
-import pathlib
 import signal
 import sys
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
-from absl import flags, logging
+from absl import app, flags, logging
 
-from diffstride_hybrid import stopping
-from diffstride_hybrid.errors import one_line
+from diffstride_hybrid.common import distribution, signals
+from diffstride_hybrid.common.errors import one_line
+from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL
 
-_TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+FLAGS = flags.FLAGS
+# So that --help lists the flags defined by the functions below under the command that calls them.
+flags.disclaim_key_flags()
 
 # What a mistake in a command, a config or a folder raises.
 _USER_ERRORS = (
     *(ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError, ArithmeticError, tf.errors.OpError),
 )
+
+
+def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None], takes_arguments: bool = False) -> None:
+    """Runs a command: defines its flags, parses the command line and calls its main function.
+
+    Flags are defined here and not when a module is imported, so that a command can be imported beside others, and
+    beside a user's own flags.
+
+    Args:
+        main: see `reporting_errors`.
+        define_flags: defines the command's own flags.
+        takes_arguments: see `reporting_errors`.
+    """
+    define_flags()
+    traceback_flag()
+    app.run(reporting_errors(main, takes_arguments))
 
 
 def reporting_errors(
@@ -47,19 +64,54 @@ def reporting_errors(
             if len(argv) > 1 and not takes_arguments:
                 raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
             main(argv)
-        except stopping.Stopped as stop:
+        except signals.Stopped as stop:
             print(stop, file=sys.stderr)
-            sys.exit(stopping.EXIT_CODE)
+            sys.exit(signals.EXIT_CODE)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(128 + signal.SIGINT)
         except _USER_ERRORS as error:
-            if _TRACEBACK.value:
+            if FLAGS.traceback:
                 raise
             print(f"error: {one_line(error)}", file=sys.stderr)
             sys.exit(1)
 
     return guarded
+
+
+def traceback_flag() -> None:
+    """Defines `--traceback`, which every command has."""
+    flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+
+
+def workdir_flag() -> None:
+    """Defines `--workdir`, for commands that need a run."""
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+
+def model_flag() -> None:
+    """Defines `--model`, which of a run's two models to use."""
+    flags.DEFINE_enum("model", FINAL_MODEL, [FINAL_MODEL, BEST_MODEL], "Which of the run's models.")
+
+
+def data_dir_flag(otherwise: str = "The default of TensorFlow Datasets if not given.") -> None:
+    """Defines `--data_dir`.
+
+    Args:
+        otherwise: what holds if the flag is not given.
+    """
+    flags.DEFINE_string("data_dir", None, f"Where TensorFlow Datasets keeps prepared sets. {otherwise}")
+
+
+def strategy_flags() -> None:
+    """Defines `--strategy` and `--tpu`: where to run."""
+    flags.DEFINE_enum(
+        "strategy",
+        distribution.STRATEGIES[0],
+        distribution.STRATEGIES,
+        "Where to run: one device, all GPUs of this machine, the machines that TF_CONFIG names, or a TPU.",
+    )
+    flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on its own machine.")
 
 
 def keep_freed_memory() -> None:
@@ -76,34 +128,3 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**28)
-
-
-def shipped_configs() -> pathlib.Path:
-    """The folder of the gin files that come with the package, in a checkout as in a wheel."""
-    here = pathlib.Path(__file__).resolve().parent
-    installed = here / "gin_configs"
-    return installed if installed.is_dir() else here.parent / "gin_configs"
-
-
-def find_gin_file(name: str) -> str:
-    """Finds a gin file by its path, or by its name among the shipped ones, with or without `.gin`.
-
-    Args:
-        name: what the user gave.
-
-    Returns:
-        A path.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
-    if pathlib.Path(name).is_file():
-        return name
-    folder = shipped_configs()
-    shipped = folder / (name if name.endswith(".gin") else f"{name}.gin")
-    if pathlib.Path(name).name == name and shipped.is_file():
-        return str(shipped)
-    names = sorted(path.stem for path in folder.glob("*.gin"))
-    near = difflib.get_close_matches(pathlib.Path(name).stem, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"shipped are {', '.join(names)}."
-    raise FileNotFoundError(f"No gin file {name}: {hint}")

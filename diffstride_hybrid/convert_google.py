@@ -9,42 +9,53 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from diffstride_hybrid import command_line, complexity, gin_registry, google_checkpoint
-from diffstride_hybrid.resnet import Resnet
-from diffstride_hybrid.run_folder import write_model_whole
+from diffstride_hybrid import command_line
+from diffstride_hybrid.common.files import write_model_whole
+from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.models import google_checkpoint
+from diffstride_hybrid.models.resnet import Resnet
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
-)
-_GIN_FILES = flags.DEFINE_multi_string(
-    "gin_file", None, "The config of the run: a path, or the name of a shipped one. May be given again.", required=True
-)
-_GIN_BINDINGS = flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files. May be given again.")
-_OUTPUT = flags.DEFINE_string("output", None, "The '.keras' file to write.", required=True)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the options of the command."""
+    flags.DEFINE_string(
+        "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
+    )
+    flags.DEFINE_multi_string(
+        "gin_file",
+        None,
+        "The config of the run: a path, or the name of a shipped one. May be given again.",
+        required=True,
+    )
+    flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files. May be given again.")
+    flags.DEFINE_string("output", None, "The '.keras' file to write.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:
     """Builds the network of the config, restores the checkpoint, and saves."""
     del argv
-    output = pathlib.Path(_OUTPUT.value)
+    output = pathlib.Path(FLAGS.output)
     if output.suffix != ".keras":
         raise ValueError(f"--output must end in '.keras', got {output}.")
     if output.exists():
         raise ValueError(f"{output} exists: choose another name, or move that file away.")
-    gin_registry.parse([command_line.find_gin_file(name) for name in _GIN_FILES.value], _GIN_BINDINGS.value)
-    model, _ = gin_registry.bound_model()
+    gin_files.parse([gin_files.find_gin_file(name) for name in FLAGS.gin_file], FLAGS.gin_bindings)
+    model, _ = gin_names.bound_model()
     if not isinstance(model, Resnet):
         raise ValueError(f"train.train.model_cls must make a Resnet, as in the release, got {type(model).__name__}.")
-    google_checkpoint.restore(model, _CHECKPOINT.value)
+    google_checkpoint.restore(model, FLAGS.checkpoint)
     write_model_whole(output, model)
     print(f"{model.count_params():,} parameters, strides:")
-    for layer in complexity.diffstride_layers(model):
+    for layer in diffstride_layers(model):
         strides = ", ".join(f"{stride:.3f}" for stride in layer.strides.numpy())
         print(f"  {layer.path.removeprefix(f'{model.name}/'):<24}  {strides}")
     print(f"saved {output}")
 
 
 if __name__ == "__main__":
-    app.run(command_line.reporting_errors(main))
+    command_line.run(main, define_flags)

@@ -9,41 +9,43 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from diffstride_hybrid import command_line, complexity, distribution, run_loading, training
+from diffstride_hybrid import command_line
+from diffstride_hybrid.common import distribution
+from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.training.run import evaluate
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_MODEL = flags.DEFINE_enum(
-    "model", training.FINAL_MODEL, [training.FINAL_MODEL, training.BEST_MODEL], "Which of the run's models."
-)
-_SPLIT = flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of the data.")
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TensorFlow Datasets keeps prepared sets, if not as in the run."
-)
-_STRATEGY = flags.DEFINE_enum(
-    "strategy", distribution.STRATEGIES[0], distribution.STRATEGIES, "Where to evaluate, as for training."
-)
-_TPU = flags.DEFINE_string("tpu", None, "Name or address of the TPU, 'local' on its own machine.")
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the options of the command."""
+    command_line.workdir_flag()
+    command_line.model_flag()
+    flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of the data.")
+    command_line.data_dir_flag("As in the run if not given.")
+    command_line.strategy_flags()
 
 
 def main(argv: Sequence[str]) -> None:
     """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
     del argv
-    workdir = pathlib.Path(_WORKDIR.value)
-    strategy = distribution.make_strategy(_STRATEGY.value, _TPU.value)
+    workdir = pathlib.Path(FLAGS.workdir)
+    strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.tpu)
     with strategy.scope(), distribution.naming_lost_workers(strategy, "Start all of them again."):
-        run = run_loading.load_run(workdir, _MODEL.value, _DATA_DIR.value)
-        results = training.evaluate(run.model, run.loss, run.datasets, _SPLIT.value)
+        run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir)
+        results = evaluate(run.model, run.loss, run.datasets, FLAGS.split)
     if not distribution.is_chief(strategy):
         return
     print(
-        f"{_SPLIT.value} accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}, on "
-        f"{run.datasets.splits[_SPLIT.value].size:,} images, "
-        f"{complexity.macs(run.model, run.datasets.image_shape).macs / 1e9:.3f} G MACs an image, "
-        f"{workdir / _MODEL.value}"
+        f"{FLAGS.split} accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}, on "
+        f"{run.datasets.splits[FLAGS.split].size:,} images, "
+        f"{macs(run.model, run.datasets.image_shape).macs / 1e9:.3f} G MACs an image, "
+        f"{workdir / FLAGS.model}"
     )
 
 
 if __name__ == "__main__":
-    app.run(command_line.reporting_errors(main))
+    command_line.run(main, define_flags)

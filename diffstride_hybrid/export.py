@@ -10,42 +10,44 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
-from diffstride_hybrid import command_line, exporting, run_loading, training
+from diffstride_hybrid import command_line
+from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.data import datasets
+from diffstride_hybrid.model_tools import exporting
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_MODEL = flags.DEFINE_enum(
-    "model", training.FINAL_MODEL, [training.FINAL_MODEL, training.BEST_MODEL], "Which of the run's models."
-)
-_FORMAT = flags.DEFINE_enum("format", None, exporting.FORMATS, "The format to write.", required=True)
-_QUANTIZATION = flags.DEFINE_enum(
-    "quantization",
-    exporting.QUANTIZATIONS[0],
-    exporting.QUANTIZATIONS,
-    "For litert: float16 keeps the weights in half precision, int8 computes in whole numbers.",
-)
-_OUTPUT = flags.DEFINE_string("output", None, "What to write: a folder for saved_model, else a file.", required=True)
-_IMAGES = flags.DEFINE_integer("images", 1000, "How many test images to check with.", lower_bound=1)
-_CALIBRATION_IMAGES = flags.DEFINE_integer(
-    "calibration_images", 200, "How many training images set the ranges of int8.", lower_bound=1
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where TensorFlow Datasets keeps prepared sets, if not as in the run."
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the options of the command."""
+    command_line.workdir_flag()
+    command_line.model_flag()
+    flags.DEFINE_enum("format", None, exporting.FORMATS, "The format to write.", required=True)
+    flags.DEFINE_enum(
+        "quantization",
+        exporting.QUANTIZATIONS[0],
+        exporting.QUANTIZATIONS,
+        "For litert: float16 keeps the weights in half precision, int8 computes in whole numbers.",
+    )
+    flags.DEFINE_string("output", None, "What to write: a folder for saved_model, else a file.", required=True)
+    flags.DEFINE_integer("images", 1000, "How many test images to check with.", lower_bound=1)
+    flags.DEFINE_integer("calibration_images", 200, "How many training images set the ranges of int8.", lower_bound=1)
+    command_line.data_dir_flag("As in the run if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Exports, runs both models on the same images, and says how they compare."""
     del argv
-    workdir, output = pathlib.Path(_WORKDIR.value), pathlib.Path(_OUTPUT.value)
-    run = run_loading.load_run(workdir, _MODEL.value, _DATA_DIR.value)
+    workdir, output = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.output)
+    run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir)
     calibration = None
-    if _QUANTIZATION.value == "int8":
-        calibration, _ = run_loading.first_images(run.datasets, "train", _CALIBRATION_IMAGES.value)
-    exporting.export(run.model, output, _FORMAT.value, run.datasets.image_shape, _QUANTIZATION.value, calibration)
-    images, labels = run_loading.first_images(run.datasets, "test", _IMAGES.value)
-    result = exporting.compare(run.model, output, _FORMAT.value, images, labels)
+    if FLAGS.quantization == "int8":
+        calibration, _ = datasets.first_images(run.datasets, "train", FLAGS.calibration_images)
+    exporting.export(run.model, output, FLAGS.format, run.datasets.image_shape, FLAGS.quantization, calibration)
+    images, labels = datasets.first_images(run.datasets, "test", FLAGS.images)
+    result = exporting.compare(run.model, output, FLAGS.format, images, labels)
     print(
         f"on {result.images:,} test images: largest difference {result.largest_difference:.1e}, accuracy "
         f"{result.accuracy:.2%}, of the Keras model {result.keras_accuracy:.2%}"
@@ -57,4 +59,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(command_line.reporting_errors(main))
+    command_line.run(main, define_flags)

@@ -1,1 +1,6 @@
-"""Experiments on diffstride_hybrid: what is measured, and how."""
+"""Experiments and studies: each is a command, `python -m experiments.NAME`."""
+
+import pathlib
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+"""Where the committed CSV files, tables and figures are."""

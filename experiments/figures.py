@@ -13,17 +13,22 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from absl import app
+from absl import flags
 from matplotlib.figure import Figure
 
-from diffstride_hybrid import command_line, run_loading, training
-from diffstride_hybrid.run_folder import read_rows
-from experiments import records, study_figures
-from experiments.study import Cell, Study
-from experiments.study_flags import RESULTS, RUNS, chosen_study
+from diffstride_hybrid import command_line
+from diffstride_hybrid.common.files import read_rows
+from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.runs.folder import FINAL_MODEL
+from experiments.studies import drawings, records
+from experiments.studies.flags import chosen_study, define_study_flags
+from experiments.studies.study import Cell, Study
 
 IMAGES = 64
 IMAGES_SHOWN = 3
+
+
+FLAGS = flags.FLAGS
 
 
 def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, Figure]]:
@@ -43,36 +48,36 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
         epochs_of_data = [row for row in epochs if row["data"] == data]
         methods = list(dict.fromkeys(row["method"] for row in of_data))
         shown = [name for name in ("strided", "hybrid") if name in methods] or methods[:2]
-        yield f"curves{suffix}", study_figures.curves(study, epochs_of_data, shown)
+        yield f"curves{suffix}", drawings.curves(study, epochs_of_data, shown)
         for method in methods:
             if any(row["method"] == method and row["strides_at_end"] for row in of_data):
-                yield f"strides_{method}{suffix}", study_figures.learned_strides(study, epochs_of_data, method)
-        yield f"macs{suffix}", study_figures.accuracy_against_macs(study, of_data)
+                yield f"strides_{method}{suffix}", drawings.learned_strides(study, epochs_of_data, method)
+        yield f"macs{suffix}", drawings.accuracy_against_macs(study, of_data)
 
 
 def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
     """The figures that need a trained network with learned strides and its test images, with their names."""
     folder = cell.folder(runs)
-    model, datasets, _ = run_loading.load_run(folder, training.FINAL_MODEL)
-    images, labels = run_loading.first_images(datasets, "test", IMAGES)
+    model, datasets, _ = saved_runs.load_run(folder, FINAL_MODEL)
+    images, labels = datasets.first_images(datasets, "test", IMAGES)
     (start, *_) = read_rows(folder / "strides.csv")
-    yield "windows", study_figures.windows(model, images, records.strides_at_start(start))
+    yield "windows", drawings.windows(model, images, records.strides_at_start(start))
     _, of_each_class = np.unique(labels.argmax(-1), return_index=True)
     shown = images[np.sort(of_each_class)[:IMAGES_SHOWN]] * np.asarray(datasets.std) + np.asarray(datasets.mean)
-    yield "poolings", study_figures.poolings(np.clip(shown, 0, 1).astype("float32"))
+    yield "poolings", drawings.poolings(np.clip(shown, 0, 1).astype("float32"))
 
 
 def main(argv: Sequence[str]) -> None:
     """Draws what can be drawn."""
     del argv
-    study, results = chosen_study(), pathlib.Path(RESULTS.value)
+    study, results = chosen_study(), pathlib.Path(FLAGS.results)
     _write(study, results, figures_of_rows(study, results))
-    finished = (cell for cell in study.cells() if cell.is_finished(RUNS.value))
-    cell = next((cell for cell in finished if _learns_strides(cell, RUNS.value)), None)
+    finished = (cell for cell in study.cells() if cell.is_finished(FLAGS.runs))
+    cell = next((cell for cell in finished if _learns_strides(cell, FLAGS.runs)), None)
     if cell is None:
-        print(f"no run with learned strides is in {RUNS.value}: its windows and the poolings are not drawn")
+        print(f"no run with learned strides is in {FLAGS.runs}: its windows and the poolings are not drawn")
         return
-    _write(study, results, figures_of_run(cell, RUNS.value))
+    _write(study, results, figures_of_run(cell, FLAGS.runs))
 
 
 def _learns_strides(cell: Cell, runs: str) -> bool:
@@ -89,4 +94,4 @@ def _write(study: Study, results: pathlib.Path, figures: Iterator[tuple[str, Fig
 
 
 if __name__ == "__main__":
-    app.run(command_line.reporting_errors(main))
+    command_line.run(main, define_study_flags)

@@ -16,12 +16,19 @@ import threading
 import time
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
+
+from diffstride_hybrid import command_line
 
 PATIENCE_SECONDS = 60
 """How long workers may go on after one has failed. They notice by themselves, but not before all have met."""
 
-_WORKERS = flags.DEFINE_integer("workers", 2, "How many processes train together.", lower_bound=1)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the options of the command."""
+    flags.DEFINE_integer("workers", 2, "How many processes train together.", lower_bound=1)
 
 
 def start_workers(count: int, arguments: Sequence[str], **options: object) -> list[subprocess.Popen[str]]:
@@ -49,7 +56,7 @@ def start_workers(count: int, arguments: Sequence[str], **options: object) -> li
 
 def main(argv: Sequence[str]) -> None:
     """Starts the workers, passes on what they say with their number before it, and ends as the worst of them does."""
-    workers = start_workers(_WORKERS.value, argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    workers = start_workers(FLAGS.workers, argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     threads = [threading.Thread(target=_pass_on, args=(index, worker)) for index, worker in enumerate(workers)]
     try:
         for thread in threads:
@@ -81,4 +88,4 @@ def _free_ports(count: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, define_flags, takes_arguments=True)

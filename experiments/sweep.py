@@ -1,4 +1,4 @@
-r"""Runs a study: every cell of its grid is a training process of its own, with a folder of its own.
+"""Runs a study: every cell of its grid is a training process of its own, with a folder of its own.
 
 python -m experiments.sweep --study=fashion_mnist_small --jobs=2
 python -m experiments.sweep --study=cifar10 --dry_run
@@ -9,265 +9,33 @@ A sweep that is stopped, or killed, goes on where it was when it is started agai
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
-import shutil
 import signal
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from collections.abc import Iterator, Sequence
 
 import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
 from diffstride_hybrid import command_line
-from diffstride_hybrid.errors import one_line
-from diffstride_hybrid.run_folder import read_rows
-from experiments import costs, identity
-from experiments.study import Cell, shard_of
-from experiments.study_flags import RUNS, chosen_study
+from experiments.studies import costs, fingerprint
+from experiments.studies.flags import chosen_study, define_study_flags
+from experiments.studies.scheduler import LOG_FILE, Sweep, outcome, progress
+from experiments.studies.study import Cell, shard_of
 
-TRAIN = [sys.executable, "-m", "diffstride_hybrid.train"]
-LOG_FILE = "train.log"
-ATTEMPTS = 2
-POLL_SECONDS = 0.5
-
-_JOBS = flags.DEFINE_integer("jobs", 1, "How many runs at a time. The CPU cores are divided among them.", lower_bound=1)
-_SHARD = flags.DEFINE_string("shard", "1/1", "Which part of the grid, such as 2/8 for the second of eight machines.")
-_LIST = flags.DEFINE_bool("list", False, "Say what is finished and what is not, and run nothing.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Say what each run costs in MACs, and run nothing.")
-_TRAIN_FLAGS = flags.DEFINE_multi_string(
-    "train_flag", [], "A flag for diffstride_hybrid.train, such as --data_dir=/data. May be given again."
-)
+FLAGS = flags.FLAGS
 
 
-class Running(NamedTuple):
-    """A cell whose training is under way.
-
-    Attributes:
-        process: the training.
-        lock: held by this process and by the training, so that no other sweep starts the cell while either lives.
-        began: when, by `time.monotonic`.
-    """
-
-    process: subprocess.Popen[bytes]
-    lock: IO[str]
-    began: float
-
-
-class Sweep:
-    """Runs cells, several at a time.
-
-    Args:
-        cells: in the order in which they start.
-        runs: where the folders of all studies are.
-        jobs: how many run at a time.
-        train_flags: for `diffstride_hybrid.train`.
-        measure: what is said of a finished run: its accuracy on the 'test' or on the 'validation' images.
-
-    Attributes:
-        broken: cells that failed twice, and why.
-    """
-
-    def __init__(
-        self, cells: Sequence[Cell], runs: str, jobs: int, train_flags: Sequence[str] = (), measure: str = "test"
-    ):
-        self.broken: dict[Cell, str] = {}
-        self._cells = cells
-        self._runs = runs
-        self._jobs = jobs
-        self._train_flags = train_flags
-        self._measure = measure
-        self._waiting = [cell for cell in cells if not cell.is_finished(runs)]
-        self._running: dict[Cell, Running] = {}
-        self._attempts = dict.fromkeys(cells, 0)
-        self._seconds = {cell: _seconds(cell, runs) for cell in cells if cell.is_finished(runs)}
-        self._line = _StatusLine()
-
-    def run(self) -> None:
-        """Runs what is not finished, until nothing is left that can run."""
-        try:
-            while self._waiting or self._running:
-                self._start_what_can()
-                self._line.show(self._status())
-                time.sleep(POLL_SECONDS)
-                self._collect()
-        finally:
-            for running in self._running.values():
-                running.process.terminate()
-            for running in self._running.values():
-                running.process.wait()
-            self._line.end()
-
-    def _start_what_can(self) -> None:
-        elsewhere = 0
-        for cell in list(self._waiting):
-            if len(self._running) + elsewhere >= self._jobs:
-                return
-            if cell.is_finished(self._runs):  # By a process that an earlier sweep has left.
-                self._waiting.remove(cell)
-            elif cell.reference in self.broken:
-                self._waiting.remove(cell)
-                self._report_broken(cell, f"needs {cell.reference.name}, which is broken")
-            elif cell.reference is None or cell.reference.is_finished(self._runs):
-                lock = _locked(cell, self._runs)
-                if lock is None:
-                    elsewhere += 1
-                elif cell.is_finished(self._runs):  # Between the look above and the lock.
-                    lock.close()
-                else:
-                    self._waiting.remove(cell)
-                    self._attempts[cell] += 1
-                    try:
-                        self._running[cell] = self._start(cell, lock)
-                    except (OSError, ValueError) as error:
-                        lock.close()
-                        self._failed(cell, one_line(error))
-
-    def _start(self, cell: Cell, lock: IO[str]) -> Running:
-        folder = cell.folder(self._runs)
-        identity.write_description(cell, self._runs)
-        matched: Sequence[str] = ()
-        if cell.reference is not None:
-            matched = costs.matched_bindings(cell, self._runs)
-        command = [*TRAIN, f"--gin_file={cell.gin_file}"]
-        command += [f"--gin_bindings={binding}" for binding in (*cell.gin_bindings, *matched)]
-        command += [f"--workdir={folder}", f"--seed={cell.seed}", *self._train_flags]
-        with open(folder / LOG_FILE, "ab") as log:
-            process = subprocess.Popen(
-                command, stdout=log, stderr=log, env=_environment(self._jobs), pass_fds=[lock.fileno()]
-            )
-        return Running(process, lock, time.monotonic())
-
-    def _collect(self) -> None:
-        for cell, running in list(self._running.items()):
-            if running.process.poll() is None:
-                continue
-            del self._running[cell]
-            running.lock.close()
-            if cell.is_finished(self._runs):
-                self._seconds[cell] = time.monotonic() - running.began
-                self._line.say(f"done    {cell.name}  {_outcome(cell, self._runs, self._measure)}")
-            else:
-                self._failed(cell, f"exit code {running.process.returncode}: {_last_line(cell, self._runs)}")
-
-    def _failed(self, cell: Cell, reason: str) -> None:
-        if self._attempts[cell] < ATTEMPTS:
-            self._line.say(f"again   {cell.name}  {reason}")
-            self._waiting.insert(0, cell)
-        else:
-            self._report_broken(cell, reason)
-
-    def _report_broken(self, cell: Cell, reason: str) -> None:
-        self.broken[cell] = reason
-        self._line.say(f"broken  {cell.name}  {reason}")
-
-    def _status(self) -> str:
-        finished = len(self._cells) - len(self._waiting) - len(self._running) - len(self.broken)
-        parts = [f"{finished}/{len(self._cells)} done"]
-        if self.broken:
-            parts.append(f"{len(self.broken)} broken")
-        if self._seconds:
-            ends = time.localtime(time.time() + self._seconds_left())
-            parts.append(f"ends about {time.strftime('%a %H:%M', ends)}")
-        running = ", ".join(f"{cell.name} {_progress(cell, self._runs)}".strip() for cell in self._running)
-        return "; ".join([*parts, f"running {running}" if running else "waiting for another sweep"])
-
-    def _seconds_left(self) -> float:
-        now = time.monotonic()
-        left = sum(self._expected_seconds(cell) for cell in self._waiting)
-        for cell, running in self._running.items():
-            left += max(0.0, self._expected_seconds(cell) - (now - running.began))
-        return left / self._jobs
-
-    def _expected_seconds(self, cell: Cell) -> float:
-        """The mean of the runs that are most alike."""
-
-        def likeness(other: Cell) -> tuple[bool, bool, bool, bool]:
-            return (
-                other.data == cell.data,
-                other.method.name == cell.method.name,
-                other.strides == cell.strides,
-                other.variant == cell.variant,
-            )
-
-        most = max(map(likeness, self._seconds))
-        return statistics.fmean(seconds for other, seconds in self._seconds.items() if likeness(other) == most)
-
-
-class _StatusLine:
-    """A line that changes in place on a terminal. Elsewhere nothing but events is printed."""
-
-    def __init__(self) -> None:
-        self._live = sys.stdout.isatty()
-
-    def show(self, text: str) -> None:
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{text[:width]}", end="", flush=True)
-
-    def say(self, text: str) -> None:
-        print(f"{self._clear()}{time.strftime('%H:%M:%S')}  {text}", flush=True)
-
-    def end(self) -> None:
-        print(self._clear(), end="", flush=True)
-
-    def _clear(self) -> str:
-        return "\r\x1b[K" if self._live else ""
-
-
-def _locked(cell: Cell, runs: str) -> IO[str] | None:
-    """Makes and locks the folder of a cell. None where another process has it locked."""
-    folder = cell.folder(runs)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  Held as long as the training lives.
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
-def _environment(jobs: int) -> Mapping[str, str]:
-    threads = str(max(1, len(os.sched_getaffinity(0)) // jobs))
-    if jobs == 1:
-        return os.environ
-    return {"TF_NUM_INTRAOP_THREADS": threads, "TF_NUM_INTEROP_THREADS": threads, **os.environ}
-
-
-def _outcome(cell: Cell, runs: str, measure: str) -> str:
-    summary = cell.summary(runs)
-    accuracy = summary["test_accuracy"]
-    if measure == "validation":
-        accuracy = float(read_rows(cell.folder(runs) / "metrics.csv")[-1]["val_accuracy"])
-    return f"{accuracy:.2%}, {summary['macs'] / 1e9:.3f} G MACs, {summary['training_seconds']:.0f} s"
-
-
-def _seconds(cell: Cell, runs: str) -> float:
-    return cell.summary(runs)["training_seconds"]
-
-
-def _log_lines(cell: Cell, runs: str) -> list[str]:
-    try:
-        text = (cell.folder(runs) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return []
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
-def _last_line(cell: Cell, runs: str) -> str:
-    lines = _log_lines(cell, runs)
-    return lines[-1] if lines else "it said nothing"
-
-
-def _progress(cell: Cell, runs: str) -> str:
-    epochs = [match[0] for match in map(re.compile(r"epoch \d+/\d+").match, _log_lines(cell, runs)) if match]
-    return f"({epochs[-1]})" if epochs else ""
+def define_flags() -> None:
+    """Defines the options of the command."""
+    define_study_flags()
+    flags.DEFINE_integer("jobs", 1, "How many runs at a time. The CPU cores are divided among them.", lower_bound=1)
+    flags.DEFINE_string("shard", "1/1", "Which part of the grid, such as 2/8 for the second of eight machines.")
+    flags.DEFINE_bool("list", False, "Say what is finished and what is not, and run nothing.")
+    flags.DEFINE_bool("dry_run", False, "Say what each run costs in MACs, and run nothing.")
+    flags.DEFINE_multi_string(
+        "train_flag", [], "A flag for diffstride_hybrid.train, such as --data_dir=/data. May be given again."
+    )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -282,9 +50,9 @@ def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
     """A line for each cell: whether it is finished, and how it ended."""
     for cell in cells:
         if cell.is_finished(runs):
-            yield f"finished  {cell.name}  {_outcome(cell, runs, measure)}"
+            yield f"finished  {cell.name}  {outcome(cell, runs, measure)}"
         elif cell.folder(runs).exists():
-            yield f"begun     {cell.name}  {_progress(cell, runs)}".rstrip()
+            yield f"begun     {cell.name}  {progress(cell, runs)}".rstrip()
         else:
             yield f"to do     {cell.name}"
 
@@ -302,24 +70,24 @@ def main(argv: Sequence[str]) -> None:
     del argv
     tf.config.set_visible_devices([], "GPU")  # The memory of GPUs is for the trainings.
     study = chosen_study()
-    cells = shard_of(study.cells(), *parse_shard(_SHARD.value))
+    cells = shard_of(study.cells(), *parse_shard(FLAGS.shard))
     for cell in cells:
-        identity.check_unchanged(cell, RUNS.value)
-    if _LIST.value or _DRY_RUN.value:
-        lines = dry_run(cells, RUNS.value) if _DRY_RUN.value else listing(cells, RUNS.value, study.measure)
+        fingerprint.check_unchanged(cell, FLAGS.runs)
+    if FLAGS.list or FLAGS.dry_run:
+        lines = dry_run(cells, FLAGS.runs) if FLAGS.dry_run else listing(cells, FLAGS.runs, study.measure)
         for line in lines:
             print(line, flush=True)
-        finished = sum(cell.is_finished(RUNS.value) for cell in cells)
+        finished = sum(cell.is_finished(FLAGS.runs) for cell in cells)
         print(f"{study.name}: {study.purpose}")
         print(f"{len(cells)} runs, {finished} finished: {_composition(cells)}")
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    sweep = Sweep(cells, RUNS.value, _JOBS.value, _TRAIN_FLAGS.value, study.measure)
+    sweep = Sweep(cells, FLAGS.runs, FLAGS.jobs, FLAGS.train_flag, study.measure)
     sweep.run()
     if sweep.broken:
         raise RuntimeError(f"{len(sweep.broken)} of {len(cells)} runs are broken: see {LOG_FILE} in their folders.")
-    print(f"all {len(cells)} runs are finished, in {RUNS.value}/{study.name}")
+    print(f"all {len(cells)} runs are finished, in {FLAGS.runs}/{study.name}")
 
 
 def _composition(cells: Sequence[Cell]) -> str:
@@ -330,4 +98,4 @@ def _composition(cells: Sequence[Cell]) -> str:
 
 
 if __name__ == "__main__":
-    app.run(command_line.reporting_errors(main))
+    command_line.run(main, define_flags)

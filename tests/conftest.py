@@ -18,12 +18,9 @@ tf.config.set_logical_device_configuration(
 )
 
 
-LONGEST = ("test_training.py", "test_distribution.py", "test_commands.py", "test_interruptions.py")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files that take longest, so that both processes end at about the same time."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Begins with the files that are marked `long`, so that both processes end at about the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +42,7 @@ def fresh_gin() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the data sets of `tiny_datasets.SIZES` are prepared."""
-    import tiny_datasets
+    from support import tiny_datasets
 
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     for name in tiny_datasets.SIZES:
@@ -55,7 +52,7 @@ def tiny_data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def run_steps_eagerly() -> Iterator[None]:
-    from diffstride_hybrid.training import TrainingLoop
+    from diffstride_hybrid.training.loop import TrainingLoop
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_train_steps", "_evaluation_steps"):

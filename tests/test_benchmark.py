@@ -6,35 +6,36 @@ from typing import Any
 
 import pytest
 
-from experiments import benchmark, benchmark_report
+from experiments.benchmark import cases
+from experiments.benchmark import report as benchmark_report
 
-CASE = benchmark.Case("layer", "stem", "released", "float32", 8, 32, 64, 1.0)
+CASE = cases.Case("layer", "stem", "released", "float32", 8, 32, 64, 1.0)
 
 
-def row(case: benchmark.Case, milliseconds: float, megabytes: float | None, **more: Any) -> dict[str, Any]:
+def row(case: cases.Case, milliseconds: float, megabytes: float | None, **more: Any) -> dict[str, Any]:
     fields = {**vars(case), "macs": 11_000_000, "milliseconds": milliseconds, "least": milliseconds - 1.0}
     fields |= {"most": milliseconds + 2.0, "megabytes": megabytes, "times_faster": None, "memory_ratio": None}
     return {**fields, **more}
 
 
 def test_each_place_has_one_counterpart_in_the_release():
-    listed = benchmark.cases(["layer", "sizes", "step"], batch=64)
+    listed = cases.cases(["layer", "sizes", "step"], batch=64)
     assert len(set(listed)) == len(listed)
-    counterparts = [other for case in listed if (other := benchmark.release_case(case))]
+    counterparts = [other for case in listed if (other := cases.release_case(case))]
     assert {case.place for case in counterparts} == {case.place for case in listed if case.part != "machine"}
     assert len(counterparts) == len({case.place for case in counterparts})
     assert {case.dtype for case in counterparts} == {"float32"}
 
 
 def test_only_the_parts_that_were_asked_for_are_measured():
-    assert {case.part for case in benchmark.cases(["step"], batch=2)} == {"machine", "step"}
+    assert {case.part for case in cases.cases(["step"], batch=2)} == {"machine", "step"}
 
 
 def test_the_table_compares_with_the_release():
     rows = [
         row(CASE, 20.0, 60.0, times_faster=4.0, memory_ratio=0.5),
-        row(benchmark.Case(**{**vars(CASE), "variant": "release"}), 80.0, 120.0, macs=None, times_faster=1.0),
-        row(benchmark.Case(**{**vars(CASE), "place": "block 2"}), 30.0, 60.0, times_faster=9.0, memory_ratio=0.125),
+        row(cases.Case(**{**vars(CASE), "variant": "release"}), 80.0, 120.0, macs=None, times_faster=1.0),
+        row(cases.Case(**{**vars(CASE), "place": "block 2"}), 30.0, 60.0, times_faster=9.0, memory_ratio=0.125),
     ]
     lines = benchmark_report.markdown(rows).splitlines()
     assert lines[2] == "| stem | released | 8 | 11.0 M | 20 ms, 4.00x, 0.50 of the memory |"
@@ -49,7 +50,7 @@ def test_without_a_release_its_columns_are_absent():
 
 
 def test_rows_and_figure_are_written(tmp_path: Path):
-    rows = [row(CASE, 20.0, 60.0), row(benchmark.Case(**{**vars(CASE), "part": "step", "place": "net"}), 40.0, None)]
+    rows = [row(CASE, 20.0, 60.0), row(cases.Case(**{**vars(CASE), "part": "step", "place": "net"}), 40.0, None)]
     benchmark_report.write_csv(tmp_path / "rows.csv", rows)
     benchmark_report.write_figure(tmp_path / "rows.png", rows)
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
@@ -63,6 +64,6 @@ def test_the_benchmark_measures_every_layer(tmp_path: Path):
     subprocess.run([*command, f"--output={tmp_path}/rows.csv"], check=True, capture_output=True)
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(benchmark.cases(["layer"], batch=1))
+    assert len(rows) == len(cases.cases(["layer"], batch=1))
     assert all(float(read["least"]) <= float(read["milliseconds"]) <= float(read["most"]) for read in rows)
     assert all(float(read["megabytes"]) > 0 for read in rows if read["variant"] in ("released", "symmetric"))

@@ -17,13 +17,20 @@ import numpy as np
 import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
-from damage import empty, flip_a_bit, truncate
 from PIL import Image
+from support.command_flags import defined_flags
+from support.damage import empty, flip_a_bit, truncate
 
-from diffstride_hybrid import __main__, command_line, data, gin_registry, stopping
-from diffstride_hybrid.run_folder import read_rows
+from diffstride_hybrid import __main__, command_line
+from diffstride_hybrid.common import signals
+from diffstride_hybrid.common.files import read_rows
+from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.data.images import normalised
+from diffstride_hybrid.data.loading import load_datasets
 from experiments import figures
-from experiments.study import load_study
+from experiments.studies.study import load_study
+
+pytestmark = pytest.mark.long
 
 TINY = {
     "train.train.num_epochs": 1,
@@ -60,22 +67,10 @@ def wait_for(process: subprocess.Popen[str]) -> Result:
 
 @contextlib.contextmanager
 def command(module: str) -> Iterator[Any]:
-    """A command's module. Commands define flags of the same names, so no two can be imported side by side."""
-    name = f"diffstride_hybrid.{module}"
-    source = importlib.util.find_spec(name).loader.get_source(name)
-    own = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
-    # Those of a module of `experiments` that another test file has imported.
-    others = {flag: flags.FLAGS[flag] for flag in own if flag in flags.FLAGS}
-    for flag in others:
-        delattr(flags.FLAGS, flag)
-    try:
-        yield importlib.import_module(name)
-    finally:
-        for flag in own:
-            delattr(flags.FLAGS, flag)
-        for flag, definition in others.items():
-            flags.FLAGS[flag] = definition
-        sys.modules.pop(name, None)
+    """A command's module, with its flags defined while the context lasts."""
+    main = importlib.import_module(f"diffstride_hybrid.{module}")
+    with defined_flags(main.define_flags, command_line.traceback_flag):
+        yield main
 
 
 def run_here(module: str, *arguments: str) -> Result:
@@ -147,7 +142,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
                 given.update(gin.get_bindings("train.train"), **options)
                 raise NotTrained
 
-            monkeypatch.setattr(main.gin_registry, "train", train)
+            monkeypatch.setattr(main.gin_names, "train", train)
             remaining = flags.FLAGS(["train", *arguments])
             with pytest.raises(NotTrained):
                 main.main(remaining)
@@ -189,7 +184,7 @@ def test_the_folder_of_the_data_is_that_of_the_flag(started: Any, tmp_path: Path
 @pytest.mark.parametrize("name", ["digits_hybrid", "digits_hybrid.gin"])
 def test_a_shipped_config_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.chdir(tmp_path)
-    assert Path(command_line.find_gin_file(name)) == command_line.shipped_configs() / "digits_hybrid.gin"
+    assert Path(gin_files.find_gin_file(name)) == gin_files.shipped_configs() / "digits_hybrid.gin"
 
 
 def test_a_config_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -198,7 +193,7 @@ def test_a_config_is_found_by_its_path(tmp_path: Path, monkeypatch: pytest.Monke
     path.parent.mkdir()
     path.touch()
     for name in (str(path), "folder/mine.gin"):
-        assert Path(command_line.find_gin_file(name)).samefile(path)
+        assert Path(gin_files.find_gin_file(name)).samefile(path)
 
 
 # --- Mistakes --------------------------------------------------------------------------------------------------------
@@ -333,8 +328,8 @@ def test_the_traceback_is_shown_if_asked_for(tmp_path: Path):
     ("raised", "code", "line"),
     [
         (
-            stopping.Stopped("stopped by SIGTERM after 3 steps"),
-            stopping.EXIT_CODE,
+            signals.Stopped("stopped by SIGTERM after 3 steps"),
+            signals.EXIT_CODE,
             "stopped by SIGTERM after 3 steps\n",
         ),
         (KeyboardInterrupt(), 130, "interrupted\n"),
@@ -347,7 +342,7 @@ def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(
     def train(**options: Any) -> None:
         raise raised
 
-    monkeypatch.setattr(gin_registry, "train", train)
+    monkeypatch.setattr(gin_names, "train", train)
     result = run_here("train", "--gin_file=digits_hybrid", f"--workdir={tmp_path}")
     assert (result.code, result.err, result.out) == (code, line, "")
 
@@ -393,7 +388,7 @@ def test_preparing_from_a_folder_downloads_from_there(tmp_path: Path, monkeypatc
         addresses.append(builder.URL)
         raise OSError("no files")
 
-    monkeypatch.setattr(data, "prepare", prepare)
+    monkeypatch.setattr("diffstride_hybrid.prepare.prepare", prepare)
     arguments = ["--name=fashion_mnist", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
     assert_one_clear_line(run_here("prepare", *arguments), "no files")
     assert addresses == [f"{tmp_path.as_uri()}/"]
@@ -494,9 +489,9 @@ def test_an_export_is_compared_with_the_model_on_real_images(finished: tuple[Pat
 @pytest.fixture(scope="module")
 def test_digits() -> tuple[np.ndarray, np.ndarray]:
     """The first test images of the digits at the size of the run, uint8, and normalised as the run does."""
-    datasets = data.load_datasets("digits", image_size=TINY["data.load_datasets.image_size"])
+    datasets = load_datasets("digits", image_size=TINY["data.load_datasets.image_size"])
     images = datasets.splits["test"].arrays[0][:5]
-    return images, data.normalised(images, datasets.mean, datasets.std).numpy()
+    return images, normalised(images, datasets.mean, datasets.std).numpy()
 
 
 def test_image_files_are_predicted_as_the_data_set_is(
@@ -568,7 +563,7 @@ def test_logits_become_probabilities(tmp_path: Path, test_digits: tuple[np.ndarr
 def test_the_overview_names_every_command():
     overview = __main__.overview()
     folder = Path(command_line.__file__).parent
-    commands = {path.stem for path in folder.glob("*.py") if "app.run(" in path.read_text(encoding="utf-8")}
+    commands = {path.stem for path in folder.glob("*.py") if "command_line.run(" in path.read_text(encoding="utf-8")}
     assert set(re.findall(r"diffstride_hybrid\.(\w+)", overview)) == commands
     assert "  digits_hybrid" in overview.splitlines()
 

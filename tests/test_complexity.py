@@ -20,7 +20,8 @@ from diffstride_hybrid import (
     resnet34,
     resnet56,
 )
-from diffstride_hybrid.complexity import diffstride_layers, regularize_strides
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
 
 
 def resnet_macs(filters: Sequence[int], layers: Sequence[int], sizes: Sequence[int], pooled: bool, kept: int) -> int:

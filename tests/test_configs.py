@@ -15,19 +15,14 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride_hybrid import (
-    DiffStride,
-    FixedSpectralPooling,
-    SpectralPooling,
-    command_line,
-    figures,
-    gin_registry,
-    training,
-)
-from diffstride_hybrid.resnet import ResidualLayer
-from experiments.studies import fashion_mnist_small
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.models.residual import ResidualLayer
+from diffstride_hybrid.training import run as run_module
+from diffstride_hybrid.training.run import evaluate
+from experiments.studies.grids import fashion_mnist_small
 
-CONFIGS = sorted(path.stem for path in command_line.shipped_configs().glob("*.gin"))
+CONFIGS = sorted(path.stem for path in gin_files.shipped_configs().glob("*.gin"))
 every_config = pytest.mark.parametrize("name", CONFIGS)
 
 # These run the compiled loop. The others run it eagerly, to save time; test_commands compiles digits_hybrid.
@@ -51,7 +46,7 @@ class AtTheStart(keras.callbacks.Callback):
     unread: list[str] | None = None
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self.unread = gin_registry.unread_bindings()
+        self.unread = gin_files.unread_bindings()
 
 
 def train(folder: Path, data_dir: Path, file: Path, batch_size: int = 24) -> Trained:
@@ -59,9 +54,9 @@ def train(folder: Path, data_dir: Path, file: Path, batch_size: int = 24) -> Tra
     is_imagenet = file.stem.startswith("imagenet")
     width = f"resnet.{'resnet34' if is_imagenet else 'resnet18'}.width = 4"
     image_size = ["data.load_datasets.image_size = 32"] if is_imagenet else []
-    gin_registry.parse([str(file)], [*TINY, width, *data, *image_size])
+    gin_files.parse([str(file)], [*TINY, width, *data, *image_size])
     callback = AtTheStart()
-    summary = gin_registry.train(workdir=str(folder), callbacks=[callback])
+    summary = gin_names.train(workdir=str(folder), callbacks=[callback])
     return Trained(folder, summary, callback.model, callback.unread)
 
 
@@ -74,11 +69,11 @@ def trained(
 
     @functools.cache
     def train_config(name: str) -> Trained:
-        file = command_line.shipped_configs() / f"{name}.gin"
+        file = gin_files.shipped_configs() / f"{name}.gin"
         batch_size = 360 if name in ("base", "digits_hybrid") else 24  # All test images in one batch.
         with (
             contextlib.nullcontext() if name in COMPILED else eager_steps(),
-            mock.patch.object(figures, "write_figures"),
+            mock.patch.object(run_module.figures, "write_figures"),
         ):
             run = train(folder / name, tiny_data_dir, file, batch_size)
         image_shape = json.loads((run.folder / "run.json").read_text())["data"]["image_shape"]
@@ -110,7 +105,7 @@ def test_the_configs_are_those_of_the_plan():
 
 @every_config
 def test_each_file_opens_with_its_command_and_what_it_costs(name: str):
-    text = (command_line.shipped_configs() / f"{name}.gin").read_text()
+    text = (gin_files.shipped_configs() / f"{name}.gin").read_text()
     comment = text[: text.index("\n\n") if name == "base" else text.index("\ninclude")]
     assert all(line.startswith("#") for line in comment.splitlines())
     assert f"#   python -m diffstride_hybrid.train --gin_file={name}\n" in comment + "\n"
@@ -120,7 +115,7 @@ def test_each_file_opens_with_its_command_and_what_it_costs(name: str):
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("fashion_mnist")] + ["digits_hybrid"])
 def test_tuned_rates_are_those_of_the_study(name: str):
-    gin_registry.parse([str(command_line.shipped_configs() / f"{name}.gin")], [])
+    gin_files.parse([str(gin_files.shipped_configs() / f"{name}.gin")], [])
     method = name.removeprefix("fashion_mnist_").removeprefix("digits_")
     schedule = gin.get_bindings("tf.keras.optimizers.schedules.CosineDecay")
     assert schedule["initial_learning_rate"] == fashion_mnist_small.LEARNING_RATES[method]
@@ -150,7 +145,7 @@ for folder in sys.argv[1:]:
     model = keras.saving.load_model(f"{folder}/final.keras")
     np.testing.assert_array_equal(model(saved["images"], training=False), saved["outputs"], err_msg=folder)
     print(folder)
-assert not {"gin", "tensorflow_datasets", "diffstride_hybrid.training"} & set(sys.modules)
+assert not {"gin", "tensorflow_datasets", "diffstride_hybrid.training", "diffstride_hybrid.config"} & set(sys.modules)
 assert "traceback" not in flags.FLAGS  # Flags are for commands: a user's own may have the same names.
 """
     folders = [str(trained(name).folder) for name in CONFIGS]
@@ -200,7 +195,7 @@ def test_data_are_what_the_name_says(trained: Callable[[str], Trained], name: st
     [("cifar10_diffstride", True, 0.2), ("cifar100_hybrid", True, 0.2), ("cifar10_diffstride_released", False, 0.0)],
 )
 def test_the_recipe_as_written_and_as_released(name: str, augmented: bool, label_smoothing: float):
-    gin_registry.parse([str(command_line.shipped_configs() / f"{name}.gin")], [])
+    gin_files.parse([str(gin_files.shipped_configs() / f"{name}.gin")], [])
     loss = gin.get_bindings("train.train")["loss_cls"]()
     assert loss.get_config()["label_smoothing"] == label_smoothing
     bindings = gin.get_bindings("data.load_datasets")
@@ -263,9 +258,9 @@ def test_the_config_of_the_release_works_without_its_imports(tmp_path: Path, tin
     file.write_text(RELEASED)
     run = train(tmp_path / "run", tiny_data_dir, file)
     assert run.unread == []
-    datasets = gin_registry.load_datasets()
+    datasets = gin_names.load_datasets()
     smoothed, plain = (
-        training.evaluate(run.model, keras.losses.CategoricalCrossentropy(label_smoothing=smoothing), datasets)
+        evaluate(run.model, keras.losses.CategoricalCrossentropy(label_smoothing=smoothing), datasets)
         for smoothing in (0.2, 0.0)
     )
     assert run.summary["test_loss"] == pytest.approx(smoothed["loss"], rel=1e-6)
@@ -282,7 +277,7 @@ def test_the_config_of_the_release_works_without_its_imports(tmp_path: Path, tin
 def test_files_include_shipped_ones_and_their_neighbours(tmp_path: Path):
     (tmp_path / "common.gin").write_text("train.train.num_epochs = 7\nresnet.resnet18.width = 5\n")
     (tmp_path / "mine.gin").write_text("include 'digits_hybrid.gin'\ninclude 'common.gin'\nresnet.resnet18.width = 6\n")
-    gin_registry.parse([str(tmp_path / "mine.gin")], ["resnet.Resnet.weight_decay = 0.5"])
+    gin_files.parse([str(tmp_path / "mine.gin")], ["resnet.Resnet.weight_decay = 0.5"])
     assert gin.query_parameter("data.load_datasets.name") == "digits"
     assert gin.query_parameter("train.train.num_epochs") == 7
     assert gin.query_parameter("resnet.resnet18.width") == 6
@@ -295,7 +290,7 @@ def test_a_file_includes_its_own_neighbours_and_not_those_of_an_earlier_file(tmp
         folder.mkdir()
         (folder / "common.gin").write_text(f"train.train.num_epochs = {epochs}\n")
         (folder / "mine.gin").write_text("include 'base.gin'\ninclude 'common.gin'\n")
-        gin_registry.parse([str(folder / "mine.gin")], [])
+        gin_files.parse([str(folder / "mine.gin")], [])
         assert gin.query_parameter("train.train.num_epochs") == epochs
 
 
@@ -306,7 +301,7 @@ def test_the_current_folder_is_looked_in_last(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "other" / "mine.gin").write_text("include 'base.gin'\ninclude 'more/epochs.gin'\n")
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "epochs.gin").write_text("train.train.num_epochs = 9\n")
-    gin_registry.parse(["other/mine.gin"], [])
+    gin_files.parse(["other/mine.gin"], [])
     assert gin.query_parameter("train.train.num_epochs") == 9
 
 
@@ -330,7 +325,7 @@ def test_a_parameter_that_does_not_exist_is_refused_when_the_file_is_read(parame
     with pytest.raises(
         ValueError, match=rf"{name}' doesn't have a parameter named '{unknown}'|{name} has no .*'{unknown}'; it has"
     ):
-        gin_registry.parse([], [f"{parameter} = {value!r}"])
+        gin_files.parse([], [f"{parameter} = {value!r}"])
 
 
 @pytest.mark.parametrize(
@@ -356,5 +351,5 @@ def test_a_parameter_that_does_not_exist_is_refused_when_the_file_is_read(parame
     ],
 )
 def test_a_parameter_that_exists_can_be_bound(parameter: str):
-    gin_registry.parse([], [f"{parameter} = None"])
-    assert gin_registry.unread_bindings() == [parameter]
+    gin_files.parse([], [f"{parameter} = None"])
+    assert gin_files.unread_bindings() == [parameter]

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tiny_datasets
-from damage import empty, flip_a_bit, truncate
+from support import tiny_datasets
+from support.damage import empty, flip_a_bit, truncate
 from test_training import small, train
 
-from diffstride_hybrid import data
+from diffstride_hybrid.data import sources
+from diffstride_hybrid.data.damage import naming_damage
+from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.data.sources import image_classification, prepare, tfds_builder
 
 NAME = "fashion_mnist"
 
@@ -29,7 +32,7 @@ def data_dir(tiny_data_dir: Path, tmp_path: Path) -> Path:
 @pytest.fixture(params=["in memory", "streamed"])
 def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "streamed":
-        monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 0)
+        monkeypatch.setattr(sources, "MEMORY_LIMIT_BYTES", 0)
     return request.param
 
 
@@ -71,7 +74,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_named(damage: str, storage: str, data_dir: Path, tmp_path: Path, uncompiled: None):
     DAMAGES[damage](shard(data_dir))
-    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
+    load = partial(load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
     with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: ") as error:
         train(tmp_path / "run", load_data_fn=load, model_cls=small, steps_per_epoch=20)
     message = str(error.value)
@@ -87,7 +90,7 @@ def test_damaged_test_images_are_named(damage: str, data_dir: Path):
     path = shard(data_dir, "test")
     DAMAGES[damage](path)
     with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: "):
-        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+        load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_a_damaged_description_is_named(damage: Callable[[Path], Any], message: 
     (path,) = (data_dir / NAME).rglob("dataset_info.json")
     damage(path)
     with pytest.raises(OSError, match=message):
-        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+        load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
 
 
 def test_an_augmentation_that_fails_is_not_taken_for_damage(
@@ -112,28 +115,28 @@ def test_an_augmentation_that_fails_is_not_taken_for_damage(
         with tf.control_dependencies([tf.debugging.Assert(tf.reduce_max(images) < -100, ["too bright"])]):
             return tf.identity(images)
 
-    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16, augment_fn=failing)
+    load = partial(load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16, augment_fn=failing)
     with pytest.raises(tf.errors.InvalidArgumentError, match="too bright"):
         train(tmp_path / "run", load_data_fn=load, model_cls=small)
 
 
 @pytest.mark.parametrize("error", [tf.errors.ResourceExhaustedError, tf.errors.UnavailableError])
 def test_what_the_machine_lacks_is_not_taken_for_damage(error: type[tf.errors.OpError]):
-    with pytest.raises(error), data.naming_damage(NAME):
+    with pytest.raises(error), naming_damage(NAME):
         raise error(None, None, "out of it [[{{node IteratorGetNext}}]]")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Failed to get url. HTTP code: 404."), AssertionError()])
 def test_a_download_that_fails_is_named(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    builder = data.tfds_builder(NAME, str(tmp_path))
+    builder = tfds_builder(NAME, str(tmp_path))
     monkeypatch.setattr(builder, "download_and_prepare", lambda: (_ for _ in ()).throw(error))
     with pytest.raises(OSError, match=rf"'{NAME}' is not prepared .* could not be downloaded: (Failed to|Assertion)"):
-        data.prepare(builder)
+        prepare(builder)
 
 
 def test_a_version_that_is_none_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Unknown data set 'cifar10:1\.0\.0': "):
-        data.load_datasets("cifar10:1.0.0", data_dir=str(tmp_path))
+        load_datasets("cifar10:1.0.0", data_dir=str(tmp_path))
 
 
 def test_a_shard_with_fewer_images_than_announced_is_named(
@@ -144,28 +147,28 @@ def test_a_shard_with_fewer_images_than_announced_is_named(
     with tf.io.TFRecordWriter(str(path)) as writer:
         for record in records[:40]:
             writer.write(record)
-    load = partial(data.load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
+    load = partial(load_datasets, NAME, data_dir=str(data_dir), batch_size=8, image_size=16)
     with pytest.raises(OSError, match=rf"The files of data set '{NAME}'.* are damaged or incomplete: "):
         train(tmp_path / "run", load_data_fn=load, model_cls=small, steps_per_epoch=20)
 
 
 def test_one_class_is_refused(data_dir: Path, monkeypatch: pytest.MonkeyPatch):
-    of_ten = data.image_classification
+    of_ten = image_classification
 
     def of_one(*args: Any) -> Any:
         feature, _, shape = of_ten(*args)
         return feature, ("all",), shape
 
-    monkeypatch.setattr(data, "image_classification", of_one)
+    monkeypatch.setattr(sources, "image_classification", of_one)
     with pytest.raises(ValueError, match=rf"Data set '{NAME}' cannot be used: it has 1 class, nothing to tell"):
-        data.load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
+        load_datasets(NAME, data_dir=str(data_dir), batch_size=8)
 
 
 INTERRUPTED = """
 import sys, time
 sys.path.insert(0, {tests!r})
-import tiny_datasets
-from damage import empty, flip_a_bit, truncate
+from support import tiny_datasets
+from support.damage import empty, flip_a_bit, truncate
 make = tiny_datasets.EXAMPLES["fashion_mnist"]
 
 def slow(random, split):
@@ -193,7 +196,7 @@ def test_an_interrupted_preparation_is_not_taken_for_a_whole_one(tmp_path: Path,
     monkeypatch.setattr(tfds.core.DatasetBuilder, "_download_and_prepare", no_network, raising=False)
     monkeypatch.setattr(tfds.core.GeneratorBasedBuilder, "_download_and_prepare", no_network)
     with pytest.raises(OSError, match=rf"'{NAME}' is not prepared under .* and could not be downloaded"):
-        data.load_datasets(NAME, data_dir=str(tmp_path), batch_size=8)
+        load_datasets(NAME, data_dir=str(tmp_path), batch_size=8)
     monkeypatch.undo()
     tiny_datasets.prepare(NAME, tmp_path)
-    assert data.load_datasets(NAME, data_dir=str(tmp_path), batch_size=8).splits["train"].size > 0
+    assert load_datasets(NAME, data_dir=str(tmp_path), batch_size=8).splits["train"].size > 0

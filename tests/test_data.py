@@ -11,34 +11,37 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_datasets as tfds
-import tiny_datasets
-from tiny_datasets import TEST_SIZE, TRAIN_SIZE
+from support import tiny_datasets
+from support.tiny_datasets import TEST_SIZE, TRAIN_SIZE
 
-from diffstride_hybrid import data
+from diffstride_hybrid.data import sources
+from diffstride_hybrid.data.augmentation import augment, mix_up, mixup_weights
+from diffstride_hybrid.data.datasets import ALL, Datasets, Shard
+from diffstride_hybrid.data.loading import load_datasets
 
 BATCH = 8
 VALIDATION_SIZE = 7  # A tenth of the training images, rounded.
 STEPS = (TRAIN_SIZE - VALIDATION_SIZE) // BATCH
-RANDOM = {"augment_fn": data.augment, "mixup_alpha": 0.2, "mixup": "batch"}
+RANDOM = {"augment_fn": augment, "mixup_alpha": 0.2, "mixup": "batch"}
 
 
 @pytest.fixture(params=["in_memory", "streamed"])
 def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "streamed":
-        monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 0)
+        monkeypatch.setattr(sources, "MEMORY_LIMIT_BYTES", 0)
     return request.param
 
 
 @pytest.fixture
 def load(tiny_data_dir: Path) -> Any:
-    return partial(data.load_datasets, "cifar10", batch_size=BATCH, data_dir=str(tiny_data_dir))
+    return partial(load_datasets, "cifar10", batch_size=BATCH, data_dir=str(tiny_data_dir))
 
 
 def take(dataset: tf.data.Dataset, count: int = -1) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(dataset.take(count).as_numpy_iterator())
 
 
-def evaluated(datasets: data.Datasets, split: str, shard: data.Shard = data.ALL) -> list[tuple[np.ndarray, np.ndarray]]:
+def evaluated(datasets: Datasets, split: str, shard: Shard = ALL) -> list[tuple[np.ndarray, np.ndarray]]:
     """The batches of a split without what fills them up."""
     batches = []
     for images, labels, weights in datasets.evaluation(split, shard).as_numpy_iterator():
@@ -60,13 +63,13 @@ def stored(tiny_data_dir: Path, name: str, split: str) -> tuple[np.ndarray, np.n
     return tuple(part.numpy() for part in dataset)
 
 
-def unnormalised(datasets: data.Datasets, images: np.ndarray) -> np.ndarray:
+def unnormalised(datasets: Datasets, images: np.ndarray) -> np.ndarray:
     levels = 255 * (images * np.array(datasets.std) + datasets.mean)
     np.testing.assert_allclose(levels, levels.round(), atol=1e-3)
     return levels.round().astype(np.uint8)
 
 
-def fingerprints(datasets: data.Datasets, batches: Iterable[Any]) -> list[bytes]:
+def fingerprints(datasets: Datasets, batches: Iterable[Any]) -> list[bytes]:
     """The images of batches, one after another, as something that can be compared."""
     return [image.tobytes() for images, _ in batches for image in unnormalised(datasets, images)]
 
@@ -154,16 +157,16 @@ def test_mixup_of_pairs_halves_the_steps_and_keeps_the_batch(load: Any, options:
 @pytest.mark.parametrize("mixup", ["pairs", "batch"])
 def test_the_shards_of_a_step_are_the_batch_of_a_single_machine(load: Any, mixup: str, count: int):
     datasets = load(**{**RANDOM, "mixup": mixup})
-    shards = [take(datasets.train(3, data.Shard(i, count)), STEPS) for i in range(count)]
+    shards = [take(datasets.train(3, Shard(i, count)), STEPS) for i in range(count)]
     assert all(len(images) == BATCH // count for batches in shards for images, _ in batches)
     joined = [tuple(np.concatenate(parts) for parts in zip(*step)) for step in zip(*shards)]
     assert_same(joined, take(datasets.train(3), STEPS))
 
 
 def test_each_machine_streams_a_part_of_its_own(load: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(data, "MEMORY_LIMIT_BYTES", 0)
+    monkeypatch.setattr(sources, "MEMORY_LIMIT_BYTES", 0)
     datasets = load()
-    shards = [fingerprints(datasets, take(datasets.train(0, data.Shard(i, 2)), 2 * STEPS)) for i in range(2)]
+    shards = [fingerprints(datasets, take(datasets.train(0, Shard(i, 2)), 2 * STEPS)) for i in range(2)]
     assert not set(shards[0]) & set(shards[1])
     everything = fingerprints(datasets, evaluated(datasets, "train"))
     assert set(shards[0]) | set(shards[1]) <= set(everything)
@@ -174,7 +177,7 @@ def test_each_machine_streams_a_part_of_its_own(load: Any, monkeypatch: pytest.M
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_the_shards_of_evaluation_have_each_image_once_and_as_many_batches(load: Any, storage: str, count: int):
     datasets = load()
-    shards = [evaluated(datasets, "test", data.Shard(i, count)) for i in range(count)]
+    shards = [evaluated(datasets, "test", Shard(i, count)) for i in range(count)]
     assert TEST_SIZE % BATCH and {len(batches) for batches in shards} == {-(-TEST_SIZE // BATCH)}
     joined = [image for batches in shards for image in fingerprints(datasets, batches)]
     assert joined == fingerprints(datasets, evaluated(datasets, "test"))
@@ -202,7 +205,7 @@ def test_splits_are_disjoint_and_complete(
 @pytest.mark.parametrize("name", ["cifar10", "digits"])
 def test_a_part_of_the_training_images_is_the_first_of_them(load: Any, storage: str, name: str):
     whole, part = (
-        data.load_datasets(name, batch_size=BATCH, data_dir=load.keywords["data_dir"], **images)
+        load_datasets(name, batch_size=BATCH, data_dir=load.keywords["data_dir"], **images)
         for images in ({"validation_fraction": 0.0}, {"training_images": 40, "validation_fraction": 0.25})
     )
     assert {split: part.splits[split].size for split in ("train", "validation")} == {"train": 30, "validation": 10}
@@ -218,7 +221,7 @@ def test_the_validation_split_does_not_depend_on_the_seed(load: Any, storage: st
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
 def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny_data_dir: Path, name: str):
-    datasets = data.load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir), **RANDOM)
+    datasets = load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir), **RANDOM)
     batches = evaluated(datasets, "test")
     assert [len(images) for images, _ in batches] == [8, 8, 7]
     images, labels = (np.concatenate(parts) for parts in zip(*batches))
@@ -230,7 +233,7 @@ def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny
 
 @pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("fashion_mnist", 1), ("cifar100", 3)])
 def test_training_images_have_mean_zero_and_unit_deviation(tiny_data_dir: Path, name: str, channels: int):
-    datasets = data.load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir))
+    datasets = load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir))
     images = np.concatenate([images for images, _ in evaluated(datasets, "train")]).astype("float64")
     assert len(datasets.mean) == len(datasets.std) == channels
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)), 0, atol=1e-5)
@@ -247,12 +250,12 @@ def test_training_images_have_mean_zero_and_unit_deviation(tiny_data_dir: Path, 
 def test_some_sets_have_their_customary_normalisation(
     tiny_data_dir: Path, name: str, mean: tuple[float, ...], std: tuple[float, ...]
 ):
-    datasets = data.load_datasets(name, batch_size=BATCH, image_size=32, data_dir=str(tiny_data_dir))
+    datasets = load_datasets(name, batch_size=BATCH, image_size=32, data_dir=str(tiny_data_dir))
     assert (datasets.mean, datasets.std) == (mean, std)
 
 
 def test_digits_are_real_images_without_a_download():
-    datasets = data.load_datasets("digits", batch_size=100)
+    datasets = load_datasets("digits", batch_size=100)
     assert datasets.image_shape == (32, 32, 1)
     assert {name: split.size for name, split in datasets.splits.items()} == {
         "train": 1293,
@@ -261,17 +264,17 @@ def test_digits_are_real_images_without_a_download():
     }
     labels = np.concatenate([labels for _, labels in evaluated(datasets, "test")])
     np.testing.assert_allclose(labels.sum(axis=0), 36, atol=1)  # Every class in the share that it has.
-    assert data.load_datasets("digits", image_size=8).image_shape == (8, 8, 1)
+    assert load_datasets("digits", image_size=8).image_shape == (8, 8, 1)
 
 
 def test_images_of_different_sizes_need_image_size(tiny_data_dir: Path):
-    load_imagenet = partial(data.load_datasets, "imagenet2012", batch_size=BATCH, data_dir=str(tiny_data_dir))
+    load_imagenet = partial(load_datasets, "imagenet2012", batch_size=BATCH, data_dir=str(tiny_data_dir))
     with pytest.raises(ValueError, match=r"'imagenet2012' differ in size: set data\.load_datasets\.image_size"):
         load_imagenet()
 
 
 def test_images_of_different_sizes_are_resized_whole(storage: str, tiny_data_dir: Path):
-    datasets = data.load_datasets("imagenet2012", batch_size=BATCH, image_size=24, data_dir=str(tiny_data_dir))
+    datasets = load_datasets("imagenet2012", batch_size=BATCH, image_size=24, data_dir=str(tiny_data_dir))
     assert datasets.image_shape == (24, 24, 3)
     assert datasets.num_classes == 1000
     assert datasets.splits["test"].size == TEST_SIZE
@@ -290,7 +293,7 @@ def test_images_of_different_sizes_are_resized_whole(storage: str, tiny_data_dir
 
 def test_a_test_split_without_labels_is_not_used(tmp_path: Path):
     tiny_datasets.prepare("imagenet2012", tmp_path, {"train": 20, "validation": 9, "test": 10})
-    datasets = data.load_datasets("imagenet2012", batch_size=4, image_size=8, data_dir=str(tmp_path))
+    datasets = load_datasets("imagenet2012", batch_size=4, image_size=8, data_dir=str(tmp_path))
     assert datasets.splits["test"].size == 9
 
 
@@ -320,7 +323,7 @@ def random_numbers(count: int, seed: int = 1) -> tf.Tensor:
 def test_augment_shifts_with_zero_fill_and_mirrors(pad_size: int, flip: bool):
     image = np.random.default_rng(0).normal(size=(5, 7, 2)).astype("float32")
     candidates = shifted_and_mirrored(image, pad_size, flip)
-    augmented = data.augment(tf.stack([image] * 900), random_numbers(900), pad_size=pad_size, flip=flip).numpy()
+    augmented = augment(tf.stack([image] * 900), random_numbers(900), pad_size=pad_size, flip=flip).numpy()
     by_bytes = {candidate.tobytes(): key for key, candidate in candidates.items()}
     found = [by_bytes[result.tobytes()] for result in augmented]
     counts = np.array([found.count(key) for key in candidates])
@@ -329,13 +332,13 @@ def test_augment_shifts_with_zero_fill_and_mirrors(pad_size: int, flip: bool):
 
 def test_augment_depends_on_the_numbers_of_each_image_alone():
     images, numbers = tf.random.normal([20, 6, 6, 1]), random_numbers(20)
-    augmented = data.augment(images, numbers)
-    np.testing.assert_array_equal(augmented[5:], data.augment(images[5:], numbers[5:]))
-    assert not np.array_equal(augmented, data.augment(images, random_numbers(20, seed=2)))
+    augmented = augment(images, numbers)
+    np.testing.assert_array_equal(augmented[5:], augment(images[5:], numbers[5:]))
+    assert not np.array_equal(augmented, augment(images, random_numbers(20, seed=2)))
 
 
 def test_training_images_are_augmented_with_the_mean_shifted_in(load: Any):
-    plain, shifted = (load(augment_fn=augment_fn) for augment_fn in (None, partial(data.augment, flip=False)))
+    plain, shifted = (load(augment_fn=augment_fn) for augment_fn in (None, partial(augment, flip=False)))
     for (images, labels), (others, other_labels) in zip(take(plain.train(), 2), take(shifted.train(), 2)):
         np.testing.assert_array_equal(labels, other_labels)
         for image, other in zip(images, others):
@@ -350,7 +353,7 @@ def test_training_images_are_augmented_with_the_mean_shifted_in(load: Any):
 def test_mixup_weighs_images_and_labels_alike(mixup: str, pairs: list[tuple[int, int]]):
     images = np.random.default_rng(0).normal(size=(8, 3, 4, 2)).astype("float32")
     weights = np.linspace(0.1, 0.9, len(pairs), dtype="float32")
-    mixed, labels = data.mix_up(tf.constant(images), tf.eye(8), weights, mixup)
+    mixed, labels = mix_up(tf.constant(images), tf.eye(8), weights, mixup)
     for i, (first, second) in enumerate(pairs):
         expected = weights[i] * images[first] + (1 - weights[i]) * images[second]
         np.testing.assert_allclose(mixed[i], expected, atol=1e-6)
@@ -360,7 +363,7 @@ def test_mixup_weighs_images_and_labels_alike(mixup: str, pairs: list[tuple[int,
 
 def test_mixup_within_a_batch_of_odd_size_leaves_the_last_image_as_it_is():
     images = tf.random.normal([5, 2, 2, 1])
-    mixed, labels = data.mix_up(images, tf.eye(5), tf.fill([5], 0.25), "batch")
+    mixed, labels = mix_up(images, tf.eye(5), tf.fill([5], 0.25), "batch")
     np.testing.assert_array_equal(mixed[4], images[4])
     np.testing.assert_array_equal(labels[4], np.eye(5)[4])
 
@@ -374,7 +377,7 @@ def test_each_image_and_step_draws_its_own_mixup_weight(load: Any, storage: str)
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 1.0, 8.0])
 def test_mixup_weights_follow_the_beta_distribution(alpha: float):
     count = 20_000
-    weights = data.mixup_weights(count, tf.constant([1, 2]), alpha)
+    weights = mixup_weights(count, tf.constant([1, 2]), alpha)
     weights = weights.numpy().astype("float64")
     assert np.all((weights >= 0) & (weights <= 1))
     for power in (1, 2, 3, 4):
@@ -426,13 +429,13 @@ def test_mixup_weights_follow_the_beta_distribution(alpha: float):
 def test_what_is_wrong_is_named(tiny_data_dir: Path, options: dict[str, Any], message: str):
     arguments = {"name": "cifar10", "batch_size": BATCH, "data_dir": str(tiny_data_dir), **options}
     with pytest.raises(ValueError, match=message):
-        data.load_datasets(**arguments)
+        load_datasets(**arguments)
 
 
 @pytest.mark.parametrize("pad_size", [-1, 1.5, "2"])
 def test_a_pad_size_that_is_not_a_whole_number_is_refused(load: Any, pad_size: Any):
     with pytest.raises(ValueError, match=rf"pad_size must be a whole number of at least 0, got {pad_size!r}\."):
-        load(augment_fn=partial(data.augment, pad_size=pad_size)).train()
+        load(augment_fn=partial(augment, pad_size=pad_size)).train()
 
 
 @pytest.mark.parametrize("augment_fn", ["flip", lambda images, seed: images[:, 1:]], ids=["text", "another shape"])
@@ -444,7 +447,7 @@ def test_what_does_not_augment_is_refused(load: Any, augment_fn: Any):
 def test_a_set_without_a_test_split_is_refused(tmp_path: Path):
     tiny_datasets.prepare("cifar10", tmp_path, {"train": 20})
     with pytest.raises(ValueError, match=r"'cifar10' cannot be used: it needs a 'train' and a 'test' .* has train\."):
-        data.load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
+        load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
 
 
 def test_a_failed_download_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -453,7 +456,7 @@ def test_a_failed_download_says_what_and_why(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
     with pytest.raises(OSError) as caught:
-        data.load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
+        load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
     expected = (
         rf"'cifar10' is not prepared under {re.escape(str(tmp_path))}.* not be downloaded: Network is unreachable$"
     )
@@ -462,4 +465,4 @@ def test_a_failed_download_says_what_and_why(tmp_path: Path, monkeypatch: pytest
 
 def test_a_set_that_has_to_be_downloaded_by_hand_says_so(tmp_path: Path):
     with pytest.raises(OSError, match="'imagenet2012' is not prepared under"):
-        data.load_datasets("imagenet2012", batch_size=4, image_size=32, data_dir=str(tmp_path))
+        load_datasets("imagenet2012", batch_size=4, image_size=32, data_dir=str(tmp_path))

@@ -16,20 +16,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import (
-    DiffStride,
-    Resnet,
-    SpectralPooling,
-    data,
-    distribution,
-    gin_registry,
-    resnet,
-    spectral,
-    stopping,
-    training,
-)
-from diffstride_hybrid.complexity import diffstride_layers
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, spectral
+from diffstride_hybrid.common import distribution, signals
+from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.models.residual import batch_norm
+from diffstride_hybrid.training.loop import TrainingLoop
+from diffstride_hybrid.training.run import evaluate, make_loop, train
 from experiments.launch_local import start_workers
+
+pytestmark = pytest.mark.long
 
 SMALL_HYBRID = """
 train.train:
@@ -70,10 +67,10 @@ def two_cpus() -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def started_loop(**options: Any) -> training.TrainingLoop:
+def started_loop(**options: Any) -> TrainingLoop:
     """A small network on digits, under the current strategy, at its first step."""
-    loop = training.make_loop(
-        data.load_datasets("digits", image_size=16, batch_size=32),
+    loop = make_loop(
+        load_datasets("digits", image_size=16, batch_size=32),
         functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1, **options),
         functools.partial(keras.optimizers.SGD, 0.01),
         keras.losses.CategoricalCrossentropy,
@@ -115,9 +112,9 @@ def on_one_device(gin_file: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def run_here(gin_file: Path, workdir: Path, strategy: tf.distribute.Strategy) -> tuple[Path, dict[str, Any]]:
-    gin_registry.parse([str(gin_file)], [])
+    gin_files.parse([str(gin_file)], [])
     with strategy.scope():
-        return workdir, gin_registry.train(workdir=str(workdir))
+        return workdir, gin_names.train(workdir=str(workdir))
 
 
 def assert_same_run(run: tuple[Path, dict[str, Any]], expected: tuple[Path, dict[str, Any]]) -> None:
@@ -196,7 +193,7 @@ def test_a_signal_to_one_worker_saves_and_stops_all(gin_file: Path, tmp_path: Pa
     wait_for_epochs(tmp_path / "run", 2, workers)
     workers[1].send_signal(signal.SIGTERM)
     for (code, _, err), name in zip(outcome(workers, timeout=60), ("a signal to another worker", "SIGTERM")):
-        assert code == stopping.EXIT_CODE, err
+        assert code == signals.EXIT_CODE, err
         assert "Traceback" not in err
         steps = int(
             re.search(rf"^stopped by {name} after ([\d,]+) steps: start", err, re.MULTILINE)[1].replace(",", "")
@@ -224,12 +221,12 @@ def wait_for_epochs(folder: Path, count: int, workers: list[subprocess.Popen[str
 @pytest.mark.parametrize("batch_size", [8, 50, 64, 1000])
 @pytest.mark.parametrize("make_strategy", [tf.distribute.get_strategy, two_cpus], ids=["one", "two"])
 def test_evaluation_counts_every_image_once(make_strategy: Any, batch_size: int):
-    datasets = data.load_datasets("digits", image_size=8, batch_size=batch_size, validation_fraction=0.25)
+    datasets = load_datasets("digits", image_size=8, batch_size=batch_size, validation_fraction=0.25)
     assert datasets.splits["validation"].size == 359  # A prime number.
     with make_strategy().scope():
         model = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")])
         model.build((None, 8, 8, 1))
-        results = training.evaluate(model, keras.losses.CategoricalCrossentropy(), datasets, "validation")
+        results = evaluate(model, keras.losses.CategoricalCrossentropy(), datasets, "validation")
     batches = datasets.evaluation("validation").as_numpy_iterator()
     images, labels, weights = (np.concatenate(parts) for parts in zip(*batches))
     assert weights.sum() == 359
@@ -240,31 +237,31 @@ def test_evaluation_counts_every_image_once(make_strategy: Any, batch_size: int)
 
 
 def test_a_batch_must_split_evenly_over_the_replicas():
-    datasets = data.load_datasets("digits", image_size=8, batch_size=25)
+    datasets = load_datasets("digits", image_size=8, batch_size=25)
     with two_cpus().scope():
         model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
         with pytest.raises(
             ValueError, match=r"data\.load_datasets\.batch_size must be a multiple of the 2 replicas, got 25"
         ):
-            training.evaluate(model, keras.losses.CategoricalCrossentropy(), datasets)
+            evaluate(model, keras.losses.CategoricalCrossentropy(), datasets)
 
 
 def test_what_several_cpus_cannot_do_is_named(tmp_path: Path):
     small = functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", pooling_cls=DiffStride, num_layers=1)
     options = {
-        "load_data_fn": functools.partial(data.load_datasets, "digits", image_size=16, batch_size=64),
+        "load_data_fn": functools.partial(load_datasets, "digits", image_size=16, batch_size=64),
         "model_cls": small,
         "optimizer_cls": keras.optimizers.SGD,
         "workdir": str(tmp_path),
     }
     with two_cpus().scope():
         with pytest.raises(ValueError, match=r"train\.train\.jit_compile = True needs one replica"):
-            training.train(**options, jit_compile=True)
+            train(**options, jit_compile=True)
         with pytest.raises(ValueError, match=r"train\.train\.dtype_policy = 'float64' needs one replica"):
-            training.train(**options, dtype_policy="float64")
+            train(**options, dtype_policy="float64")
         clipped = {**options, "optimizer_cls": functools.partial(keras.optimizers.SGD, clipnorm=1.0)}
         with pytest.raises(ValueError, match=r"clipnorm needs one replica: Keras would clip .* of each of the 2"):
-            training.train(**clipped)
+            train(**clipped)
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -310,8 +307,8 @@ def test_replicas_go_back_together_when_a_gradient_is_not_finite(
 ):
     WithoutGradient.calls = 0
     with two_cpus().scope():
-        summary = training.train(
-            functools.partial(data.load_datasets, "digits", image_size=16, batch_size=32),
+        summary = train(
+            functools.partial(load_datasets, "digits", image_size=16, batch_size=32),
             functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1),
             functools.partial(keras.optimizers.SGD, 0.01),
             WithoutGradient,
@@ -330,7 +327,7 @@ def test_replicas_go_back_together_when_a_gradient_is_not_finite(
 def test_a_layers_moving_averages_stay_the_same_on_all_replicas(axis: int):
     strategy = two_cpus()
     with strategy.scope():
-        layer = resnet.batch_norm(axis=axis)
+        layer = batch_norm(axis=axis)
         layer.build((None, 4, 4, 4))
         images = tf.random.normal([8, 4, 4, 4])
 

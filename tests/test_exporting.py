@@ -6,8 +6,13 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, complexity, data, exporting, run_loading
-from experiments import export_report
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling
+from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.model_tools import exporting
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
+from experiments.exports import comparison as export_comparison
+from experiments.exports import report as export_report
 
 SHAPE = (16, 20, 1)
 
@@ -36,7 +41,7 @@ def model() -> keras.Model:
         head_placement="before_activation",
     )
     model.build((None, *SHAPE))
-    for layer in complexity.diffstride_layers(model):
+    for layer in diffstride_layers(model):
         layer.strides.assign(layer.strides.numpy() * [1.3, 1.7])
     for weight in model.non_trainable_weights:
         if "moving" in weight.name:
@@ -57,7 +62,7 @@ def test_an_export_gives_what_the_model_gives_without_this_package(
     path = tmp_path / "folder" / "export"
     exporting.export(model, path, format, SHAPE, quantization, images)
     assert [entry.name for entry in path.parent.iterdir()] == ["export"]
-    outputs, record = export_report.run_alone(Path(sys.executable), path, format, images)
+    outputs, record = export_comparison.run_alone(Path(sys.executable), path, format, images)
     assert record["loaded"] == {"saved_model": ["keras", "tensorflow"]}.get(format, [])
     assert record["milliseconds"] > 0
     expected = model(images, training=False).numpy()
@@ -76,7 +81,7 @@ def test_an_export_gives_what_the_model_gives_without_this_package(
 def test_the_model_is_as_before_after_an_export(model: keras.Model, images: np.ndarray, tmp_path: Path):
     before = model(images).numpy()
     exporting.export(model, tmp_path / "export", "saved_model", SHAPE)
-    assert all("call" not in vars(layer) for layer in complexity.leaf_layers(model))
+    assert all("call" not in vars(layer) for layer in leaf_layers(model))
     np.testing.assert_array_equal(model(images), before)
 
 
@@ -116,13 +121,13 @@ def test_the_table_of_exports_has_a_line_for_each_format():
 def test_exports_run_in_fresh_environments(model: keras.Model, tmp_path: Path):
     """Installs each runtime from the package registry."""
     model.save(tmp_path / "final.keras")
-    datasets = data.load_datasets("digits", image_size=16)
+    datasets = load_datasets("digits", image_size=16)
     inputs = keras.Input((16, 16, 1))
     square = keras.Model(inputs, keras.layers.ZeroPadding2D((0, 2))(inputs))
-    run = run_loading.Run(keras.Sequential([square, model]), datasets, keras.losses.CategoricalCrossentropy())
-    keras_row, *rows = export_report.compared(run, tmp_path / "final.keras", 100)
-    assert [(row["format"], row["precision"]) for row in rows] == list(export_report.EXPORTS)
-    assert [row["runtime"].split()[0] for row in rows] == [export_report.RUNTIMES[row["format"]] for row in rows]
+    run = saved_runs.Run(keras.Sequential([square, model]), datasets, keras.losses.CategoricalCrossentropy())
+    keras_row, *rows = export_comparison.compared(run, tmp_path / "final.keras", 100)
+    assert [(row["format"], row["precision"]) for row in rows] == list(export_comparison.EXPORTS)
+    assert [row["runtime"].split()[0] for row in rows] == [export_comparison.RUNTIMES[row["format"]] for row in rows]
     for row in rows:
         bound = {"float32": 1e-5, "float16": 1e-2, "int8": 0.2}[row["precision"]]
         assert float(row["largest_difference"]) < bound

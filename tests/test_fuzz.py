@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from test_commands import assert_one_clear_line, run_here
 
-from diffstride_hybrid import command_line, gin_registry
+from diffstride_hybrid.config import gin_files, gin_names
 
 CASES = 200
 IN_CI = 5
@@ -85,10 +85,10 @@ def mutated(text: str, rng: random.Random) -> str:
 
 
 def binding(rng: random.Random) -> str:
-    names = [name for name in gin_registry._PARAMETERS if name.startswith(("train", "data", "resnet", "pooling"))]
+    names = [name for name in gin_names.PARAMETERS if name.startswith(("train", "data", "resnet", "pooling"))]
     names += ["tf.keras.optimizers.Adam", "tf.keras.losses.CategoricalCrossentropy"]
     name = rng.choice(names)
-    return f"--gin_bindings={name}.{rng.choice(gin_registry._PARAMETERS[name])} = {rng.choice(VALUES)}"
+    return f"--gin_bindings={name}.{rng.choice(gin_names.PARAMETERS[name])} = {rng.choice(VALUES)}"
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_no_command_line_ends_in_a_traceback(
     kind = rng.choice(("bindings", "bindings", "file", "flags"))
     arguments = [f"--gin_file={config}", "--workdir=run"]
     if kind == "file":
-        base = (command_line.shipped_configs() / "base.gin").read_text(encoding="utf-8")
+        base = (gin_files.shipped_configs() / "base.gin").read_text(encoding="utf-8")
         text = mutated(SMALL, rng) if rng.random() < 0.7 else f"{mutated(base, rng)}\n{SMALL}"
     elif kind == "flags":
         arguments += rng.sample(FLAGS, rng.randint(1, 2))

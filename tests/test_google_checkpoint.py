@@ -5,8 +5,9 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride_hybrid import DiffStride, Resnet, google_checkpoint
-from diffstride_hybrid.complexity import diffstride_layers
+from diffstride_hybrid import DiffStride, Resnet
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.models import google_checkpoint
 
 SAVED = Path(__file__).parent / "reference" / "google_small"
 

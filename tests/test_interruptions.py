@@ -20,14 +20,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from damage import empty, flip_a_bit, truncate
+from support.damage import empty, flip_a_bit, truncate
 from test_distribution import SMALL_HYBRID
 from test_training import assert_same_weights, contents, json_of, load, read, rows_of, small, train
 
-from diffstride_hybrid import DiffStride, data, diagnosis, run_folder, stopping, training
-from diffstride_hybrid.backups import Backups
-from diffstride_hybrid.complexity import diffstride_layers
-from diffstride_hybrid.run_folder import RunFolder
+from diffstride_hybrid import DiffStride
+from diffstride_hybrid.common import signals
+from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.runs import folder as run_folder
+from diffstride_hybrid.runs.backups import Backups
+from diffstride_hybrid.runs.folder import RunFolder
+from diffstride_hybrid.training import diagnosis
+from diffstride_hybrid.training import run as run_module
+from diffstride_hybrid.training.loop import TrainingLoop
+
+pytestmark = pytest.mark.long
 
 SLOW = pytest.mark.slow
 
@@ -186,7 +194,7 @@ def test_a_period_that_is_none_is_refused(tmp_path: Path):
 def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: int, left_alone: Path, tmp_path: Path):
     before = signal.getsignal(number)
     message = rf"stopped by {number.name} after {step} steps: start the same command again to go on in {tmp_path}\."
-    with pytest.raises(stopping.Stopped, match=message):
+    with pytest.raises(signals.Stopped, match=message):
         trained(tmp_path, callbacks=[At(step, lambda: os.kill(os.getpid(), number))])
     assert signal.getsignal(number) is before
     assert backups_in(tmp_path) == [step]
@@ -196,7 +204,7 @@ def test_a_signal_ends_a_run_with_its_state_saved(number: signal.Signals, step: 
 
 @SLOW
 def test_a_signal_in_the_last_epochs_validation_does_not_cost_the_run(left_alone: Path, tmp_path: Path):
-    with pytest.raises(stopping.Stopped):
+    with pytest.raises(signals.Stopped):
         trained(tmp_path, callbacks=[At(12, lambda: os.kill(os.getpid(), signal.SIGTERM))])
     assert backups_in(tmp_path) == [6, 12]
     trained(tmp_path)
@@ -208,7 +216,7 @@ def test_a_signal_while_the_data_load_ends_the_run_at_once(tmp_path: Path):
         os.kill(os.getpid(), signal.SIGTERM)
         raise AssertionError("this is not reached")
 
-    with pytest.raises(stopping.Stopped, match=r"stopped by SIGTERM while the run was set up: start the same command"):
+    with pytest.raises(signals.Stopped, match=r"stopped by SIGTERM while the run was set up: start the same command"):
         trained(tmp_path, load_data_fn=load)
     assert not list(tmp_path.iterdir())
 
@@ -239,7 +247,7 @@ def test_a_run_in_another_thread_leaves_signals_alone(tmp_path: Path):
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path):
     code = (
         "import sys, time\n"
-        "from diffstride_hybrid.run_folder import RunFolder\n"
+        "from diffstride_hybrid.runs.folder import RunFolder\n"
         f"with RunFolder({str(tmp_path)!r}).locked():\n"
         "    print('locked', flush=True)\n"
         "    time.sleep(60)\n"
@@ -644,13 +652,13 @@ def test_a_gradient_that_is_not_finite_is_found_at_its_step(tmp_path: Path, step
 
 @SLOW
 def test_the_weights_are_those_before_the_step(tmp_path: Path):
-    loops: list[training.TrainingLoop] = []
-    make_loop = training.make_loop
+    loops: list[TrainingLoop] = []
+    make_loop = run_module.make_loop
     with pytest.MonkeyPatch.context() as patch:
         # It passes the batch through the model once more, which moves moving averages.
         patch.setattr(diagnosis, "first_not_finite", lambda *args: "something")
         patch.setattr(
-            training, "make_loop", lambda *args, **options: loops.append(make_loop(*args, **options)) or loops[0]
+            run_module, "make_loop", lambda *args, **options: loops.append(make_loop(*args, **options)) or loops[0]
         )
         with pytest.raises(diagnosis.NotFiniteError):
             trained(tmp_path / "not_finite", model_cls=overflowing, steps_per_execution=6)
@@ -666,10 +674,10 @@ def test_rolling_back_leaves_the_batch_out(
     def poisoned(images: tf.Tensor, numbers: tf.Tensor) -> tf.Tensor:
         return tf.where(tf.reduce_any(numbers == chosen), np.inf, images)
 
-    datasets = data.load_datasets("digits", image_size=16, batch_size=64, seed=1)
+    datasets = load_datasets("digits", image_size=16, batch_size=64, seed=1)
     seeds = tf.random.experimental.stateless_split(tf.constant([1, 3], tf.int64), 2)
     chosen = tf.random.stateless_uniform([datasets.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)[0, 0]
-    load_data_fn = partial(data.load_datasets, "digits", image_size=16, batch_size=64, augment_fn=poisoned)
+    load_data_fn = partial(load_datasets, "digits", image_size=16, batch_size=64, augment_fn=poisoned)
     options = {"load_data_fn": load_data_fn, "backup_every": 2}
     with pytest.raises(diagnosis.NotFiniteError, match=r"Step 4 .* first the images of the batch; strides "):
         trained(tmp_path / "stops", **options)
@@ -687,9 +695,9 @@ def test_rolling_back_leaves_the_batch_out(
 @SLOW
 def test_two_batches_of_one_execution_are_left_out(tmp_path: Path):
     failing = {2, 4}
-    train_steps, left_out = training.TrainingLoop.train_steps, []
+    train_steps, left_out = TrainingLoop.train_steps, []
 
-    class Loop(training.TrainingLoop):
+    class Loop(TrainingLoop):
         """Takes the steps of `failing` for not finite, unless their batches are left out."""
 
         next_step = 0
@@ -711,7 +719,7 @@ def test_two_batches_of_one_execution_are_left_out(tmp_path: Path):
             self.next_step += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TrainingLoop", Loop)
+        patch.setattr(run_module, "TrainingLoop", Loop)
         trained(tmp_path, steps_per_execution=6, num_epochs=1, on_not_finite="roll_back")
     assert left_out == [2, 2, 4]
     assert json_of(tmp_path / "summary.json")["steps"] == STEPS - 2
@@ -843,7 +851,7 @@ def test_a_preempted_command_says_so_and_goes_on(gin_file: Path, tmp_path: Path)
         wait_for_backup(tmp_path / "run", 0, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate()
-    assert process.returncode == stopping.EXIT_CODE
+    assert process.returncode == signals.EXIT_CODE
     stopped = re.search(r"^stopped by SIGTERM after ([\d,]+) steps: start the same command again", err, re.MULTILINE)
     assert "Traceback" not in err
     steps = int(stopped[1].replace(",", ""))

@@ -6,7 +6,7 @@ import keras
 import pytest
 from test_training import optimizer, random_digits, small
 
-from diffstride_hybrid import training
+from diffstride_hybrid.training.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -31,7 +31,7 @@ class Resources(keras.callbacks.Callback):
 
 def test_twenty_thousand_steps_leave_memory_files_and_threads_as_they_were(tmp_path: Path):
     resources = Resources()
-    summary = training.train(
+    summary = train(
         load_data_fn=random_digits,
         model_cls=small,
         optimizer_cls=optimizer,

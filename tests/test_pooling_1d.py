@@ -9,8 +9,10 @@ import scipy.signal
 import tensorflow as tf
 
 import diffstride_hybrid
-from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling1D, complexity, macs
-from diffstride_hybrid.callbacks import refresh_crops, stride_row
+from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling1D, macs
+from diffstride_hybrid.model_tools.crop_refresh import refresh_crops
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.runs.logs import stride_row
 
 LAYERS: dict[str, Any] = {
     "DiffStride1D": DiffStride1D,
@@ -183,7 +185,7 @@ def test_strides_are_learned_within_their_limits_by_fit():
         ]
     )
     model.compile(keras.optimizers.SGD(0.5), "mse", run_eagerly=True)
-    (layer,) = complexity.diffstride_layers(model)
+    (layer,) = diffstride_layers(model)
     before = layer.strides.numpy()
     model.fit(signals(32, "float32", 2), np.eye(3, dtype="float32")[:2], epochs=3, verbose=0)
     assert layer.strides.shape == (1,)

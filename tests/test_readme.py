@@ -1,3 +1,4 @@
+import importlib
 import importlib.util
 import json
 import re
@@ -7,10 +8,16 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from absl import flags
+from support.command_flags import defined_flags
 
-from diffstride_hybrid import DiffStride, command_line
-from experiments import readme_tables, records, study_report, tpu_report
-from experiments.study import load_study
+from diffstride_hybrid import DiffStride
+from diffstride_hybrid.config import gin_files
+from experiments import RESULTS, tables
+from experiments.studies import records
+from experiments.studies import report as study_report
+from experiments.studies.study import load_study
+from experiments.tpu_compile import report as tpu_report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,13 +52,12 @@ def test_each_snippet_runs(snippet: str):
     assert names["x"].shape[-1] in (8, 64)
 
 
-OF_STUDIES = ("experiments.sweep", "experiments.tables", "experiments.figures")
-
-
 def options_of(module: str) -> list[str]:
-    modules = [module, "experiments.study_flags"] if module in OF_STUDIES else [module]
-    source = "".join(importlib.util.find_spec(name).loader.get_source(name) for name in modules)
-    return re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', source)
+    found = importlib.util.find_spec(module)
+    command = importlib.import_module(f"{module}.__main__" if found.submodule_search_locations else module)
+    before = set(flags.FLAGS)
+    with defined_flags(getattr(command, "define_flags", None) or command.define_study_flags):
+        return sorted(set(flags.FLAGS) - before)
 
 
 @pytest.mark.parametrize("words", PACKAGE_COMMANDS, ids=" ".join)
@@ -67,7 +73,7 @@ def test_each_command_names_a_module_options_and_configs_that_exist(words: list[
         name, _, value = option.removeprefix("--").partition("=")
         assert name in known, option
         if name == "gin_file":
-            command_line.find_gin_file(value)
+            gin_files.find_gin_file(value)
 
 
 def test_the_test_command_is_that_of_ci():
@@ -94,10 +100,10 @@ def test_the_tables_of_the_tpu_compiler_are_those_of_its_lines():
 
 @pytest.mark.parametrize("name", re.findall(r"<!-- table (\w+) -->", README))
 def test_the_tables_are_those_of_their_rows(name: str):
-    table = readme_tables.standing_tables().get(name)
+    table = tables.standing_tables().get(name)
     if table is None:
         study = load_study(name)
-        rows = records.read_rows(records.runs_path(study, records.RESULTS))
+        rows = records.read_rows(records.runs_path(study, RESULTS))
         assert len(rows) == len(study.cells())
         table = study_report.tables(study, rows)
     assert f"<!-- table {name} -->\n{table}\n<!-- end of table -->" in README

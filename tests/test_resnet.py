@@ -22,8 +22,8 @@ from diffstride_hybrid import (
     resnet34,
     resnet56,
 )
-from diffstride_hybrid.complexity import diffstride_layers
-from diffstride_hybrid.resnet import batch_norm
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.models.residual import batch_norm
 
 POOLINGS: dict[str, Any] = {
     "strided": None,

@@ -6,13 +6,14 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import numpy_reference
 import pytest
 import scipy.signal
 import tensorflow as tf
+from support import numpy_reference
 
 import diffstride_hybrid
 from diffstride_hybrid import spectral
+from diffstride_hybrid.spectral import matmul
 
 SIZES = {"even": (12, 12), "odd": (11, 13), "tall": (15, 6), "wide": (6, 14)}
 ENGINES = ("fft", "matmul")
@@ -57,7 +58,7 @@ def assert_matches_reference(pool: Callable[..., tf.Tensor], x: np.ndarray, expe
         ("fft", None, "channels_first", tf.float32, 1e-5),
         ("matmul", None, "channels_last", tf.float32, 1e-5),
     ):
-        with mock.patch.object(spectral, "SPLIT_FROM", split_from or spectral.SPLIT_FROM):
+        with mock.patch.object(matmul, "SPLIT_FROM", split_from or matmul.SPLIT_FROM):
             y = pool(tf.constant(in_format(x, data_format), dtype), method=method, data_format=data_format)
         assert y.dtype == dtype
         assert_close(y, in_format(expected, data_format), tolerance, f"{method}, {data_format}, {dtype.name}")
@@ -261,8 +262,8 @@ def test_gradients_do_not_depend_on_how_the_frequencies_are_split(
         return tape.gradient(loss, [x, strides], unconnected_gradients="zero")
 
     expected = gradients(method="fft")
-    for split_from in (2, spectral.SPLIT_FROM):
-        with mock.patch.object(spectral, "SPLIT_FROM", split_from):
+    for split_from in (2, matmul.SPLIT_FROM):
+        with mock.patch.object(matmul, "SPLIT_FROM", split_from):
             for options in ({}, {"trainable": False}):
                 for gradient, reference in zip(gradients(method="matmul", **options), expected):
                     assert_close(gradient, reference.numpy(), 1e-10)
@@ -282,9 +283,9 @@ def test_the_gradient_to_the_strides_has_a_gradient(batch: int, mask: str):
                 loss = tf.reduce_sum(spectral.diffstride(x, strides, mask=mask, method=method) ** 3)
             penalty = tf.reduce_sum(inner.gradient(loss, strides) ** 2)
         second[method] = outer.gradient(penalty, [x, strides])
-    for matmul, fft in zip(second["matmul"], second["fft"]):
+    for by_products, fft in zip(second["matmul"], second["fft"]):
         assert np.abs(fft).max() > 0
-        assert_close(matmul, fft.numpy(), 1e-9)
+        assert_close(by_products, fft.numpy(), 1e-9)
 
 
 POOLS: dict[str, Callable[..., tf.Tensor]] = {

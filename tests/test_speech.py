@@ -10,23 +10,25 @@ import pytest
 import tensorflow as tf
 from absl import flags, logging
 from absl.testing import flagsaver
+from support.command_flags import defined_flags
 
-from diffstride_hybrid import command_line, complexity
-from diffstride_hybrid.run_folder import read_rows
-from experiments import speech, speech_report
+from diffstride_hybrid import command_line
+from diffstride_hybrid.common.files import read_rows
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.macs import macs
+from experiments.speech import __main__, network, recordings
+from experiments.speech import report as speech_report
 
 LENGTH = 256
 NAMES = [f"digits/{i}.wav" for i in range(20, 32)]
-TRAIN, TEST = ([name for name in NAMES if speech_report.split_of(name) == split] for split in ("train", "test"))
+TRAIN, TEST = ([name for name in NAMES if recordings.split_of(name) == split] for split in ("train", "test"))
 
 
 def tone(hertz: float, samples: int, level: float = 0.5) -> np.ndarray:
-    return level * np.sin(2 * np.pi * hertz * np.arange(samples) / speech_report.RATE)
+    return level * np.sin(2 * np.pi * hertz * np.arange(samples) / recordings.RATE)
 
 
-def write_wav(
-    path: Path, samples: np.ndarray, rate: int = speech_report.RATE, channels: int = 1, width: int = 2
-) -> None:
+def write_wav(path: Path, samples: np.ndarray, rate: int = recordings.RATE, channels: int = 1, width: int = 2) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
@@ -60,12 +62,12 @@ def eager() -> Iterator[None]:
 def test_a_wav_file_is_read_as_it_was_written(tmp_path: Path):
     samples = tone(440, 500)
     write_wav(tmp_path / "a.wav", samples)
-    np.testing.assert_allclose(speech_report.read_wav(tmp_path / "a.wav"), samples, atol=2**-14)
+    np.testing.assert_allclose(recordings.read_wav(tmp_path / "a.wav"), samples, atol=2**-14)
 
 
 def test_windows_follow_each_other_and_the_rest_is_left_out():
     samples = np.random.default_rng(1).normal(scale=0.1, size=3 * LENGTH + 9).astype(np.float32)
-    windows = speech_report.cut(samples, LENGTH)
+    windows = recordings.cut(samples, LENGTH)
     assert windows.shape == (3, LENGTH)
     for window, piece in zip(windows, np.split(samples[: 3 * LENGTH], 3)):
         np.testing.assert_allclose(window, (piece - piece.mean()) / piece.std(), atol=1e-4)
@@ -73,7 +75,7 @@ def test_windows_follow_each_other_and_the_rest_is_left_out():
 
 def test_neither_loudness_nor_an_offset_is_left_in_a_window():
     quiet, loud = (
-        speech_report.cut(tone(440, LENGTH, level) + offset, LENGTH) for level, offset in ((0.05, 0.02), (0.8, 0))
+        recordings.cut(tone(440, LENGTH, level) + offset, LENGTH) for level, offset in ((0.05, 0.02), (0.8, 0))
     )
     np.testing.assert_allclose(quiet, loud, atol=1e-5)
     np.testing.assert_allclose(np.square(loud).mean(), 1, atol=1e-5)
@@ -81,19 +83,19 @@ def test_neither_loudness_nor_an_offset_is_left_in_a_window():
 
 def test_silence_is_left_out():
     spoken, hiss = tone(440, LENGTH), np.random.default_rng(1).normal(scale=0.003, size=LENGTH)
-    windows = speech_report.cut(np.concatenate([hiss, spoken, np.zeros(LENGTH), spoken + 0.2]), LENGTH)
+    windows = recordings.cut(np.concatenate([hiss, spoken, np.zeros(LENGTH), spoken + 0.2]), LENGTH)
     assert len(windows) == 2
     np.testing.assert_allclose(windows[0], windows[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [[], np.zeros(LENGTH), tone(440, LENGTH, 0.009), tone(440, LENGTH - 1)], ids=len)
 def test_a_file_that_is_silent_or_short_has_no_windows(samples: Any):
-    assert speech_report.cut(np.asarray(samples, np.float32), LENGTH).shape == (0, LENGTH)
+    assert recordings.cut(np.asarray(samples, np.float32), LENGTH).shape == (0, LENGTH)
 
 
 def test_files_are_split_by_their_names_alone():
     names = [f"prompt-{i}.wav" for i in range(1000)]
-    splits = [speech_report.split_of(name) for name in names]
+    splits = [recordings.split_of(name) for name in names]
     assert set(splits) == {"train", "test"}
     assert 0.16 < splits.count("test") / len(names) < 0.24
     # Fixed, or what was measured could not be measured again.
@@ -101,18 +103,18 @@ def test_files_are_split_by_their_names_alone():
 
 
 def test_all_voices_have_the_same_prompts_in_each_split(source: Path):
-    found = speech_report.load(source, LENGTH)
+    found = recordings.load(source, LENGTH)
     assert found.voices == ["high", "low"]
     for (signals, labels), names in ((found.train, TRAIN), (found.test, TEST)):
         assert signals.shape == (2 * 3 * len(names), LENGTH, 1)
         assert signals.dtype == np.float32
         np.testing.assert_array_equal(labels, np.repeat([0, 1], 3 * len(names)))
-        expected = [speech_report.cut(speech_report.read_wav(source / "low" / name), LENGTH) for name in sorted(names)]
+        expected = [recordings.cut(recordings.read_wav(source / "low" / name), LENGTH) for name in sorted(names)]
         np.testing.assert_allclose(signals[labels == 1, :, 0], np.concatenate(expected), atol=1e-6)
 
 
 def test_windows_beyond_the_most_are_left_out_evenly(source: Path):
-    every, some = (speech_report.load(source, LENGTH, {"train": most, "test": 4}) for most in (99, 3))
+    every, some = (recordings.load(source, LENGTH, {"train": most, "test": 4}) for most in (99, 3))
     assert [len(labels) for _, labels in (some.train, some.test)] == [2 * 3, 2 * 4]
     of_first = every.train[0][every.train[1] == 0]
     np.testing.assert_array_equal(some.train[0][:3], of_first[[0, (len(of_first) - 1) // 2, -1]])
@@ -123,19 +125,19 @@ def test_windows_beyond_the_most_are_left_out_evenly(source: Path):
 
 def test_but_for_the_pooling_the_networks_are_the_same():
     models = []
-    for method in speech_report.POOLINGS:
+    for method in network.POOLINGS:
         keras.utils.set_random_seed(1)
-        models.append(speech_report.network(method, LENGTH, 3))
+        models.append(network.network(method, LENGTH, 3))
     weights = [[weight for weight in model.trainable_weights if "strides" not in weight.path] for model in models]
     for of_others in weights[1:]:
         for weight, other in zip(weights[0], of_others, strict=True):
             np.testing.assert_array_equal(weight, other)
-    assert [len(complexity.diffstride_layers(model)) for model in models] == [0, 4, 0]
+    assert [len(diffstride_layers(model)) for model in models] == [0, 4, 0]
 
 
-@pytest.mark.parametrize("method", speech_report.POOLINGS)
+@pytest.mark.parametrize("method", network.POOLINGS)
 def test_a_step_reaches_every_weight_and_every_stride(method: str):
-    model = speech_report.network(method, LENGTH, 3)
+    model = network.network(method, LENGTH, 3)
     signals = np.random.default_rng(1).normal(size=(6, LENGTH, 1)).astype(np.float32)
     with tf.GradientTape() as tape:
         probabilities = model(signals, training=True)
@@ -148,20 +150,17 @@ def test_a_step_reaches_every_weight_and_every_stride(method: str):
 
 
 def test_maps_are_as_long_as_the_poolings_leave_them():
-    lengths = {
-        method: speech_report.pooled_lengths(speech_report.network(method, 1024, 3))
-        for method in speech_report.POOLINGS
-    }
+    lengths = {method: network.pooled_lengths(network.network(method, 1024, 3)) for method in network.POOLINGS}
     assert lengths["max"] == lengths["spectral"] == [256, 64, 16, 4]
-    model = speech_report.network("diffstride", 1024, 3)
-    assert lengths["diffstride"] == [after for _, (_, after) in complexity.macs(model).pooling_sizes().values()]
+    model = network.network("diffstride", 1024, 3)
+    assert lengths["diffstride"] == [after for _, (_, after) in macs(model).pooling_sizes().values()]
 
 
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`:UserWarning")
-@pytest.mark.parametrize("method", speech_report.POOLINGS)
+@pytest.mark.parametrize("method", network.POOLINGS)
 def test_a_run_is_told_in_a_row(source: Path, eager: None, method: str):
-    found = speech_report.load(source, LENGTH, {"train": 6, "test": 4})
-    row = speech_report.run(method, 1, found, epochs=1)
+    found = recordings.load(source, LENGTH, {"train": 6, "test": 4})
+    row = network.run(method, 1, found, epochs=1)
     assert (row["method"], row["seed"], row["epochs"]) == (method, 1, 1)
     assert (row["train_windows"], row["test_windows"]) == (12, 8)
     high, low = (float(part.split()[1]) for part in row["test_recalls"].split("; "))
@@ -174,9 +173,9 @@ def test_a_run_is_told_in_a_row(source: Path, eager: None, method: str):
     else:
         assert (strides, lengths) == ([4.0] * 4, [64, 16, 4, 2 if method == "spectral" else 1])
     samples = [LENGTH, *lengths]
-    convolutions = zip(samples, (1, *speech_report.FILTERS), speech_report.FILTERS, speech_report.KERNELS)
-    assert row["macs"] == sum(map(math.prod, convolutions)) + speech_report.FILTERS[-1] * 2
-    products = sum(map(math.prod, zip(samples, lengths, speech_report.FILTERS)))
+    convolutions = zip(samples, (1, *network.FILTERS), network.FILTERS, network.KERNELS)
+    assert row["macs"] == sum(map(math.prod, convolutions)) + network.FILTERS[-1] * 2
+    products = sum(map(math.prod, zip(samples, lengths, network.FILTERS)))
     assert row["pooling_macs"] == (0 if method == "max" else products)
 
 
@@ -184,11 +183,11 @@ def test_a_run_is_told_in_a_row(source: Path, eager: None, method: str):
 def test_a_seed_gives_the_same_run_again_and_another_seed_another(
     source: Path, eager: None, monkeypatch: pytest.MonkeyPatch
 ):
-    models, make = [], speech_report.network
-    monkeypatch.setattr(speech_report, "network", lambda *arguments: models.append(make(*arguments)) or models[-1])
-    found = speech_report.load(source, LENGTH, {"train": 6, "test": 4})
+    models, make = [], network.network
+    monkeypatch.setattr(network, "network", lambda *arguments: models.append(make(*arguments)) or models[-1])
+    found = recordings.load(source, LENGTH, {"train": 6, "test": 4})
     for seed in (1, 1, 2):
-        speech_report.run("max", seed, found, epochs=1)
+        network.run("max", seed, found, epochs=1)
     first, again, other = (model.get_weights()[0] for model in models)
     np.testing.assert_allclose(again, first, atol=1e-5)
     assert np.abs(other - first).max() > 0.01
@@ -213,8 +212,8 @@ def run_command(**values: Any) -> None:
     verbosity = logging.get_verbosity()
     flags.FLAGS.mark_as_parsed()
     try:
-        with flagsaver.flagsaver(**values):
-            command_line.reporting_errors(speech.main)(["speech"])
+        with defined_flags(__main__.define_flags, command_line.traceback_flag), flagsaver.flagsaver(**values):
+            command_line.reporting_errors(__main__.main)(["speech"])
     finally:
         logging.set_verbosity(verbosity)
 
@@ -222,18 +221,18 @@ def run_command(**values: Any) -> None:
 def test_every_method_runs_with_every_seed_and_the_table_is_of_the_csv_file(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    found = speech_report.load(source, LENGTH)
-    monkeypatch.setattr(speech_report, "load", lambda folder: {source: found}[folder])
+    found = recordings.load(source, LENGTH)
+    monkeypatch.setattr(recordings, "load", lambda folder: {source: found}[folder])
     runs = []
 
-    def run(method: str, seed: int, of: speech_report.Speech, epochs: int) -> speech_report.Row:
+    def run(method: str, seed: int, of: recordings.Speech, epochs: int) -> speech_report.Row:
         assert of is found
         runs.append((method, seed, epochs))
         return {**ROW, "method": method, "seed": seed}
 
-    monkeypatch.setattr(speech_report, "run", run)
+    monkeypatch.setattr(network, "run", run)
     run_command(source=str(source), seeds=2, epochs=3, csv=str(tmp_path / "new" / "rows.csv"))
-    assert sorted(runs) == sorted((method, seed, 3) for method in speech_report.POOLINGS for seed in (1, 2))
+    assert sorted(runs) == sorted((method, seed, 3) for method in network.POOLINGS for seed in (1, 2))
     rows = read_rows(tmp_path / "new" / "rows.csv")
     assert [(row["method"], int(row["seed"])) for row in rows] == [run[:2] for run in runs]
     out = capsys.readouterr().out
@@ -293,7 +292,7 @@ def test_a_mistake_ends_in_one_clear_line(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, culprits: list[str]
 ):
     for path in source.rglob("*.wav"):
-        write_wav(path, tone(440, speech_report.WINDOW))
+        write_wav(path, tone(440, recordings.WINDOW))
     with pytest.raises(SystemExit):
         run_command(source=str(spoil(source)), seeds=1, epochs=1, csv=str(tmp_path / "rows.csv"))
     (line,) = capsys.readouterr().err.splitlines()

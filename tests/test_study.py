@@ -3,29 +3,22 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from study_folders import POOLING, finish
+from support.command_flags import defined_flags
+from support.study_folders import POOLING, finish
 
-from diffstride_hybrid import command_line
-from experiments import (
-    costs,
-    figures,
-    identity,
-    readme_tables,
-    records,
-    study_flags,
-    study_report,
-    sweep,
-    tables,
-)
-from experiments.studies import fashion_mnist_small
-from experiments.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
+from diffstride_hybrid.config import gin_files
+from experiments import RESULTS, figures, sweep, tables
+from experiments.studies import costs, fingerprint, records
+from experiments.studies import flags as study_flags
+from experiments.studies import report as study_report
+from experiments.studies.grids import fashion_mnist_small
+from experiments.studies.study import Cell, Method, Study, Variant, load_study, shard_of, study_names
 
 STUDIES = study_names()
 every_study = pytest.mark.parametrize("name", STUDIES)
@@ -69,7 +62,7 @@ def test_each_study_names_configs_that_exist_and_itself(name: str):
     cells = study.cells()
     assert len({cell.name for cell in cells}) == len(cells)
     for gin_file in {cell.gin_file for cell in cells}:
-        command_line.find_gin_file(gin_file)
+        gin_files.find_gin_file(gin_file)
     for cell in cells:
         assert cell.reference is None or cells.index(cell.reference) < cells.index(cell)
 
@@ -105,7 +98,7 @@ def test_all_methods_of_the_small_study_have_the_same_budget_of_tuning():
 
 
 def test_the_rates_of_the_small_study_are_the_best_on_the_validation_images():
-    rows = records.read_rows(records.runs_path(load_study("learning_rate"), records.RESULTS))
+    rows = records.read_rows(records.runs_path(load_study("learning_rate"), RESULTS))
     for method, rate in fashion_mnist_small.LEARNING_RATES.items():
         of_method = [row for row in rows if row["method"] == method]
         best = max(of_method, key=lambda row: float(row["validation_accuracy"]))
@@ -253,8 +246,10 @@ def test_a_study_of_the_validation_images_does_not_see_the_others(tmp_path: Path
 def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
     (cell, *_) = SMALL.cells()
     folder = finish(cell, tmp_path)
-    identity.check_unchanged(cell, str(tmp_path))
-    (folder / identity.CELL_FILE).write_text(json.dumps({**identity.description(cell), "gin_bindings": ["a = 1"]}))
+    fingerprint.check_unchanged(cell, str(tmp_path))
+    (folder / fingerprint.CELL_FILE).write_text(
+        json.dumps({**fingerprint.description(cell), "gin_bindings": ["a = 1"]})
+    )
     with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
         records.record(SMALL, str(tmp_path), tmp_path)
 
@@ -321,32 +316,33 @@ def test_differences_are_those_of_runs_of_the_same_strides_and_seed():
 
 def test_a_table_is_put_between_its_marks():
     text = "a\n<!-- table x -->\nold\n<!-- end of table -->\nb\n<!-- table y -->\nkept\n<!-- end of table -->\n"
-    assert readme_tables.replace_table(text, "x", "new \\1") == text.replace("old", "new \\1")
+    assert tables.replace_table(text, "x", "new \\1") == text.replace("old", "new \\1")
     with pytest.raises(ValueError, match="<!-- table z -->"):
-        readme_tables.replace_table(text, "z", "new")
+        tables.replace_table(text, "z", "new")
 
 
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Any]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
     """Runs the main of a module on the study SMALL, and returns what it printed."""
     flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(study="small", runs=str(tmp_path / "runs"), results=str(tmp_path / "results")):
+    folders = {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}
 
-        def run(module: Any, **values: Any) -> str:
-            monkeypatch.setattr(study_flags, "load_study", {"small": SMALL}.get)
-            with flagsaver.flagsaver(**values):
-                module.main([])
-            return capsys.readouterr().out
+    def run(module: Any, **values: Any) -> str:
+        monkeypatch.setattr(study_flags, "load_study", {"small": SMALL}.get)
+        define_flags = getattr(module, "define_flags", study_flags.define_study_flags)
+        with defined_flags(define_flags), flagsaver.flagsaver(**{"study": "small", **folders, **values}):
+            module.main([])
+        return capsys.readouterr().out
 
-        yield run
+    return run
 
 
 def test_tables_are_printed_and_put_into_a_file_with_or_without_the_runs(command: Any, tmp_path: Path):
     readme = tmp_path / "README.md"
-    standing = readme_tables.standing_tables()
+    standing = tables.standing_tables()
     readme.write_text("".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in ("small", *standing)))
     with pytest.raises(ValueError, match=r"No run of small is finished in .*: start python -m experiments.sweep"):
         command(tables)

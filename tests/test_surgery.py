@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from diffstride_hybrid import FixedSpectralPooling, SpectralPooling, macs, replace_downsampling
-from diffstride_hybrid.complexity import diffstride_layers, leaf_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
 
 layers = keras.layers
 

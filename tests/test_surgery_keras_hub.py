@@ -11,7 +11,7 @@ import tensorflow as tf
 from test_surgery import disturbed
 
 from diffstride_hybrid import replace_downsampling
-from diffstride_hybrid.complexity import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
 
 keras_hub = pytest.importorskip("keras_hub")
 pytestmark = pytest.mark.slow

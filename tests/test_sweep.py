@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from study_folders import finish
+from support.study_folders import finish
 
-from experiments import costs, identity, records, sweep
-from experiments.study import Cell, Method, Study, load_study
+from experiments import sweep
+from experiments.studies import costs, fingerprint, records, scheduler
+from experiments.studies.study import Cell, Method, Study, load_study
 
 STUDY = Study(
     name="small",
@@ -49,8 +50,8 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     def use(body: str) -> None:
         script = tmp_path / "trainer.py"
         script.write_text(TRAINER.format(body=textwrap.dedent(body)))
-        monkeypatch.setattr(sweep, "TRAIN", [sys.executable, str(script)])
-        monkeypatch.setattr(sweep, "POLL_SECONDS", 0.02)
+        monkeypatch.setattr(scheduler, "TRAIN", [sys.executable, str(script)])
+        monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
         monkeypatch.setattr(costs, "matched_bindings", lambda cell, runs: ["matched = 1"] if cell.reference else [])
 
     return use
@@ -65,8 +66,8 @@ def attempts_at(cell: Cell, runs: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def run(cells: list[Cell], runs: Path, jobs: int = 2) -> sweep.Sweep:
-    result = sweep.Sweep(cells, str(runs), jobs)
+def run(cells: list[Cell], runs: Path, jobs: int = 2) -> scheduler.Sweep:
+    result = scheduler.Sweep(cells, str(runs), jobs)
     result.run()
     return result
 
@@ -81,7 +82,7 @@ def test_each_cell_is_trained_as_its_study_says(trainer: Callable[[str], None], 
         assert f"--seed={cell.seed}" in line
         assert "--gin_bindings=resnet.resnet18.strides = [1, 1, 2, 2, 2]" in line
         assert ("--gin_bindings=matched = 1" in line) == (cell.method.name == "matched")
-        assert json.loads((cell.folder(tmp_path) / identity.CELL_FILE).read_text()) == identity.description(cell)
+        assert json.loads((cell.folder(tmp_path) / fingerprint.CELL_FILE).read_text()) == fingerprint.description(cell)
 
 
 def test_as_many_run_at_a_time_as_asked_for_on_as_many_cores(trainer: Callable[[str], None], tmp_path: Path):
@@ -186,7 +187,7 @@ pathlib.Path({str(folder / "summary.json")!r}).write_text('{{"test_accuracy": 1,
 def test_a_training_whose_sweep_is_killed_keeps_its_cell(trainer: Callable[[str], None], tmp_path: Path):
     trainer("time.sleep(1)")
     (cell, *_) = STUDY.cells()
-    running = sweep.Sweep([cell], str(tmp_path), 1)
+    running = scheduler.Sweep([cell], str(tmp_path), 1)
     running._start_what_can()
     (started,) = running._running.values()
     started.lock.close()  # As the kernel does with a process that is killed.
@@ -200,7 +201,7 @@ def test_a_training_whose_sweep_is_killed_keeps_its_cell(trainer: Callable[[str]
 
 def test_the_time_that_is_left_follows_the_runs_that_are_most_alike(tmp_path: Path):
     cells = STUDY.cells()
-    running = sweep.Sweep(cells, str(tmp_path), 2)
+    running = scheduler.Sweep(cells, str(tmp_path), 2)
     running._waiting = cells[3:]
     running._seconds = dict(zip(cells, (10.0, 100.0, 40.0)))  # Of the first seed.
     assert running._seconds_left() == (10 + 100 + 40) / 2
@@ -269,7 +270,7 @@ def test_a_sweep_killed_three_times_ends_with_the_rows_of_one_left_alone(tmp_pat
     )
     for row in (*rows[0], *rows[1]):
         assert float(row.pop("training_seconds")) > 1
-    logs = [(cell.folder(tmp_path / "killed") / sweep.LOG_FILE).read_text() for cell in study.cells()]
+    logs = [(cell.folder(tmp_path / "killed") / scheduler.LOG_FILE).read_text() for cell in study.cells()]
     assert any("after epoch 1" in log for log in logs)
     assert rows[0] == rows[1]
     assert epochs[0] == epochs[1]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from experiments import tpu_report
+from experiments.tpu_compile import report as tpu_report
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,29 +16,28 @@ import pytest
 import tensorflow as tf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from diffstride_hybrid import (
-    DiffStride,
-    FixedSpectralPooling,
-    Resnet,
-    SpectralPooling,
-    command_line,
-    data,
-    distribution,
-    gin_registry,
-    macs,
-    resnet18,
-    training,
-)
-from diffstride_hybrid.backups import Backups
-from diffstride_hybrid.callbacks import CropRefresh, MetricsLog, StrideLog, refresh_crops, stride_row
-from diffstride_hybrid.complexity import diffstride_layers
-from diffstride_hybrid.run_folder import RunFolder
-from diffstride_hybrid.spectral import diffstride_windows, kept_bins
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, Resnet, SpectralPooling, macs, resnet18
+from diffstride_hybrid.common import distribution
+from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.data.augmentation import augment
+from diffstride_hybrid.data.datasets import Datasets
+from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, refresh_crops
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.runs.backups import Backups
+from diffstride_hybrid.runs.folder import RunFolder
+from diffstride_hybrid.runs.logs import MetricsLog, StrideLog, stride_row
+from diffstride_hybrid.spectral.windows import diffstride_windows, kept_bins
+from diffstride_hybrid.training import run as run_module
+from diffstride_hybrid.training.loop import TrainingLoop
+from diffstride_hybrid.training.run import evaluate, make_loop
 
-digits = partial(data.load_datasets, "digits", batch_size=64)
+pytestmark = pytest.mark.long
+
+digits = partial(load_datasets, "digits", batch_size=64)
 small_digits = partial(digits, image_size=16)
 large_batches = partial(small_digits, batch_size=360)  # All test images in one batch.
-random_digits = partial(small_digits, augment_fn=data.augment, mixup_alpha=0.2)
+random_digits = partial(small_digits, augment_fn=augment, mixup_alpha=0.2)
 
 hybrid = {"output_activation": "softmax", "pooling_cls": DiffStride, "head_pooling_cls": SpectralPooling}
 small = partial(Resnet, [4, 6], [1, 2], num_layers=1, **hybrid)
@@ -60,7 +59,7 @@ def train(workdir: Path, **options: Any) -> dict[str, Any]:
         "workdir": str(workdir),
         **options,
     }
-    return training.train(**arguments)
+    return run_module.train(**arguments)
 
 
 def train_a_step(workdir: Path, **options: Any) -> dict[str, Any]:
@@ -296,10 +295,10 @@ def test_the_saved_models_give_the_accuracies_in_the_summary(
 ):
     folder, summary, _ = full_run
     datasets, loss = digits(seed=5, batch_size=360), keras.losses.CategoricalCrossentropy()
-    test = training.evaluate(load(folder), loss, datasets)
+    test = evaluate(load(folder), loss, datasets)
     assert test["accuracy"] == summary["test_accuracy"]
     assert test["loss"] == pytest.approx(summary["test_loss"], rel=1e-5)
-    best = training.evaluate(load(folder, "best.keras"), loss, datasets, "validation")
+    best = evaluate(load(folder, "best.keras"), loss, datasets, "validation")
     rows = rows_of(folder / "metrics.csv")
     assert best["accuracy"] == summary["best_validation_accuracy"] == max(float(row["val_accuracy"]) for row in rows)
 
@@ -451,7 +450,7 @@ def test_evaluation_counts_every_image_once(uncompiled: None):
     images, labels = images[weights > 0], labels[weights > 0]
     probabilities = model.predict(images, verbose=0)
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=0.2)
-    results = training.evaluate(model, loss, datasets)
+    results = evaluate(model, loss, datasets)
     assert results["accuracy"] == pytest.approx(np.mean(probabilities.argmax(1) == labels.argmax(1)), abs=1e-6)
     expected = cross_entropy(probabilities, labels, 0.2) + float(sum(model.losses))
     assert results["loss"] == pytest.approx(expected, rel=1e-5)
@@ -524,12 +523,12 @@ def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.Fixture
         assert weight.dtype == initial.dtype
         if weight.name != "strides":  # They may have been held at their least value.
             assert not np.array_equal(weight.numpy(), initial.numpy()), weight.path
-    results = training.evaluate(model, keras.losses.CategoricalCrossentropy(), large_batches())
+    results = evaluate(model, keras.losses.CategoricalCrossentropy(), large_batches())
     assert results["accuracy"] == summary["test_accuracy"]
 
 
 def test_the_global_dtype_policy_is_restored_after_an_error(tmp_path: Path):
-    def fail(seed: int) -> data.Datasets:
+    def fail(seed: int) -> Datasets:
         assert keras.config.dtype_policy().name == "mixed_bfloat16"
         raise OSError("no data")
 
@@ -546,7 +545,7 @@ def test_a_run_without_validation_split(tmp_path: Path, uncompiled: None):
     assert (tmp_path / "figures" / "curves.png").exists()
     assert not [name for name in rows_of(tmp_path / "metrics.csv")[0] if name.startswith("val_")]
     with pytest.raises(ValueError, match="The validation split of digits has no images"):
-        training.evaluate(load(tmp_path), keras.losses.CategoricalCrossentropy(), load_data_fn(), "validation")
+        evaluate(load(tmp_path), keras.losses.CategoricalCrossentropy(), load_data_fn(), "validation")
 
 
 def test_a_run_without_learned_strides_has_no_figure_of_them(tmp_path: Path, uncompiled: None):
@@ -592,10 +591,10 @@ METHODS = {
 }
 
 
-def loop_of(jit_compile: bool = False, **options: Any) -> training.TrainingLoop:
+def loop_of(jit_compile: bool = False, **options: Any) -> TrainingLoop:
     keras.utils.set_random_seed(1)
-    loop = training.make_loop(
-        small_digits(augment_fn=data.augment),
+    loop = make_loop(
+        small_digits(augment_fn=augment),
         partial(Resnet, [4, 6], num_layers=1, **{"strides": [1, 2], **options, "output_activation": "softmax"}),
         partial(keras.optimizers.SGD, 0.01, momentum=0.9),
         keras.losses.CategoricalCrossentropy,
@@ -605,7 +604,7 @@ def loop_of(jit_compile: bool = False, **options: Any) -> training.TrainingLoop:
     return loop
 
 
-def losses_of(loop: training.TrainingLoop, steps: int) -> list[float]:
+def losses_of(loop: TrainingLoop, steps: int) -> list[float]:
     losses = []
     for _ in range(steps):
         loop.train_steps(1)
@@ -739,8 +738,8 @@ def test_a_map_of_another_size_is_no_change_of_the_crops():
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [40, 8])
 def test_retraces_over_a_full_digits_run_stay_under_ten(tmp_path: Path, steps: int):
-    gin_registry.parse([command_line.find_gin_file("digits_hybrid")], ["pooling.DiffStride.static_crop = True"])
-    summary = gin_registry.train(workdir=str(tmp_path), crop_refresh_steps=steps)
+    gin_files.parse([gin_files.find_gin_file("digits_hybrid")], ["pooling.DiffStride.static_crop = True"])
+    summary = gin_names.train(workdir=str(tmp_path), crop_refresh_steps=steps)
     assert summary["test_accuracy"] > 0.98
     assert summary["retraces"] < 10
 

@@ -3,9 +3,11 @@ from typing import Any
 import keras
 import pytest
 
-from diffstride_hybrid import DiffStride, data, replace_downsampling
-from experiments import transfer_report
-from experiments.transfer_report import ORIGINAL
+from diffstride_hybrid import DiffStride, replace_downsampling
+from diffstride_hybrid.data.loading import load_datasets
+from experiments.transfer import experiment
+from experiments.transfer import report as transfer_report
+from experiments.transfer.experiment import ORIGINAL
 
 ROW = {"stage": "after", "macs": "2000000"}
 
@@ -32,11 +34,11 @@ def test_every_swap_trains_on_from_the_weights_of_the_original(monkeypatch: pyte
             assert (new == old).all()
         return swapped[-1]
 
-    monkeypatch.setattr(transfer_report, "SWAPS", {"swap": swap})
-    network = transfer_report.convolutional_network
-    monkeypatch.setattr(transfer_report, "convolutional_network", lambda *shape: network(*shape, width=2))
-    datasets = data.load_datasets("digits", batch_size=256, image_size=16)
-    rows = list(transfer_report.transfer(datasets, epochs=1, seed=1))
+    monkeypatch.setattr(experiment, "SWAPS", {"swap": swap})
+    network = experiment.convolutional_network
+    monkeypatch.setattr(experiment, "convolutional_network", lambda *shape: network(*shape, width=2))
+    datasets = load_datasets("digits", batch_size=256, image_size=16)
+    rows = list(experiment.transfer(datasets, epochs=1, seed=1))
     assert [(row["model"], row["stage"], row["epochs"]) for row in rows] == [
         (ORIGINAL, "before", 1),
         (ORIGINAL, "after", 2),

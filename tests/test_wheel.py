@@ -35,7 +35,7 @@ def test_the_wheel_holds_the_package_and_its_configs(wheel: Path):
     }
     files = {path.name for path in names}
     configs = {path.name for path in (ROOT / "gin_configs").glob("*.gin")}
-    assert {"py.typed", *configs, *(path.name for path in (ROOT / "diffstride_hybrid").glob("*.py"))} <= files
+    assert {"py.typed", *configs, *(path.name for path in (ROOT / "diffstride_hybrid").rglob("*.py"))} <= files
 
 
 def test_the_wheel_trains_a_shipped_config_in_a_fresh_environment(wheel: Path, tmp_path: Path):

@@ -1,1 +1,1 @@
-"""The studies: one module each, whose `STUDY` is the grid."""
+"""Studies: grids of runs, how they are run, recorded and drawn."""

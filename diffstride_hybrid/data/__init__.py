@@ -1,0 +1,1 @@
+"""Image-classification data: where it comes from, and the batches that a run reads."""

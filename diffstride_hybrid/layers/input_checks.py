@@ -1,0 +1,40 @@
+"""Checks of a layer's input: its dtype and its size, known when the graph is built or only when it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+Size = tuple[int, int]
+
+
+def check_floating(layer: keras.layers.Layer, inputs: Any) -> None:
+    dtype = keras.backend.standardize_dtype(inputs.dtype)
+    if "float" not in dtype:
+        raise TypeError(
+            f"{type(layer).__name__} needs floating-point input, got {dtype}: cast it first, for instance with "
+            "keras.layers.Rescaling(1 / 255)."
+        )
+
+
+def check_size(layer: keras.layers.Layer, shape: Sequence[int | None], size: Sequence[int | None], least: Size) -> None:
+    if any(length is not None and length < n for length, n in zip(size, least)):
+        raise ValueError(f"{_needs_at_least(layer, least)} {tuple(shape)} ({layer.data_format}).")
+
+
+def checked_when_run(layer: keras.layers.Layer, inputs: tf.Tensor, least: Size) -> tf.Tensor:
+    """The inputs, which a graph refuses when it runs if a size that it did not know before is below `least`."""
+    if None not in layer.spatial_size(inputs.shape[1:]):
+        return inputs
+    shape = tf.shape(inputs)
+    size = layer.spatial_size(tf.unstack(shape)[1:])
+    large_enough = tf.reduce_all([length >= n for length, n in zip(size, least)])
+    with tf.control_dependencies([tf.debugging.Assert(large_enough, [_needs_at_least(layer, least), shape])]):
+        return tf.identity(inputs)
+
+
+def _needs_at_least(layer: keras.layers.Layer, least: Size) -> str:
+    return f"{type(layer).__name__} needs at least {'x'.join(map(str, least))} samples to pool, got"

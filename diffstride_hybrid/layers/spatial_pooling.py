@@ -1,0 +1,98 @@
+"""`SpatialPooling`: average pooling, or plain sampling, with the defaults of the release."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from diffstride_hybrid.common.arguments import Strides, validated_choice, validated_size, validated_strides
+from diffstride_hybrid.common.registration import register
+from diffstride_hybrid.layers.input_checks import Size, check_floating, check_size, checked_when_run
+
+
+@register
+class SpatialPooling(keras.layers.AveragePooling2D):
+    """Average pooling with the defaults of the code released with DiffStride.
+
+    With the default `pool_size=(1, 1)` it takes every `strides`-th sample, as a strided convolution does of the
+    unstrided one. There strides need not be whole: output `i` is sample `floor(i * stride)` of `ceil(size / stride)`,
+    so that any output size can be had, by a stride of `size / output size`.
+
+    Args:
+        pool_size: (height, width) of the averaged neighbourhood.
+        strides: one number for both axes or (vertical, horizontal).
+        padding: 'same' or 'valid'.
+        data_format: 'channels_last' or 'channels_first'.
+        **kwargs: for `keras.layers.AveragePooling2D`.
+
+    Raises:
+        ValueError: strides are not whole, and `pool_size` is not (1, 1).
+    """
+
+    def __init__(
+        self,
+        pool_size: int | Sequence[int] = (1, 1),
+        strides: Strides = (2, 2),
+        padding: str = "same",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        strides, pool_size = validated_strides(strides), validated_size("pool_size", pool_size)
+        padding = validated_choice("padding", padding, ("same", "valid"))
+        whole = tuple(int(stride) for stride in strides)
+        super().__init__(pool_size=pool_size, strides=whole, padding=padding, data_format=data_format, **kwargs)
+        self._has_whole_strides = strides == whole
+        if not self._has_whole_strides:
+            if pool_size != (1, 1):
+                raise ValueError(f"SpatialPooling needs whole strides where pool_size is {pool_size}, got {strides}.")
+            self.strides = strides
+
+    def build(self, input_shape: Sequence[int | None]) -> None:
+        super().build(input_shape)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        check_floating(self, inputs)
+        least = self.pool_size if self.padding == "valid" else (1, 1)
+        check_size(self, tuple(inputs.shape), self.spatial_size(inputs.shape[1:]), least)
+        inputs = checked_when_run(self, inputs, least)
+        if self._has_whole_strides:
+            return super().call(inputs)
+        for axis, stride in zip(self._spatial_axes(), self.strides):
+            size = tf.shape(inputs)[axis] if inputs.shape[axis] is None else inputs.shape[axis]
+            inputs = tf.gather(inputs, _sampled_positions(size, stride), axis=axis)
+        return inputs
+
+    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
+        if self._has_whole_strides:
+            return super().compute_output_shape(input_shape)
+        shape = list(input_shape)
+        for axis, stride in zip(self._spatial_axes(), self.strides):
+            shape[axis] = None if shape[axis] is None else len(_sampled_positions(shape[axis], stride))
+        return tuple(shape)
+
+    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        check_floating(self, inputs)
+        return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
+
+    def spatial_size(self, shape: Sequence[int]) -> Size:
+        """Height and width of a feature map, its shape without the batch axis."""
+        vertical, horizontal = self._spatial_axes()
+        return shape[vertical - 1], shape[horizontal - 1]
+
+    def _spatial_axes(self) -> tuple[int, int]:
+        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+
+
+def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.Tensor:
+    """The samples that a stride takes of an axis, as an array where the size is known."""
+    rounding = 1e-6  # A stride of size / output size is rounded, either way.
+    if isinstance(size, int):
+        count = max(1, math.ceil(size / stride - rounding))
+        return np.floor(np.arange(count) * stride + rounding).astype(np.int32)
+    count = tf.maximum(tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding), 1.0)
+    return tf.cast(tf.floor(tf.range(count) * stride + rounding), tf.int32)

@@ -1,0 +1,234 @@
+"""Exports a trained model to formats that run without this package, and checks that the result is the same model.
+
+Strides are fixed at what was learned. Each pooling becomes one or two products with constant matrices, so that neither
+a transform nor an unknown size is left.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from diffstride_hybrid.layers.fourier_pooling import FourierPooling
+from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls
+
+FORMATS = ("saved_model", "litert", "onnx")
+
+QUANTIZATIONS = ("float32", "float16", "int8")
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Takes normalised images `[batch, height, width, channels]`, gives the model's outputs."""
+
+
+class Comparison(NamedTuple):
+    """How an exported model does beside the Keras model, on the same images.
+
+    Attributes:
+        images: how many.
+        largest_difference: between the outputs of both.
+        accuracy: of the exported model.
+        keras_accuracy: of the Keras model.
+        size_bytes: of the exported model on the disk.
+        milliseconds: for one image by the exported model, the median of several.
+    """
+
+    images: int
+    largest_difference: float
+    accuracy: float
+    keras_accuracy: float
+    size_bytes: int
+    milliseconds: float
+
+
+def export(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    format: str,
+    image_shape: Sequence[int],
+    quantization: str = "float32",
+    calibration: np.ndarray | None = None,
+) -> None:
+    """Writes a model in a format that runs without this package.
+
+    Args:
+        model: trained, in float32.
+        path: of the result: a folder for 'saved_model', a file for the others. It must not exist.
+        format: 'saved_model', 'litert' or 'onnx'.
+        image_shape: (height, width, channels) of an image.
+        quantization: for 'litert': 'float16' keeps the weights in half precision, 'int8' computes in whole numbers.
+        calibration: normalised images `[images, height, width, channels]` for 'int8', which set its ranges.
+
+    Raises:
+        ValueError: an argument is not among what is allowed.
+        FileExistsError: there is something at `path`.
+        ImportError: the package that writes the format is not installed.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"The format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"The quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
+    if quantization != "float32" and format != "litert":
+        raise ValueError(f"The quantization {quantization} needs the format litert, got {format}.")
+    if quantization == "int8" and calibration is None:
+        raise ValueError("The quantization int8 needs images to calibrate with.")
+    path = pathlib.Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists: choose another name, or move it away.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
+        partial = pathlib.Path(folder) / "model"
+        _write_saved_model(model, partial, image_shape)
+        if format == "litert":
+            partial = _to_litert(partial, quantization, calibration)
+        elif format == "onnx":
+            partial = _to_onnx(partial)
+        os.replace(partial, path)
+
+
+def loaded(path: str | os.PathLike[str], format: str) -> Predict:
+    """Loads an exported model in the runtime of its format.
+
+    Args:
+        path: what `export` has written.
+        format: of it.
+
+    Returns:
+        A function from images to outputs.
+
+    Raises:
+        ImportError: the runtime is not installed.
+    """
+    return {"saved_model": _load_saved_model, "litert": _load_litert, "onnx": _load_onnx}[format](str(path))
+
+
+def compare(
+    model: keras.Model, path: str | os.PathLike[str], format: str, images: np.ndarray, labels: np.ndarray
+) -> Comparison:
+    """Runs an exported model and the one that it was made of on the same images.
+
+    Args:
+        model: the Keras model.
+        path: what `export` has written.
+        format: of it.
+        images: normalised, `[images, height, width, channels]`.
+        labels: one-hot, `[images, classes]`.
+
+    Returns:
+        The comparison.
+    """
+    predict = loaded(path, format)
+    expected = outputs_of(model, images)
+    outputs = _in_batches(predict, images)
+    seconds = []
+    for _ in range(21):
+        began = time.perf_counter()
+        predict(images[:1])
+        seconds.append(time.perf_counter() - began)
+    return Comparison(
+        images=len(images),
+        largest_difference=float(np.abs(outputs - expected).max()),
+        accuracy=accuracy(outputs, labels),
+        keras_accuracy=accuracy(expected, labels),
+        size_bytes=size_of(path),
+        milliseconds=1e3 * float(np.median(seconds[1:])),
+    )
+
+
+def outputs_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What the Keras model gives for normalised images `[images, height, width, channels]`."""
+    return _in_batches(lambda batch: model(batch, training=False).numpy(), images)
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """The share of images whose greatest output is that of their one-hot label."""
+    return float((outputs.argmax(-1) == labels.argmax(-1)).mean())
+
+
+def size_of(path: str | os.PathLike[str]) -> int:
+    """The bytes of an exported model, a file or a folder."""
+    path = pathlib.Path(path)
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _in_batches(predict: Predict, images: np.ndarray, size: int = 100) -> np.ndarray:
+    return np.concatenate([predict(images[first : first + size]) for first in range(0, len(images), size)])
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequence[int]) -> None:
+    # A plain module: of a Keras model TensorFlow would save more functions, for other sizes, too.
+    module = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.serve = tf.function(
+        lambda images: model(images, training=False),
+        input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, name="images")],
+        autograph=False,
+    )
+    poolings = [layer for layer in leaf_layers(model) if isinstance(layer, FourierPooling)]
+    with replaced_calls(poolings, lambda pooling: pooling.constant_call):
+        tf.saved_model.save(module, str(path), signatures={"serve": module.serve.get_concrete_function()})
+
+
+def _to_litert(saved_model: pathlib.Path, quantization: str, calibration: np.ndarray | None) -> pathlib.Path:
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(saved_model), signature_keys=["serve"])
+    if quantization != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantization == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantization == "int8":
+        converter.representative_dataset = lambda: ([image[None]] for image in calibration.astype("float32"))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    result = saved_model.with_name("model.tflite")
+    result.write_bytes(converter.convert())
+    return result
+
+
+def _to_onnx(saved_model: pathlib.Path) -> pathlib.Path:
+    import tf2onnx
+
+    module = tf.saved_model.load(str(saved_model))
+    inputs = module.signatures["serve"].structured_input_signature[1]["images"]
+    result = saved_model.with_name("model.onnx")
+    tf2onnx.convert.from_function(module.serve, [inputs], opset=17, output_path=str(result))
+    return result
+
+
+# --- Running ---------------------------------------------------------------------------------------------------------
+def _load_saved_model(path: str) -> Predict:
+    module = tf.saved_model.load(path)
+    return lambda images: module.serve(tf.constant(images, tf.float32)).numpy()
+
+
+def _load_litert(path: str) -> Predict:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(path)
+    (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        results = []
+        interpreter.allocate_tensors()
+        for image in images:
+            interpreter.set_tensor(inputs["index"], image[None].astype("float32"))
+            interpreter.invoke()
+            results.append(interpreter.get_tensor(outputs["index"])[0])
+        return np.stack(results)
+
+    return predict
+
+
+def _load_onnx(path: str) -> Predict:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (inputs,) = session.get_inputs()
+    return lambda images: session.run(None, {inputs.name: images.astype("float32")})[0]

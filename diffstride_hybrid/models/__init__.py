@@ -1,0 +1,1 @@
+"""The networks: ResNets with any pooling, and checkpoints of the release."""

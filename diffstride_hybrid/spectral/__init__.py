@@ -1,0 +1,70 @@
+"""Pooling in the Fourier domain, on tensors alone: no Keras, no variables, no gin.
+
+A feature map is transformed by the unnormalized forward DFT, the low frequencies that a `Window` keeps along each axis
+are weighted, and the cropped spectrum is transformed back at its own, smaller size. The poolings differ only in their
+windows. Two engines compute the same result: `method='fft'` runs the transforms, `method='matmul'` multiplies by the
+small matrices that the whole linear map amounts to. These are the names that the layers use.
+"""
+
+from diffstride_hybrid.spectral.functional import (
+    diffstride,
+    diffstride_1d,
+    fixed_spectral_pooling,
+    resolve_method,
+    spectral_pooling,
+    spectral_pooling_1d,
+)
+from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths
+from diffstride_hybrid.spectral.matmul import matmul_macs
+from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
+from diffstride_hybrid.spectral.options import DATA_FORMATS, MASKS, METHODS, NORMS, DataFormat, Mask, Method, Norm
+from diffstride_hybrid.spectral.sizes import (
+    fixed_output_lengths,
+    minimum_stride,
+    spectral_output_length,
+    spectral_output_lengths,
+)
+from diffstride_hybrid.spectral.windows import (
+    Window,
+    diffstride_window_1d,
+    diffstride_windows,
+    fixed_windows,
+    kept_bins,
+    resampling_window,
+    unequal_frequencies,
+)
+from diffstride_hybrid.spectral.xla import needs_static_shapes
+
+__all__ = [
+    "DATA_FORMATS",
+    "MASKS",
+    "METHODS",
+    "NORMS",
+    "DataFormat",
+    "Mask",
+    "Method",
+    "Norm",
+    "Window",
+    "apply_matrices",
+    "diffstride",
+    "diffstride_1d",
+    "diffstride_window_1d",
+    "diffstride_windows",
+    "fixed_output_lengths",
+    "fixed_spectral_pooling",
+    "fixed_windows",
+    "kept_bins",
+    "matmul_macs",
+    "minimum_stride",
+    "needs_static_shapes",
+    "pooling_matrices",
+    "resampling_window",
+    "resolve_method",
+    "signal_length",
+    "spatial_lengths",
+    "spectral_output_length",
+    "spectral_output_lengths",
+    "spectral_pooling",
+    "spectral_pooling_1d",
+    "unequal_frequencies",
+]

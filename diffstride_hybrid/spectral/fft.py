@@ -1,0 +1,63 @@
+"""The engine by transforms (`method='fft'`): crop and weigh the spectrum that an FFT gives."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from diffstride_hybrid.spectral.layout import (
+    as_complex,
+    from_channels_first,
+    length_of,
+    spatial_lengths,
+    to_channels_first,
+    working_dtype,
+)
+from diffstride_hybrid.spectral.matrices import scale_after_inverse
+from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
+from diffstride_hybrid.spectral.windows import Window
+from diffstride_hybrid.spectral.xla import compiled_by_xla
+
+
+def pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    spectrum = tf.signal.rfft2d(tf.cast(to_channels_first(inputs, data_format), rows.weights.dtype))
+    first_negative = rows.length - rows.negatives
+    spectrum = selected_bins(spectrum, 2, (0, rows.output_length - rows.negatives), (first_negative, rows.length))
+    spectrum = selected_bins(spectrum, 3, (0, length_of(columns.bins, 0)))
+    spectrum *= as_complex(rows.weights[:, None] * columns.weights)
+    outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
+    outputs *= scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
+    outputs *= scale_after_inverse(columns.length, columns.output_length, norm, outputs.dtype)
+    return from_channels_first(outputs, inputs, rows.output_length, columns.output_length, data_format)
+
+
+def spectral_pooling_fft(
+    inputs: tf.Tensor, output_lengths: tuple[Length, Length], norm: Norm, data_format: DataFormat
+) -> tf.Tensor:
+    working = working_dtype(inputs)
+    spectrum = tf.signal.fft2d(as_complex(tf.cast(to_channels_first(inputs, data_format), working)))
+    scale = tf.ones([], working)
+    for axis, length, output_length in zip((2, 3), spatial_lengths(inputs, data_format), output_lengths):
+        spectrum = _crop_and_fold(spectrum, axis, length, output_length)
+        scale *= scale_after_inverse(length, output_length, norm, working)
+    outputs = tf.math.real(tf.signal.ifft2d(spectrum)) * scale
+    return from_channels_first(outputs, inputs, *output_lengths, data_format)
+
+
+def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length: Length) -> tf.Tensor:
+    """Keeps the lowest bins of one axis; the output's Nyquist bin also takes the bin of the opposite sign."""
+    half = output_length // 2
+    cropped = selected_bins(spectrum, axis, (0, output_length - half), (length - half, length))
+    folds = (2 * tf.range(output_length) == output_length) & (output_length < length)
+    folds = as_complex(tf.cast(tf.reshape(folds, [-1] + [1] * (3 - axis)), spectrum.dtype.real_dtype))
+    return cropped + folds * selected_bins(spectrum, axis, (half, half + 1))
+
+
+def selected_bins(spectrum: tf.Tensor, axis: int, *ranges: tuple[Length, Length]) -> tf.Tensor:
+    """The bins of some ranges along one axis, each from its first up to the one after its last.
+
+    For XLA by slices, as a TPU refuses the gradient of a gather at some sizes. A gather is faster without XLA.
+    """
+    if not compiled_by_xla():
+        return tf.gather(spectrum, tf.concat([tf.range(*bounds) for bounds in ranges], 0), axis=axis)
+    every = (slice(None),) * axis
+    return tf.concat([spectrum[(*every, slice(*bounds))] for bounds in ranges], axis)

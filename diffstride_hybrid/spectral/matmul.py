@@ -1,0 +1,225 @@
+"""The engine by matrix products (`method='matmul'`): the whole pooling is linear in its input."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import tensorflow as tf
+
+from diffstride_hybrid.spectral.layout import length_of, to_channels_first, with_static_shape
+from diffstride_hybrid.spectral.matrices import cos_and_sin, pooling_matrix, scale_after_inverse
+from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
+from diffstride_hybrid.spectral.windows import Window
+from diffstride_hybrid.spectral.xla import compiled_by_xla, xla_einsum
+
+SPLIT_FROM = 48
+"""Rows of a map from which on 'matmul' takes the frequencies of equal weights by themselves, as measured on a CPU."""
+
+
+def matmul_macs(
+    height: int, width: int, output_height: int, output_width: int, *, unequal: int | None, data_format: DataFormat
+) -> int:
+    """Multiply-accumulate operations of the 'matmul' engine for one channel of one image.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        output_height: rows after pooling.
+        output_width: columns after pooling.
+        unequal: how many row frequencies at most weigh differently by sign; None for a real operator.
+        data_format: which axis holds the channels: a real operator begins with rows in channels_last, else with
+            columns.
+
+    Returns:
+        The number of operations.
+    """
+    if unequal is not None:
+        pairs = output_height - output_height // 2 + 1
+        doubled = pairs if height < SPLIT_FROM else min(unequal, pairs)
+        spectra = height * width + output_height * output_width
+        return 2 * pairs * spectra + 2 * (pairs + doubled) * width * output_width
+    if data_format == "channels_last":
+        return output_height * width * (height + output_width)
+    return height * output_width * (width + output_height)
+
+
+def pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
+    if compiled_by_xla():
+        outputs = _compiled_products(inputs, rows, columns, norm, data_format)
+    elif rows.unequal is None:
+        outputs = _real_products(inputs, rows, columns, norm, data_format)
+    elif data_format == "channels_last":
+        outputs = _products_by_row_frequency(inputs, rows, columns, norm)
+    else:
+        outputs = _products_by_row_frequency(tf.transpose(inputs, [0, 2, 3, 1]), rows, columns, norm)
+        outputs = to_channels_first(outputs, "channels_last")
+    return with_static_shape(outputs, inputs, rows.output_length, columns.output_length, data_format)
+
+
+def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Two products, without a transposition in either data format, for windows whose pooling matrices are real."""
+    row_matrix, column_matrix = (pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
+    product = learned_product if rows.learned else matrix_product
+    if data_format == "channels_last":
+        channels = length_of(inputs, 3)
+        half = product(row_matrix, tf.reshape(inputs, [-1, rows.length, columns.length * channels]))
+        outputs = product(column_matrix, tf.reshape(half, [-1, columns.length, channels]))
+        return tf.reshape(outputs, [-1, rows.output_length, columns.output_length, channels])
+    column_matrix = tf.cast(column_matrix, inputs.dtype)
+    half = tf.matmul(tf.reshape(inputs, [-1, columns.length]), column_matrix, transpose_b=True)
+    outputs = product(row_matrix, tf.reshape(half, [-1, rows.length, columns.output_length]))
+    batch, channels = length_of(inputs, 0), length_of(inputs, 1)
+    return tf.reshape(outputs, [batch, channels, rows.output_length, columns.output_length])
+
+
+def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm) -> tf.Tensor:
+    """Three products in channels_last, for windows that weigh positive and negative frequencies differently.
+
+    The first takes the real DFT of the columns of a map: `C_k = Σ_n cos(2πkn/H) x_n` and `S_k` with the sine, one pair
+    of rows for each frequency k that is kept with either sign. With p and q the weights of k and -k, and E and O the
+    real and the imaginary part of B_columns, the second computes for each k
+
+        P_k =  (p + q) E C_k + (p - q) O S_k
+        Q_k = -(p - q) O C_k + (p + q) E S_k
+
+    and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of what the inverse DFT would give.
+
+    Only the second depends on the strides, so the gradient to them takes one product more, and neither the inputs nor
+    the operands of the third need to be kept for the backward pass. On large maps the frequencies for which p = q go
+    through the second product by themselves, as E C_k and E S_k, and both sums are added up. C and S are divided by a
+    power of two, and p and q multiplied by it, as plain sums over a column soon exceed what float16 holds.
+    """
+    height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
+    channels, dtype = length_of(inputs, 3), rows.weights.dtype
+    images = tf.reshape(inputs, [-1, height, width * channels])
+    product = learned_product if rows.learned else matrix_product
+    positive, negative = _weights_by_sign(rows, norm)
+    column_matrix = pooling_matrix(columns, norm, 2)
+    frequencies, equal_frequencies = _split_frequencies(rows, length_of(positive, 0))
+
+    def contribution(
+        frequencies: tf.Tensor, matrix: tf.Tensor, operand_shape: list[Length], inverse_weights: tf.Tensor | float = 1.0
+    ) -> tf.Tensor:
+        spectrum = matrix_product(_real_dft(frequencies, height, dtype) / _spectrum_scale(height, dtype), images)
+        spectrum = product(matrix, tf.reshape(spectrum, operand_shape))
+        spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
+        return matrix_product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
+
+    weighting = _weighting(*(tf.gather(weights, frequencies) for weights in (positive, negative)), column_matrix)
+    weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
+    outputs = contribution(frequencies, weighting, [-1, tf.size(frequencies), 2 * width, channels])
+    if equal_frequencies is not None:
+        weights = tf.stop_gradient(tf.gather(positive + negative, equal_frequencies))
+        weights = tf.repeat(weights, 2)[:, None]
+        outputs += contribution(equal_frequencies, column_matrix[:, 0], [-1, width, channels], weights)
+    return tf.reshape(outputs, [-1, output_height, output_width, channels])
+
+
+def _compiled_products(
+    inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat
+) -> tf.Tensor:
+    """The products of `_real_products` or `_products_by_row_frequency` for XLA.
+
+    Without reshapes of the operands, and with the batch first and the new axis last in every one, the TPU compiler
+    copies the least between its layouts.
+    """
+    image, result = ("bhwc", "bijc") if data_format == "channels_last" else ("bchw", "bcij")
+    if rows.unequal is None:
+        row_matrix, column_matrix = (pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
+        outputs = xla_einsum("bwci,jw->bcij", xla_einsum(f"{image},ih->bwci", inputs, row_matrix), column_matrix)
+    else:
+        positive, negative = _weights_by_sign(rows, norm)
+        frequencies = tf.range(length_of(positive, 0))
+        forward, inverse = (
+            tf.reshape(_real_dft(frequencies, length, rows.weights.dtype), [-1, 2, length])
+            for length in (rows.length, rows.output_length)
+        )
+        forward /= _spectrum_scale(rows.length, rows.weights.dtype)
+        weighting = _weighting(positive, negative, pooling_matrix(columns, norm, 2))
+        spectrum = xla_einsum(f"{image},keh->bwcke", inputs, forward)
+        spectrum = xla_einsum("bwcke,kajew->kbcaj", spectrum, weighting)
+        outputs = xla_einsum("kbcaj,kai->bcji", spectrum, inverse)
+        outputs = tf.transpose(outputs, [0, 1, 3, 2])
+    return tf.transpose(outputs, ["bcij".index(axis) for axis in result])
+
+
+def _weighting(positive: tf.Tensor, negative: tf.Tensor, column_matrix: tf.Tensor) -> tf.Tensor:
+    """`[frequencies, 2, output_width, 2, width]`: the matrix that takes `C_k, S_k` to `P_k, Q_k`."""
+    even, odd = positive + negative, positive - negative
+    rotations = tf.reshape(tf.stack([even, odd, -odd, even], 1), [-1, 2, 1, 2, 1])
+    return rotations * tf.stack([column_matrix, tf.reverse(column_matrix, [1])])
+
+
+def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tensor | None]:
+    """The first `count` frequencies as those with weights that may differ by sign, and, on large maps, the others."""
+    if not isinstance(rows.length, int) or rows.length < SPLIT_FROM:
+        return tf.range(count), None
+    first, unequal = rows.unequal
+    unequal = min(unequal, count) if isinstance(count, int) else tf.minimum(unequal, count)
+    first = tf.clip_by_value(first, 0, count - unequal)  # It may be anything where the strides are NaN.
+    others = tf.range(count - unequal)
+    return first + tf.range(unequal), tf.where(others < first, others, others + unequal)
+
+
+def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
+    """`[2 · frequencies, length]`: for each frequency a row of cosines and a row of sines."""
+    waves = cos_and_sin(frequencies[:, None] * tf.range(length), length, dtype)
+    return tf.reshape(tf.stack(waves, 1), [-1, length])
+
+
+def _spectrum_scale(length: Length, dtype: tf.DType) -> float | tf.Tensor:
+    """A power of two not below `length`, by which a sum of as many samples is divided without a rounding error."""
+    if isinstance(length, int):
+        return 2.0 ** (length - 1).bit_length()
+    return 2.0 ** tf.math.ceil(tf.math.log(tf.cast(length, dtype)) / math.log(2.0))
+
+
+def matrix_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """`matrix @ operand` for one matrix, or a stack of them, and an operand for each image."""
+    return tf.matmul(tf.cast(matrix, operand.dtype)[None], operand)
+
+
+def learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """As `_product`, for a small matrix that is learned and a large operand.
+
+    The gradient to the matrix is added up in the matrix's own precision, over a share of the images at a time, and is
+    done before the gradient to the operand begins, so that the operand is let go first. TensorFlow's own gradient does
+    both at once, and holds as many matrices as there are images.
+    """
+
+    @tf.custom_gradient
+    def product(matrix: tf.Tensor, operand: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            total = tf.zeros_like(matrix)
+            for upstream_share, operand_share in zip(_shares(upstream), _shares(operand)):
+                with tf.control_dependencies([total]):
+                    matrices = tf.matmul(upstream_share, operand_share, transpose_b=True)
+                total += tf.reduce_sum(tf.cast(matrices, matrix.dtype), 0)
+            with tf.control_dependencies([total]):
+                return total, tf.matmul(tf.cast(matrix, operand.dtype)[None], upstream, transpose_a=True)
+
+        return matrix_product(matrix, operand), gradient
+
+    return product(matrix, operand)
+
+
+def _shares(tensor: tf.Tensor, count: int = 4) -> list[tf.Tensor]:
+    """A tensor cut along its first axis into parts of nearly equal length, without a copy."""
+    length = length_of(tensor, 0)
+    lengths = [(length + i) // count for i in range(count)]
+    return tf.split(tensor, lengths, num=count)
+
+
+def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
+    """What a two-sided window multiplies the frequencies 0, 1, 2, … and 0, -1, -2, … of a scaled spectrum by.
+
+    Frequency 0 counts among the positive ones; a frequency that is kept with one sign only has weight 0 with the other.
+    """
+    weights = window.weights * scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
+    weights /= tf.cast(window.output_length, weights.dtype) / _spectrum_scale(window.length, weights.dtype)
+    positives = window.output_length - window.negatives
+    # No window here keeps more positive frequencies than negative ones, 0 counted among the positive.
+    positive = tf.pad(weights[:positives], [[0, window.negatives + 1 - positives]])
+    return positive, tf.concat([[0], weights[positives:][::-1]], 0)

@@ -1,0 +1,67 @@
+"""Everything that leans on TensorFlow's internals for XLA and TPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.compiler.tf2xla.python import xla
+from tensorflow.python.ops import control_flow_util
+
+
+def needs_static_shapes() -> bool:
+    """Whether shapes must be known when a graph is traced: it is for XLA, or a TPU's strategy is in scope."""
+    return compiled_by_xla() or on_tpu()
+
+
+def on_tpu() -> bool:
+    return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+
+
+def compiled_by_xla() -> bool:
+    """Whether the current graph, or one around it, is traced for XLA: by `jit_compile=True` or for a TPU's replicas."""
+    return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def xla_einsum(equation: str, left: tf.Tensor, right: tf.Tensor, dtype: tf.DType | None = None) -> tf.Tensor:
+    """`tf.einsum` of two tensors for XLA, at the highest precision, with derivatives of every order.
+
+    `tf.einsum` and `tf.matmul` leave float32 at XLA's default, which on a TPU is one pass in bfloat16.
+
+    Args:
+        equation: with every index in two of its three terms at least.
+        left: the first operand.
+        right: the second. The product is taken in the coarser of the two dtypes.
+        dtype: of the result, that of `left` where None.
+
+    Returns:
+        The sums of products.
+    """
+    operands, result = equation.split("->")
+    first, second = operands.split(",")
+    shared = [axis for axis in first if axis in second]
+    summed, batch = ([axis for axis in shared if (axis in result) == kept] for kept in (False, True))
+    order = batch + [axis for axis in first + second if axis not in shared]
+    dimensions = xla.DotDimensionNumbers(
+        lhs_contracting_dimensions=[first.index(axis) for axis in summed],
+        rhs_contracting_dimensions=[second.index(axis) for axis in summed],
+        lhs_batch_dimensions=[first.index(axis) for axis in batch],
+        rhs_batch_dimensions=[second.index(axis) for axis in batch],
+    )
+    precision = xla.PrecisionConfig(operand_precision=[xla.PrecisionConfig.HIGHEST] * 2)
+    coarser = min(left.dtype, right.dtype, key=lambda dtype: dtype.size)
+
+    @tf.custom_gradient
+    def product(left: tf.Tensor, right: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return (
+                xla_einsum(f"{result},{second}->{first}", upstream, right, left.dtype),
+                xla_einsum(f"{first},{result}->{second}", left, upstream, right.dtype),
+            )
+
+        # XLA for CPU has no product of bfloat16 operands with a float32 result.
+        outputs = xla.dot_general(tf.cast(left, coarser), tf.cast(right, coarser), dimensions, precision)
+        outputs = tf.cast(outputs, dtype or left.dtype)
+        return tf.transpose(outputs, [order.index(axis) for axis in result]), gradient
+
+    return product(left, right)

@@ -1,0 +1,1 @@
+"""The training system: one loop for every distribution strategy."""

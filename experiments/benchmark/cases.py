@@ -1,0 +1,84 @@
+"""What the benchmark times: layers at the places of a ResNet-18, other sizes, and whole training steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One thing to time.
+
+    Attributes:
+        part: 'layer', 'sizes', 'step' or 'machine'.
+        place: what is pooled or trained.
+        variant: which implementation.
+        dtype: 'float32' or 'bfloat16'.
+        batch: images.
+        height: of the map or image.
+        channels: of the map, or the network's width.
+        stride: initial stride, the same on both axes.
+    """
+
+    part: str
+    place: str
+    variant: str
+    dtype: str
+    batch: int
+    height: int
+    channels: int
+    stride: float
+
+
+RESNET_PLACES = (("stem", 32, 64, 1.0), ("block 2", 32, 128, 2.0), ("block 3", 24, 256, 2.0), ("block 4", 20, 512, 2.0))
+
+OTHER_SIZES = (
+    ("112x112x64", 112, 64, 2.0, 4),
+    ("224x224x64", 224, 64, 2.0, 16),
+    ("28x28x64", 28, 64, 2.0, 1),
+    ("33x33x64", 33, 64, 2.0, 1),
+    ("448x448x16", 448, 16, 2.0, 16),
+)
+
+MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
+
+LAYER_VARIANTS = ("released", "symmetric", "fft", "average", "strided convolution")
+
+DTYPES = ("float32", "bfloat16")
+
+
+def cases(parts: Sequence[str], batch: int) -> list[Case]:
+    """All cases of our own implementation, in the order of the table; `release_case` gives their counterparts."""
+    listed = [Case("machine", "matrix product 2048", "product", dtype, 1, 2048, 2048, 1.0) for dtype in DTYPES]
+    if "layer" in parts:
+        listed += [
+            Case("layer", place, variant, dtype, batch, height, channels, stride)
+            for place, height, channels, stride in RESNET_PLACES
+            for variant in LAYER_VARIANTS
+            for dtype in DTYPES
+        ]
+    if "sizes" in parts:
+        listed += [
+            Case("sizes", place, variant, dtype, max(batch // share, 1), height, channels, stride)
+            for place, height, channels, stride, share in OTHER_SIZES
+            for variant in ("released", "symmetric", "fft")
+            for dtype in DTYPES
+        ]
+    if "step" in parts:
+        listed += [
+            Case("step", "ResNet-18", variant, dtype, batch, 32, 64, 2.0)
+            for variant in ("diffstride", "hybrid", "slice", "strided")
+            for dtype in DTYPES
+        ]
+    return listed
+
+
+def release_case(case: Case) -> Case | None:
+    """The counterpart in the released code, in float32 since its FFT knows nothing smaller; None where there is none.
+
+    Only one case of each place has one, so that the release is timed once for each place.
+    """
+    if case.dtype == "float32" and case.variant in ("released", "diffstride"):
+        return dataclasses.replace(case, variant="release")
+    return None

@@ -1,0 +1,1 @@
+"""Every export format of a run, beside its Keras model."""

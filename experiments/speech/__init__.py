@@ -1,0 +1,1 @@
+"""Voices in recorded speech, with 1-D poolings."""

@@ -1,0 +1,69 @@
+"""Test accuracies that others have published for these methods with a ResNet-18, in percent."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+ICLR = "Riad et al., ICLR 2022"
+
+RELEASE = "README of the DiffStride release"
+
+HYBRID = "arXiv 2401.09008"
+
+SIX, SEVERAL = "mean of six", "mean of several"
+
+
+class Figure(NamedTuple):
+    """One published line.
+
+    Attributes:
+        source: who published it.
+        method: how downsampling is done.
+        strides: of the last three blocks where training starts, or `SIX` for the mean over `study.PAPER_STRIDES`, or
+            `SEVERAL` for a mean over choices that the source does not number.
+        cifar10: accuracy, with a standard deviation where one is given.
+        cifar100: likewise.
+    """
+
+    source: str
+    method: str
+    strides: str
+    cifar10: str
+    cifar100: str
+
+
+FIGURES = (
+    Figure(ICLR, "strided", SIX, "87.7", "59.1"),
+    Figure(ICLR, "spectral", SIX, "91.1", "70.6"),
+    Figure(ICLR, "diffstride", SIX, "92.4", "73.5"),
+    Figure(RELEASE, "strided", "2,2,2", "91.06 ± 0.04", "65.75 ± 0.39"),
+    Figure(RELEASE, "spectral", "2,2,2", "93.49 ± 0.05", "72.86 ± 0.23"),
+    Figure(RELEASE, "diffstride", "2,2,2", "94.20 ± 0.06", "76.08 ± 0.23"),
+    Figure(RELEASE, "strided", "3,2,3", "89.21 ± 0.27", "60.82 ± 0.42"),
+    Figure(RELEASE, "spectral", "3,2,3", "92.00 ± 0.08", "67.74 ± 0.43"),
+    Figure(RELEASE, "diffstride", "3,2,3", "94.19 ± 0.15", "76.09 ± 0.06"),
+    Figure(HYBRID, "diffstride", SEVERAL, "92.4", "70.6"),
+    Figure(HYBRID, "hybrid", SEVERAL, "93.34", "73.82"),
+)
+
+
+def means_over_strides(data: str) -> dict[tuple[str, str], str]:
+    """What stands in the tables of a study of all six choices of strides: the figure of the method's own paper."""
+    return {
+        (data, figure.method): f"{getattr(figure, data)} %"
+        for figure in FIGURES
+        if figure.source == ICLR or figure.method == "hybrid"
+    }
+
+
+def table() -> str:
+    """All figures, as Markdown."""
+    lines = [
+        "| source | method | strides at the start | CIFAR-10 (%) | CIFAR-100 (%) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {figure.source} | `{figure.method}` | {figure.strides} | {figure.cifar10} | {figure.cifar100} |"
+        for figure in FIGURES
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,146 @@
+"""The results of a study as two CSV files: a row for each run, and a row for each epoch of each run.
+
+They are made from the folders of the runs. Rows of runs whose folders are not here, because another machine has them,
+stay as they are, as long as the study and the config are what they were.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
+from experiments.studies import fingerprint
+from experiments.studies.study import Cell, Study, format_strides
+
+KEY = ("data", "method", "variant", "strides", "seed")
+"""The columns that tell one run from another, in both files."""
+
+Row = dict[str, str]
+
+
+def runs_path(study: Study, results: pathlib.Path) -> pathlib.Path:
+    """The file with a row for each run."""
+    return results / f"{study.name}.csv"
+
+
+def epochs_path(study: Study, results: pathlib.Path) -> pathlib.Path:
+    """The file with a row for each epoch of each run."""
+    return results / f"{study.name}_epochs.csv"
+
+
+def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], list[Row]]:
+    """Brings both files up to date with the folders of the finished runs.
+
+    Args:
+        study: which study.
+        runs: where the folders of all studies are. They need not exist.
+        results: the folder of the files.
+
+    Returns:
+        The rows of both files.
+
+    Raises:
+        ValueError: a run was made by another version of the study.
+        OSError: a file cannot be read or written.
+    """
+    cells = study.cells()
+    finished = [cell for cell in cells if cell.is_finished(runs)]
+    for cell in finished:
+        fingerprint.check_unchanged(cell, runs)
+    places = {_key(cell): place for place, cell in enumerate(cells)}
+    configs = {_key(cell): _config(cell) for cell in cells}
+    here = {_key(cell) for cell in finished}
+    files = []
+    for path, rows_of in ((runs_path(study, results), _run_rows), (epochs_path(study, results), _epoch_rows)):
+        kept = [row for row in read_rows(path) if configs.get(_row_key(row)) == row.get("config")]
+        kept = [row for row in kept if _row_key(row) not in here]
+        rows = [*kept, *(row for cell in finished for row in rows_of(study, cell, runs))]
+        rows.sort(key=lambda row: (places[_row_key(row)], int(row.get("epoch", 0))))
+        if finished:
+            columns = dict.fromkeys(name for row in rows for name in row)
+            write_whole(path, rows_as_text(list(columns), rows))
+        files.append(rows)
+    return files[0], files[1]
+
+
+def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
+    """(vertical, horizontal) of each layer by its path, from a row of a run's `strides.csv`."""
+    layers = [name.removesuffix("/vertical_stride") for name in row if name.endswith("/vertical_stride")]
+    return {
+        layer: (float(row[f"{layer}/vertical_stride"]), float(row[f"{layer}/horizontal_stride"])) for layer in layers
+    }
+
+
+def _config(cell: Cell) -> str:
+    return fingerprint.config_fingerprint(cell.gin_file, cell.gin_bindings)
+
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    return cell.data, cell.method.name, cell.variant.name, format_strides(cell.strides), str(cell.seed)
+
+
+def _row_key(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[name] for name in KEY)
+
+
+def _run_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
+    folder = cell.folder(runs)
+    summary, run = cell.summary(runs), json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    (*_, last_epoch), (start, *_) = read_rows(folder / "metrics.csv"), read_rows(folder / "strides.csv")
+    values = {
+        "validation_accuracy": _rounded(last_epoch.get("val_accuracy", "")),
+        "validation_loss": _rounded(last_epoch.get("val_loss", "")),
+    }
+    if study.measure == "test":  # What is chosen by the validation images shall not be seen on the others.
+        values |= {name: _rounded(str(summary[name])) for name in ("test_accuracy", "test_loss")}
+    elif not values["validation_accuracy"]:
+        raise ValueError(f"{folder} has no validation images, which study {study.name} compares.")
+    values |= {
+        "epochs": summary["epochs"],
+        "steps": summary["steps"],
+        "macs_at_start": start["macs"],
+        "macs": summary["macs"],
+        "pooling_macs": summary["pooling_macs"],
+        "parameters": summary["parameters"],
+        "strides_at_start": "; ".join(f"{layer} {_pair(pair)}" for layer, pair in strides_at_start(start).items()),
+        "strides_at_end": "; ".join(
+            f"{pooling['layer']} {_pair(pooling['strides'])}" for pooling in summary["poolings"] if pooling["strides"]
+        ),
+        "sizes_at_end": "; ".join(
+            f"{pooling['layer']} {_size(pooling['input_size'])} to {_size(pooling['output_size'])}"
+            for pooling in summary["poolings"]
+        ),
+        "training_seconds": summary["training_seconds"],
+        "training_images": run["data"]["split_sizes"]["train"],
+        "dtype_policy": run["dtype_policy"],
+        "versions": "; ".join(f"{package} {version}" for package, version in run["versions"].items()),
+        "commit": run["commit"],
+        "config": _config(cell),
+    }
+    yield {**dict(zip(KEY, _key(cell))), **{name: str(value) for name, value in values.items()}}
+
+
+def _epoch_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
+    del study
+    folder = cell.folder(runs)
+    metrics = {row["epoch"]: row for row in read_rows(folder / "metrics.csv")}
+    for sizes in read_rows(folder / "strides.csv"):
+        measured = metrics.get(sizes["epoch"], {})
+        figures = {name: _rounded(measured.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        sizes = {name: _rounded(value) for name, value in sizes.items()}
+        yield {**dict(zip(KEY, _key(cell))), "config": _config(cell), "epoch": sizes["epoch"], **figures, **sizes}
+
+
+def _rounded(text: str) -> str:
+    """A number to five decimals, other text as it is."""
+    return f"{float(text):.5f}" if "." in text or "e" in text else text
+
+
+def _pair(strides: Sequence[float]) -> str:
+    return ",".join(f"{stride:.4f}" for stride in strides)
+
+
+def _size(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))

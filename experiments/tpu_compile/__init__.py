@@ -1,0 +1,1 @@
+"""What XLA's compiler for TPUs estimates of a training step, without a TPU."""

@@ -1,0 +1,1 @@
+"""A network with max pooling, swapped for spectral poolings and trained on."""
