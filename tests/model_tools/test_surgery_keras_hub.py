@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_surgery import disturbed
+from support.swapped_models import disturbed
 
 from diffstride_hybrid import replace_downsampling
 from diffstride_hybrid.model_tools.inspection import diffstride_layers

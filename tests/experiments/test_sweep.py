@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.paths import ROOT
 from support.study_folders import finish
 
 from experiments import sweep
@@ -234,12 +235,10 @@ def test_a_shard_that_is_none_is_refused(text: str):
 
 
 # --- Real trainings --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_sweep_killed_three_times_ends_with_the_rows_of_one_left_alone(tmp_path: Path):
     study = load_study("digits")
-    root = Path(__file__).parent.parent
+    root = ROOT
 
     def start(runs: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "experiments.sweep", "--study=digits", "--jobs=2", f"--runs={tmp_path / runs}"]

@@ -4,12 +4,13 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from support.paths import REFERENCE
 
 from diffstride_hybrid import DiffStride, Resnet
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.models import google_checkpoint
 
-SAVED = Path(__file__).parent / "reference" / "google_small"
+SAVED = REFERENCE / "google_small"
 
 
 def network(**changes: Any) -> Resnet:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import ROOT
 
 from experiments.tpu_compile import report as tpu_report
-
-ROOT = Path(__file__).parent.parent
 
 STEP = {
     "gin_file": "some_config",

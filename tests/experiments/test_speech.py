@@ -21,6 +21,7 @@ from experiments.speech import report as speech_report
 
 LENGTH = 256
 NAMES = [f"digits/{i}.wav" for i in range(20, 32)]
+
 TRAIN, TEST = ([name for name in NAMES if recordings.split_of(name) == split] for split in ("train", "test"))
 
 
@@ -57,8 +58,6 @@ def eager() -> Iterator[None]:
 
 
 # --- Recordings ------------------------------------------------------------------------------------------------------
-
-
 def test_a_wav_file_is_read_as_it_was_written(tmp_path: Path):
     samples = tone(440, 500)
     write_wav(tmp_path / "a.wav", samples)
@@ -121,8 +120,6 @@ def test_windows_beyond_the_most_are_left_out_evenly(source: Path):
 
 
 # --- Networks --------------------------------------------------------------------------------------------------------
-
-
 def test_but_for_the_pooling_the_networks_are_the_same():
     models = []
     for method in network.POOLINGS:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.swapped_models import disturbed
 
 from diffstride_hybrid import FixedSpectralPooling, SpectralPooling, macs, replace_downsampling
 from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
@@ -15,17 +16,6 @@ layers = keras.layers
 
 def images(size: int = 32, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
-
-
-def disturbed(model: keras.Model) -> keras.Model:
-    """With weights unlike those that a new layer has."""
-    random = np.random.default_rng(1)
-    for weight in model.weights:
-        if "seed" not in weight.name:
-            weight.assign(
-                weight.numpy() * random.uniform(0.5, 1.5, weight.shape) + random.uniform(0, 0.1, weight.shape)
-            )
-    return model
 
 
 def chain(downsamples: bool = True) -> keras.Sequential:

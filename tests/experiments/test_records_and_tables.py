@@ -1,0 +1,151 @@
+"""Rows of runs, and tables of rows."""
+
+import dataclasses
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from support.small_study import SMALL
+from support.study_folders import finish
+
+from experiments import tables
+from experiments.studies import fingerprint, records
+from experiments.studies import report as study_report
+from experiments.studies.study import Cell, Method, Variant
+
+
+# --- Records ---------------------------------------------------------------------------------------------------------
+def test_each_finished_run_is_a_row_and_each_of_its_epochs_another(tmp_path: Path):
+    cells = SMALL.cells()
+    for cell in cells[:3]:
+        finish(cell, tmp_path / "runs")
+    rows, epochs = records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    assert [tuple(row[name] for name in records.KEY) for row in rows] == [
+        ("digits", name, "", "2,2,2", "1") for name in ("strided", "learned", "matched")
+    ]
+    assert rows == records.read_rows(tmp_path / "small.csv")
+    assert [(row["method"], row["epoch"]) for row in epochs] == list(
+        itertools.product(("strided", "learned", "matched"), ("0", "1", "2"))
+    )
+    assert rows[1]["strides_at_start"] == "pooling 2.0000,2.0000"
+    assert rows[1]["strides_at_end"] == "pooling 2.5000,1.5000"
+    assert rows[1]["sizes_at_end"] == "pooling 32x32 to 20x26"
+    assert rows[1]["commit"] == "abc"
+    assert "keras 3" in rows[1]["versions"]
+    assert epochs[3]["loss"] == "" and float(epochs[4]["loss"]) > 0
+
+
+def test_rows_of_runs_on_another_machine_stay_and_rows_of_no_cell_go(tmp_path: Path):
+    cells = SMALL.cells()
+    finish(cells[0], tmp_path / "here", accuracy=0.5)
+    records.record(SMALL, str(tmp_path / "here"), tmp_path)
+    finish(cells[4], tmp_path / "there")
+    finish(
+        Cell("small", "digits", Method("gone", "digits_hybrid"), Variant(), (1, 1, 1), 1, "m", ()), tmp_path / "there"
+    )
+    rows, epochs = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    assert [(row["method"], row["strides"]) for row in rows] == [("strided", "2,2,2"), ("learned", "3,2,3")]
+    assert len(epochs) == 6
+    finish(cells[0], tmp_path / "there", accuracy=0.75)
+    rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    assert [row["test_accuracy"] for row in rows] == ["0.75000", "0.90000"]
+    assert records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0] == rows
+
+
+def test_rows_of_another_version_of_the_study_do_not_stay(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    finish(cell, tmp_path / "runs")
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    changed = dataclasses.replace(SMALL, bindings=("train.train.num_epochs = 3",))
+    assert records.record(changed, str(tmp_path / "nowhere"), tmp_path) == ([], [])
+    assert len(records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)[0]) == 1
+
+
+def test_a_study_of_the_validation_images_does_not_see_the_others(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    folder = finish(cell, tmp_path / "runs")
+    study = dataclasses.replace(SMALL, measure="validation")
+    ((row,), _) = records.record(study, str(tmp_path / "runs"), tmp_path)
+    assert row["validation_accuracy"] == "0.80000"
+    assert not [name for name in row if name.startswith("test")]
+    (folder / "metrics.csv").write_text("epoch,loss,accuracy\n1,2.0,0.3\n2,1.0,0.4\n")
+    with pytest.raises(ValueError, match=f"{cell.name} has no validation images, which study small compares"):
+        records.record(study, str(tmp_path / "runs"), tmp_path)
+
+
+def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    folder = finish(cell, tmp_path)
+    fingerprint.check_unchanged(cell, str(tmp_path))
+    (folder / fingerprint.CELL_FILE).write_text(
+        json.dumps({**fingerprint.description(cell), "gin_bindings": ["a = 1"]})
+    )
+    with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
+        records.record(SMALL, str(tmp_path), tmp_path)
+
+
+# --- Tables ----------------------------------------------------------------------------------------------------------
+def rows_of(accuracies: dict[tuple[str, str], list[float]]) -> list[records.Row]:
+    return [
+        {
+            "data": "digits",
+            "method": method,
+            "variant": "",
+            "strides": strides,
+            "seed": str(seed),
+            "test_accuracy": str(accuracy),
+            "macs": str(1_000_000 * (seed + 1) if method == "learned" else 2_000_000),
+            "pooling_macs": "0" if method == "strided" else "250000",
+            "parameters": "1234",
+        }
+        for (method, strides), values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+ROWS = rows_of(
+    {
+        ("strided", "2,2,2"): [0.5, 0.6, 0.7],
+        ("strided", "3,2,3"): [0.4],
+        ("learned", "2,2,2"): [0.8, 0.7, 0.9],
+        ("learned", "3,2,3"): [0.5],
+    }
+)
+
+
+def test_a_table_gives_mean_deviation_count_and_macs():
+    head, rule, *lines = study_report.accuracy_table(SMALL, "digits", ROWS).splitlines()
+    assert head == "| method | strides 2,2,2 | strides 3,2,3 | mean | runs | parameters |"
+    assert rule.count("---") == 6
+    assert lines == [
+        "| `strided` | 60.00 ± 10.00 %, 2.0 M | 40.00 %, 2.0 M | 45.00 % | 3 + 1 | 1,234 |",
+        "| `learned` | 80.00 ± 10.00 %, 2.0 M + 0.2 M | 50.00 %, 1.0 M + 0.2 M | 65.00 % | 3 + 1 | 1,234 |",
+    ]
+
+
+def test_the_mean_is_that_over_the_strides_and_its_deviation_that_of_the_seeds():
+    rows = rows_of({("learned", "2,2,2"): [0.5, 0.7], ("learned", "3,2,3"): [0.3, 0.7]})
+    (line,) = study_report.accuracy_table(SMALL, "digits", rows).splitlines()[2:]
+    assert f"| 55.00 ± {statistics.stdev([40, 70]):.2f} % | 2 x 2 |" in line
+
+
+def test_published_figures_have_a_column_of_their_own():
+    study = dataclasses.replace(SMALL, published={("digits", "learned"): "99 %"})
+    head, _, strided, learned = study_report.accuracy_table(study, "digits", ROWS).splitlines()
+    assert head.endswith("| published |")
+    assert strided.endswith("| none |") and learned.endswith("| 99 % |")
+
+
+def test_differences_are_those_of_runs_of_the_same_strides_and_seed():
+    (line,) = study_report.difference_table(SMALL, ROWS).splitlines()[2:]
+    differences = [-30, -10, -20, -10]
+    assert line == (f"| `strided` | -20.00 ± 10.00 | -10.00 | -17.50 ± {statistics.stdev(differences):.2f} | 4 |")
+
+
+def test_a_table_is_put_between_its_marks():
+    text = "a\n<!-- table x -->\nold\n<!-- end of table -->\nb\n<!-- table y -->\nkept\n<!-- end of table -->\n"
+    assert tables.replace_table(text, "x", "new \\1") == text.replace("old", "new \\1")
+    with pytest.raises(ValueError, match="<!-- table z -->"):
+        tables.replace_table(text, "z", "new")

@@ -1,0 +1,106 @@
+"""The commands of studies."""
+
+import csv
+import itertools
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from support.command_flags import defined_flags
+from support.small_study import SMALL
+from support.study_folders import finish
+
+from experiments import figures, sweep, tables
+from experiments.studies import flags as study_flags
+from experiments.studies import records
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the main of a module on the study SMALL, and returns what it printed."""
+    flags.FLAGS.mark_as_parsed()
+    folders = {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}
+
+    def run(module: Any, **values: Any) -> str:
+        monkeypatch.setattr(study_flags, "load_study", {"small": SMALL}.get)
+        define_flags = getattr(module, "define_flags", study_flags.define_study_flags)
+        with defined_flags(define_flags), flagsaver.flagsaver(**{"study": "small", **folders, **values}):
+            module.main([])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_tables_are_printed_and_put_into_a_file_with_or_without_the_runs(command: Any, tmp_path: Path):
+    readme = tmp_path / "README.md"
+    standing = tables.standing_tables()
+    readme.write_text("".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in ("small", *standing)))
+    with pytest.raises(ValueError, match=r"No run of small is finished in .*: start python -m experiments.sweep"):
+        command(tables)
+    for cell in SMALL.cells():
+        finish(cell, tmp_path / "runs")
+    printed = command(tables, readme=str(readme))
+    assert "| `learned` | 90.00 ± 0.00 %" in printed
+    assert printed in readme.read_text()
+    for table in standing.values():
+        assert table in readme.read_text()
+    before = readme.read_bytes()
+    assert command(tables, readme=str(readme), runs=str(tmp_path / "nowhere")) == printed
+    assert readme.read_bytes() == before
+
+
+def test_figures_are_written_and_those_without_a_run_left_out(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(ValueError, match=r"start python -m experiments.sweep and then python -m experiments.tables"):
+        command(figures)
+    for cell in SMALL.cells():
+        finish(cell, tmp_path / "runs")
+    command(tables)
+    drawn = []
+    monkeypatch.setattr(figures, "figures_of_run", lambda cell, runs: drawn.append(cell.method.name) or ())
+    printed = command(figures)
+    names = ["small_curves.png", "small_strides_learned.png", "small_macs.png"]
+    assert [Path(line).name for line in printed.splitlines()] == names
+    assert sorted(path.name for path in (tmp_path / "results").glob("*.png")) == sorted(names)
+    assert drawn == ["learned"]
+    assert "no run with learned strides is in" in command(figures, runs=str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("module", [sweep, tables, figures])
+def test_a_study_must_be_named(command: Any, module: Any):
+    with pytest.raises(ValueError, match="--study must name a study: there are cifar10, cifar100"):
+        command(module, study=None)
+
+
+def test_the_sweep_lists_its_shard_and_says_what_it_is_for(command: Any, tmp_path: Path):
+    finish(SMALL.cells()[0], tmp_path / "runs")
+    *lines, purpose, total = command(sweep, list=True, shard="1/2").splitlines()
+    assert purpose == "small: For tests."
+    assert total.startswith(f"{len(lines)} runs, 1 finished: ")
+    assert lines[0].startswith("finished  digits-strided-2,2,2-seed1  90.00%")
+    assert all(line.startswith("to do     ") for line in lines[1:])
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+def test_figures_are_drawn_from_the_files_alone(tmp_path: Path):
+    for cell, accuracy in zip(SMALL.cells(), itertools.cycle((0.5, 0.6, 0.7, 0.9))):
+        finish(cell, tmp_path / "runs", accuracy=accuracy)
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    drawn = dict(figures.figures_of_rows(SMALL, tmp_path))
+    assert list(drawn) == ["curves", "strides_learned", "macs"]
+    for figure in drawn.values():
+        below = [axes for axes in figure.axes if axes.get_subplotspec().is_last_row()]
+        assert all(axes.get_xlabel() for axes in below)
+        assert below[0].get_ylabel()
+        figure.savefig(tmp_path / "figure.png")
+    (line,) = (line for line in drawn["curves"].axes[0].lines if line.get_label() == "strided, validation")
+    with open(tmp_path / "small_epochs.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["method"], row["strides"]) == ("strided", "2,2,2")]
+    at_the_end = [100 * float(row["val_accuracy"]) for row in rows if row["epoch"] == "2"]
+    assert len(at_the_end) == 3
+    assert list(line.get_ydata()) == pytest.approx([20, statistics.fmean(at_the_end)])
