@@ -17,18 +17,19 @@ setuptools.setup(
     package_dir={"diffstride_hybrid.gin_configs": "gin_configs"},
     package_data={"diffstride_hybrid": ["py.typed"], "diffstride_hybrid.gin_configs": ["*.gin"]},
     install_requires=[
-        "tensorflow>=2.20",
-        "keras>=3.10",
-        "numpy",
-        "absl-py",
-        "gin-config>=0.5",
-        "tensorflow-datasets>=4.9.7",
-        "importlib_resources",  # TensorFlow Datasets imports it and does not ask for it.
-        "tensorboard",
-        "scikit-learn",
-        "matplotlib",
-        "pillow",
-        "tqdm",
+        # The oldest versions that work: .ci/oldest.txt pins them, and .ci/oldest checks them.
+        "tensorflow>=2.20.0",
+        "keras>=3.10.0",
+        "numpy>=1.26.0",
+        "absl-py>=1.0.0",
+        "gin-config>=0.5.0",
+        "tensorflow-datasets>=4.9.2",
+        "importlib_resources>=5.2.0",  # TensorFlow Datasets imports it and does not ask for it.
+        "tensorboard>=2.20.0",
+        "scikit-learn>=1.0.2",
+        "matplotlib>=3.7.0",
+        "pillow>=8.3.2",
+        "tqdm>=4.56.2",
     ],
     extras_require={
         # What writes and runs the exports beside SavedModels.

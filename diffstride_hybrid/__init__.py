@@ -1,10 +1,13 @@
 """Learned downsampling in the Fourier domain for Keras."""
 
+import sys
+
 from diffstride_hybrid.layers.diffstride import DiffStride, StrideConstraint
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
 from diffstride_hybrid.layers.spectral_pooling import FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.model_tools import crop_refresh as callbacks
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, refresh_crops
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
@@ -33,3 +36,6 @@ __all__ = [
     "resnet34",
     "resnet56",
 ]
+
+# The former home of CropRefresh, from which users' scripts import it.
+sys.modules[f"{__name__}.callbacks"] = callbacks

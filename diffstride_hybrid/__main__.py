@@ -10,7 +10,11 @@ COMMANDS = ("train", "evaluate", "predict", "export", "prepare", "convert_google
 
 
 def overview() -> str:
-    """The commands with what they do, and the names of the shipped configs."""
+    """Lists each command with a one-line summary, and the names of the shipped configs.
+
+    Returns:
+        The text that `python -m diffstride_hybrid` prints.
+    """
     lines = ["Commands; each explains its options with --help:", ""]
     for name in COMMANDS:
         summary = importlib.import_module(f"diffstride_hybrid.{name}").__doc__.splitlines()[0]

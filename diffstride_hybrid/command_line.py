@@ -1,4 +1,4 @@
-"""What the commands share: their common flags, and errors told in one line."""
+"""The parts that all commands share: common flags, and errors reported in one line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL
 
 FLAGS = flags.FLAGS
-# So that --help lists the flags defined by the functions below under the command that calls them.
+# With this line --help lists the flags that are defined below under the command that calls these functions.
 flags.disclaim_key_flags()
 
-# What a mistake in a command, a config or a folder raises.
+# A mistake in a command, a config or a folder raises one of these errors.
 _USER_ERRORS = (
-    *(ValueError, TypeError, OSError, ImportError, SyntaxError, RuntimeError, ArithmeticError, tf.errors.OpError),
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    SyntaxError,
+    RuntimeError,
+    ArithmeticError,
+    tf.errors.OpError,
 )
 
 
@@ -32,9 +39,9 @@ def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None],
     beside a user's own flags.
 
     Args:
-        main: see `reporting_errors`.
+        main: takes the name of the command and the arguments that are no options.
         define_flags: defines the command's own flags.
-        takes_arguments: see `reporting_errors`.
+        takes_arguments: whether the command takes arguments that are no options.
     """
     define_flags()
     traceback_flag()
@@ -44,13 +51,13 @@ def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None],
 def reporting_errors(
     main: Callable[[Sequence[str]], None], takes_arguments: bool = False
 ) -> Callable[[Sequence[str]], None]:
-    """Makes a main function end with one line on standard error and exit code 1 where the user made a mistake.
+    """Makes a main function report a user's mistake in one line on standard error and end with exit code 1.
 
-    One that was stopped and can go on ends with `stopping.EXIT_CODE`.
+    A run that was stopped and can go on ends with the exit code `signals.EXIT_CODE`.
 
     Args:
         main: takes the name of the command and the arguments that are no options.
-        takes_arguments: whether there may be any.
+        takes_arguments: whether the command takes arguments that are no options.
 
     Returns:
         The function for `absl.app.run`.
@@ -95,16 +102,16 @@ def model_flag() -> None:
 
 
 def data_dir_flag(otherwise: str = "The default of TensorFlow Datasets if not given.") -> None:
-    """Defines `--data_dir`.
+    """Defines `--data_dir`, the folder of prepared data sets.
 
     Args:
-        otherwise: what holds if the flag is not given.
+        otherwise: a sentence for --help that says which folder is used if the flag is not given.
     """
     flags.DEFINE_string("data_dir", None, f"Where TensorFlow Datasets keeps prepared sets. {otherwise}")
 
 
 def strategy_flags() -> None:
-    """Defines `--strategy` and `--tpu`: where to run."""
+    """Defines `--strategy` and `--tpu`: the devices to run on."""
     flags.DEFINE_enum(
         "strategy",
         distribution.STRATEGIES[0],
@@ -115,16 +122,16 @@ def strategy_flags() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library hand out again the memory that it was given back, in place of returning it to the system.
+    """Makes the C library reuse freed memory, in place of returning it to the system.
 
     TensorFlow on a CPU allocates and frees every feature map in every step. By default glibc asks the system for each
-    large one anew, and the system clears its pages each time. Does nothing where there is no glibc.
+    large map anew, and the system clears its pages each time. This function does nothing if there is no glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
-    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    trim_threshold, top_pad, mmap_max = -1, -2, -4  # The numbers of these options in malloc.h.
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
     mallopt(top_pad, 2**28)

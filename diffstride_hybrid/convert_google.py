@@ -1,4 +1,4 @@
-r"""Makes a model of this package of a checkpoint of the code released with DiffStride.
+r"""Converts a checkpoint of the code released with DiffStride into a model of this package.
 
 python -m diffstride_hybrid.convert_google --checkpoint=run/saved_model --gin_file=cifar10_diffstride \
     --output=model.keras
@@ -14,7 +14,7 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import write_model_whole
 from diffstride_hybrid.config import gin_files, gin_names
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, short_path
 from diffstride_hybrid.models import google_checkpoint
 from diffstride_hybrid.models.resnet import Resnet
 
@@ -29,7 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "gin_file",
         None,
-        "The config of the run: a path, or the name of a shipped one. May be given again.",
+        "The config of the run: a path, or the name of a shipped file. May be given again.",
         required=True,
     )
     flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files. May be given again.")
@@ -37,7 +37,11 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Builds the network of the config, restores the checkpoint, and saves."""
+    """Builds the network of the config, restores the checkpoint, and saves the model.
+
+    Args:
+        argv: the name of the command.
+    """
     del argv
     output = pathlib.Path(FLAGS.output)
     if output.suffix != ".keras":
@@ -53,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{model.count_params():,} parameters, strides:")
     for layer in diffstride_layers(model):
         strides = ", ".join(f"{stride:.3f}" for stride in layer.strides.numpy())
-        print(f"  {layer.path.removeprefix(f'{model.name}/'):<24}  {strides}")
+        print(f"  {short_path(model, layer.path):<24}  {strides}")
     print(f"saved {output}")
 
 

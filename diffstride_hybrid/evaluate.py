@@ -30,7 +30,11 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs."""
+    """Loads the model and the data as the run's own config says, and prints accuracy, loss and MACs.
+
+    Args:
+        argv: the name of the command.
+    """
     del argv
     workdir = pathlib.Path(FLAGS.workdir)
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.tpu)

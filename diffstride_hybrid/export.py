@@ -14,7 +14,6 @@ from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.config import saved_runs
-from diffstride_hybrid.data import datasets
 from diffstride_hybrid.model_tools import exporting
 
 FLAGS = flags.FLAGS
@@ -38,22 +37,27 @@ def define_flags() -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Exports, runs both models on the same images, and says how they compare."""
+    """Exports, runs both models on the same images, and says how they compare.
+
+    Args:
+        argv: the name of the command.
+    """
     del argv
-    workdir, output = pathlib.Path(FLAGS.workdir), pathlib.Path(FLAGS.output)
-    run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir)
+    exporting.check_installed(FLAGS.format)
+    output = pathlib.Path(FLAGS.output)
+    model, datasets, _ = saved_runs.load_run(pathlib.Path(FLAGS.workdir), FLAGS.model, FLAGS.data_dir)
     calibration = None
     if FLAGS.quantization == "int8":
-        calibration, _ = datasets.first_images(run.datasets, "train", FLAGS.calibration_images)
-    exporting.export(run.model, output, FLAGS.format, run.datasets.image_shape, FLAGS.quantization, calibration)
-    images, labels = datasets.first_images(run.datasets, "test", FLAGS.images)
-    result = exporting.compare(run.model, output, FLAGS.format, images, labels)
+        calibration, _ = datasets.first_images("train", FLAGS.calibration_images)
+    exporting.export(model, output, FLAGS.format, datasets.image_shape, FLAGS.quantization, calibration)
+    images, labels = datasets.first_images("test", FLAGS.images)
+    result = exporting.compare(model, output, FLAGS.format, images, labels)
     print(
         f"on {result.images:,} test images: largest difference {result.largest_difference:.1e}, accuracy "
         f"{result.accuracy:.2%}, of the Keras model {result.keras_accuracy:.2%}"
     )
     print(f"{result.size_bytes / 1e6:.2f} MB, {result.milliseconds:.2f} ms for an image on this machine's CPU")
-    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (run.datasets.mean, run.datasets.std))
+    mean, std = (", ".join(f"{value:.4f}" for value in values) for values in (datasets.mean, datasets.std))
     print(f"inputs are images scaled to 0..1, less {mean}, over {std}")
     print(f"saved {output}")
 

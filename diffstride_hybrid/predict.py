@@ -6,11 +6,11 @@ python -m diffstride_hybrid.predict --workdir=runs/digits_hybrid --top=1 --csv=p
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+import keras
 import numpy as np
 import tensorflow as tf
 from absl import flags
@@ -18,9 +18,12 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import rows_as_text, write_whole
 from diffstride_hybrid.config import saved_runs
-from diffstride_hybrid.data.images import find_images, normalised, read_image
+from diffstride_hybrid.config.saved_runs import ImageFormat
+from diffstride_hybrid.data.images import find_images, normalize_images, read_image
 
 FLAGS = flags.FLAGS
+
+_BATCH = 64
 
 
 def define_flags() -> None:
@@ -31,40 +34,56 @@ def define_flags() -> None:
     flags.DEFINE_string("csv", None, "A file to write with the probability of every class, a row an image.")
 
 
-_BATCH = 64
-
-
 def main(argv: Sequence[str]) -> None:
-    """Reads the images, fits them to the network, and prints a line for each."""
+    """Reads the images, fits them to the network, and prints a line for each.
+
+    Args:
+        argv: the name of the command, then files or folders of images.
+    """
     if len(argv) < 2:
         raise ValueError("No image was given: name files, or folders of them, after the options.")
     files = find_images(argv[1:])
     workdir = pathlib.Path(FLAGS.workdir)
     model, loss = saved_runs.load_model(workdir, FLAGS.model)
-    record = json.loads((workdir / "run.json").read_text(encoding="utf-8"))["data"]
-    names, rows, unread = record["class_names"], [], 0
+    image_format = saved_runs.load_image_format(workdir)
+    names, rows = image_format.class_names, []
+    for file, values in _predictions(files, _probabilities(model, loss, image_format), image_format.image_shape):
+        best = np.argsort(-values, kind="stable")[: FLAGS.top]
+        print(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}")
+        rows.append({"file": file, **{name: f"{value:.6f}" for name, value in zip(names, values)}})
+    if FLAGS.csv:
+        write_whole(pathlib.Path(FLAGS.csv), rows_as_text(["file", *names], rows))
+    if len(rows) < len(files):
+        raise ValueError(f"{len(files) - len(rows)} of {len(files)} files cannot be read as images.")
+
+
+def _predictions(
+    files: Sequence[pathlib.Path], probabilities: Callable[[np.ndarray], np.ndarray], image_shape: Sequence[int]
+) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
+    """Gives each file that can be read with the probabilities of its classes, and names the others as errors."""
     for first in range(0, len(files), _BATCH):
         read, images = [], []
         for file in files[first : first + _BATCH]:
             try:
-                images.append(read_image(file, record["image_shape"]))
+                images.append(read_image(file, image_shape))
                 read.append(file)
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
-                unread += 1
-        if not read:
-            continue
-        outputs = model(normalised(np.stack(images), record["mean"], record["std"]), training=False)
+        if images:
+            yield from zip(read, probabilities(np.stack(images)))
+
+
+def _probabilities(
+    model: keras.Model, loss: keras.losses.Loss, image_format: ImageFormat
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Makes the function that takes uint8 images and gives the probability of each class."""
+
+    def probabilities(images: np.ndarray) -> np.ndarray:
+        outputs = model(normalize_images(images, image_format.mean, image_format.std), training=False)
         outputs = tf.cast(outputs, tf.float32)
-        probabilities = (tf.nn.softmax(outputs) if getattr(loss, "from_logits", False) else outputs).numpy()
-        for file, values in zip(read, probabilities):
-            best = np.argsort(-values, kind="stable")[: FLAGS.top]
-            print(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}")
-            rows.append({"file": file, **{name: f"{value:.6f}" for name, value in zip(names, values)}})
-    if FLAGS.csv:
-        write_whole(pathlib.Path(FLAGS.csv), rows_as_text(["file", *names], rows))
-    if unread:
-        raise ValueError(f"{unread} of {len(files)} files cannot be read as images.")
+        return (tf.nn.softmax(outputs) if getattr(loss, "from_logits", False) else outputs).numpy()
+
+    return probabilities
 
 
 if __name__ == "__main__":

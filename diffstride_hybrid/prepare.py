@@ -18,19 +18,22 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("name", None, "Data set to prepare, as TensorFlow Datasets calls it.", required=True)
+    flags.DEFINE_string("name", None, "Name of the data set in TensorFlow Datasets.", required=True)
     flags.DEFINE_string(
         "source",
         None,
-        "Folder that holds the files which TensorFlow Datasets would download. The network where not given.",
+        "Folder with the files that TensorFlow Datasets would download. If not given, they are downloaded.",
     )
     command_line.data_dir_flag()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Prepares the data set of `--name` and says where it is."""
-    del argv
+    """Prepares the data set of `--name` and says where it is.
 
+    Args:
+        argv: the name of the command.
+    """
+    del argv
     builder = tfds_builder(FLAGS.name, FLAGS.data_dir)
     if FLAGS.source is not None:
         source = pathlib.Path(FLAGS.source).resolve()
@@ -38,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
             raise ValueError(f"--source must be a folder, got {FLAGS.source}.")
         if not hasattr(builder, "URL"):
             raise ValueError(f"{FLAGS.name!r} cannot be prepared from a folder: its builder has no single address.")
+        # The builder adds the names of its files to this address, and reads file:// as it reads https://.
         builder.URL = f"{source.as_uri()}/"
     prepare(builder)
     sizes = ", ".join(f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items())

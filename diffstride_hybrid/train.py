@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import gin
 from absl import flags
 
 from diffstride_hybrid import command_line
@@ -25,44 +24,51 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     flags.DEFINE_multi_string(
-        "gin_file", None, "A gin file: its path, or the name of a shipped one. May be given again.", required=True
+        "gin_file", None, "A gin file: its path, or the name of a shipped file. May be given again.", required=True
     )
     flags.DEFINE_multi_string(
         "gin_bindings",
         [],
         "A binding that overrides the files, such as 'train.train.num_epochs = 3'. May be given again.",
     )
-    flags.DEFINE_string("workdir", None, "Folder of the run. runs/<name of the last gin file> where not given.")
+    flags.DEFINE_string("workdir", None, "Folder of the run. If not given, runs/<name of the last gin file>.")
     flags.DEFINE_integer(
         "seed",
         None,
-        "Fixes initial weights, order of the data, augmentation and mixup. As bound, or 1, where not given.",
+        "Fixes initial weights, order of the data, augmentation and mixup. If not given, the bound seed, or 1.",
     )
     command_line.data_dir_flag()
     command_line.strategy_flags()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Parses the flags and the gin files, trains, and prints a summary."""
+    """Parses the flags and the gin files, trains, and prints a summary.
+
+    Args:
+        argv: the name of the command.
+    """
     del argv
     command_line.keep_freed_memory()
     files = [gin_files.find_gin_file(name) for name in FLAGS.gin_file]
-    bindings = list(FLAGS.gin_bindings)
-    if FLAGS.seed is not None:
-        bindings.append(f"train.train.seed = {FLAGS.seed}")
-    if FLAGS.data_dir is not None:
-        bindings.append(f"data.load_datasets.data_dir = {FLAGS.data_dir!r}")
-    gin_files.parse(files, bindings)
+    gin_files.parse(files, [*FLAGS.gin_bindings, *_bindings_of_flags()])
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.tpu)
-    workdir = FLAGS.workdir or _bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
+    workdir = FLAGS.workdir or gin_names.bound_workdir() or f"runs/{pathlib.Path(files[-1]).stem}"
     with strategy.scope():
-        summary = gin_names.train(workdir=workdir, check_folder=record_config)
+        summary = gin_names.configured_train(workdir=workdir, check_folder=record_config)
     if distribution.is_chief(strategy):
         print(format_summary(summary, workdir))
 
 
 def format_summary(summary: Mapping[str, Any], workdir: str) -> str:
-    """A finished run in a few lines."""
+    """Describes a finished run in a few lines.
+
+    Args:
+        summary: what `training.run.train` returns and writes into summary.json.
+        workdir: folder of the run.
+
+    Returns:
+        Accuracy, cost, the size of each pooling's maps and its strides, and the folder.
+    """
     lines = [
         f"test accuracy {summary['test_accuracy']:.2%} after {summary['epochs']} epochs, {summary['steps']:,} steps, "
         f"{summary['training_seconds']:.0f} s of training",
@@ -76,11 +82,13 @@ def format_summary(summary: Mapping[str, Any], workdir: str) -> str:
     return "\n".join([*lines, f"files are in {workdir}"])
 
 
-def _bound_workdir() -> str | None:
-    try:
-        return gin.query_parameter("train.train.workdir")
-    except ValueError:
-        return None
+def _bindings_of_flags() -> list[str]:
+    bindings = []
+    if FLAGS.seed is not None:
+        bindings.append(f"train.train.seed = {FLAGS.seed}")
+    if FLAGS.data_dir is not None:
+        bindings.append(f"data.load_datasets.data_dir = {FLAGS.data_dir!r}")
+    return bindings
 
 
 if __name__ == "__main__":

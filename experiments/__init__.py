@@ -3,4 +3,4 @@
 import pathlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-"""Where the committed CSV files, tables and figures are."""
+"""The folder of the committed CSV files, figures and page of tables."""

@@ -1,9 +1,9 @@
-r"""Draws the figures of a study from its CSV files, and of one of its trained networks where that is here.
+"""Draws the figures of a study.
 
 python -m experiments.figures --study=fashion_mnist_small
 
-The figures are `experiments/results/<study>_*.png`. Those of curves, strides and MACs need the CSV files alone, those
-of the windows and the poolings the folder of a run with learned strides, and its data set.
+The figures are `experiments/results/<study>_*.png`. Curves, strides and MACs are drawn from the CSV files. The windows
+and the poolings need the folder of a run with learned strides and its data set, and are left out without it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,27 @@ from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.studies.study import Cell, Study
 
 IMAGES = 64
-IMAGES_SHOWN = 3
+"""How many test images the spectra are averaged over."""
 
+IMAGES_SHOWN = 3
+"""How many images the figure of the poolings shows, each of another class."""
 
 FLAGS = flags.FLAGS
 
 
 def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, Figure]]:
-    """The figures that need the CSV files alone, with their names."""
+    """Draws the figures that need only the CSV files.
+
+    Args:
+        study: the study to draw.
+        results: the folder of the CSV files.
+
+    Yields:
+        The name and the figure.
+
+    Raises:
+        ValueError: there is no CSV file of the study.
+    """
     runs, epochs = (
         read_rows(records.runs_path(study, results)),
         read_rows(records.epochs_path(study, results)),
@@ -56,10 +69,18 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
 
 
 def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
-    """The figures that need a trained network with learned strides and its test images, with their names."""
+    """Draws the figures that need a trained network with learned strides and its test images.
+
+    Args:
+        cell: a finished cell.
+        runs: the folder that holds a folder for each study.
+
+    Yields:
+        The name and the figure.
+    """
     folder = cell.folder(runs)
     model, datasets, _ = saved_runs.load_run(folder, FINAL_MODEL)
-    images, labels = datasets.first_images(datasets, "test", IMAGES)
+    images, labels = datasets.first_images("test", IMAGES)
     (start, *_) = read_rows(folder / "strides.csv")
     yield "windows", drawings.windows(model, images, records.strides_at_start(start))
     _, of_each_class = np.unique(labels.argmax(-1), return_index=True)
@@ -68,7 +89,7 @@ def figures_of_run(cell: Cell, runs: str) -> Iterator[tuple[str, Figure]]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Draws what can be drawn."""
+    """Draws the figures and prints their paths."""
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     _write(study, results, figures_of_rows(study, results))

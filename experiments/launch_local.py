@@ -1,8 +1,8 @@
-r"""Trains with several workers on this machine, as several machines would: a way to try `--strategy=multi_worker`.
+"""Trains with several workers on this machine, to try `--strategy=multi_worker` without several machines.
 
 python -m experiments.launch_local --workers=2 -- --gin_file=digits_hybrid --workdir=runs/two_workers
 
-What follows `--` goes to `diffstride_hybrid.train`. The first worker is the chief: it alone writes.
+The options after `--` are passed to `diffstride_hybrid.train`. Only the first worker, the chief, writes files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from absl import flags
 from diffstride_hybrid import command_line
 
 PATIENCE_SECONDS = 60
-"""How long workers may go on after one has failed. They notice by themselves, but not before all have met."""
+"""How long workers may go on after one has failed. They notice it themselves once all of them have connected."""
 
 FLAGS = flags.FLAGS
 
@@ -35,9 +35,9 @@ def start_workers(count: int, arguments: Sequence[str], **options: object) -> li
     """Starts the workers of one cluster on loopback.
 
     Args:
-        count: how many.
-        arguments: for `diffstride_hybrid.train`.
-        **options: for `subprocess.Popen`.
+        count: how many workers to start.
+        arguments: options of `diffstride_hybrid.train`.
+        **options: options of `subprocess.Popen`.
 
     Returns:
         The processes, the chief first.
@@ -55,7 +55,7 @@ def start_workers(count: int, arguments: Sequence[str], **options: object) -> li
 
 
 def main(argv: Sequence[str]) -> None:
-    """Starts the workers, passes on what they say with their number before it, and ends as the worst of them does."""
+    """Starts the workers, prints their output with their numbers in front, and exits with the greatest exit code."""
     workers = start_workers(FLAGS.workers, argv[1:], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     threads = [threading.Thread(target=_pass_on, args=(index, worker)) for index, worker in enumerate(workers)]
     try:

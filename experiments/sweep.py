@@ -1,10 +1,10 @@
-"""Runs a study: every cell of its grid is a training process of its own, with a folder of its own.
+"""Runs a study: each cell of its grid is a training process with a folder of its own.
 
 python -m experiments.sweep --study=fashion_mnist_small --jobs=2
 python -m experiments.sweep --study=cifar10 --dry_run
 python -m experiments.sweep --study=cifar10 --shard=1/8
 
-A sweep that is stopped, or killed, goes on where it was when it is started again.
+A sweep that was stopped or killed continues where it was when it is started again.
 """
 
 from __future__ import annotations
@@ -29,17 +29,27 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     define_study_flags()
-    flags.DEFINE_integer("jobs", 1, "How many runs at a time. The CPU cores are divided among them.", lower_bound=1)
-    flags.DEFINE_string("shard", "1/1", "Which part of the grid, such as 2/8 for the second of eight machines.")
-    flags.DEFINE_bool("list", False, "Say what is finished and what is not, and run nothing.")
-    flags.DEFINE_bool("dry_run", False, "Say what each run costs in MACs, and run nothing.")
+    flags.DEFINE_integer("jobs", 1, "How many runs train at a time. They share the CPU cores evenly.", lower_bound=1)
+    flags.DEFINE_string("shard", "1/1", "Which part of the grid to run, such as 2/8 on the second of eight machines.")
+    flags.DEFINE_bool("list", False, "Print which runs are finished, and run nothing.")
+    flags.DEFINE_bool("dry_run", False, "Print the MACs of each run, and run nothing.")
     flags.DEFINE_multi_string(
-        "train_flag", [], "A flag for diffstride_hybrid.train, such as --data_dir=/data. May be given again."
+        "train_flag", [], "A flag for diffstride_hybrid.train, such as --data_dir=/data. Repeat it for more flags."
     )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Reads 'i/n'; raises ValueError where it is not that, or i is not from 1 to n."""
+    """Reads a shard.
+
+    Args:
+        text: 'i/n', with i from 1 to n.
+
+    Returns:
+        i and n.
+
+    Raises:
+        ValueError: the text is something else.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise ValueError(f"--shard must be i/n with i from 1 to n, such as 2/8, got {text!r}.")
@@ -47,7 +57,16 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 
 def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
-    """A line for each cell: whether it is finished, and how it ended."""
+    """Lists how far each cell has come.
+
+    Args:
+        cells: of a study.
+        runs: the folder that holds a folder for each study.
+        measure: which accuracy of a finished run to show, that on the 'test' or on the 'validation' images.
+
+    Yields:
+        A line for each cell.
+    """
     for cell in cells:
         if cell.is_finished(runs):
             yield f"finished  {cell.name}  {outcome(cell, runs, measure)}"
@@ -58,7 +77,15 @@ def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
 
 
 def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
-    """A line for each cell: what an image costs, after training where the cell is finished, at the start where not."""
+    """Lists what an image costs in each cell: after training if the cell is finished, else before it.
+
+    Args:
+        cells: of a study.
+        runs: the folder that holds a folder for each study.
+
+    Yields:
+        A line for each cell.
+    """
     for cell in cells:
         cost = costs.cell_cost(cell, runs)
         when = "after training" if cell.is_finished(runs) else "at the start"
@@ -66,9 +93,9 @@ def dry_run(cells: Sequence[Cell], runs: str) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Runs, or says what would be run."""
+    """Runs the cells of the shard, or lists them."""
     del argv
-    tf.config.set_visible_devices([], "GPU")  # The memory of GPUs is for the trainings.
+    tf.config.set_visible_devices([], "GPU")  # The trainings need the GPU memory.
     study = chosen_study()
     cells = shard_of(study.cells(), *parse_shard(FLAGS.shard))
     for cell in cells:

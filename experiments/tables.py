@@ -1,15 +1,17 @@
-r"""Brings the CSV files of a study up to date with its runs, and makes its Markdown tables from them.
+"""Writes the CSV files of a study from its runs, and makes its Markdown tables from them.
 
 python -m experiments.tables --study=fashion_mnist_small
-python -m experiments.tables --study=fashion_mnist_small --readme=README.md
+python -m experiments.tables --study=fashion_mnist_small --write
 
-Where the folders of the runs are not here the committed CSV files are what the tables are made of. With `--readme` the
-text between `<!-- table NAME -->` and `<!-- end of table -->` is replaced by the tables of the study of that name, and
-so are the tables that belong to no study.
+If the folders of the runs are missing, the tables are made from the committed CSV files. With `--write` the tables are
+put into `experiments/results/README.md`, with `--readme=PATH` into another file: the text between `<!-- table NAME -->`
+and `<!-- end of table -->` is replaced by the tables of the study NAME. The tables that belong to no study are renewed
+as well.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows, write_whole
+from experiments import RESULTS
 from experiments.exports import report as export_report
 from experiments.speech import report as speech_report
 from experiments.studies import published, records
@@ -25,17 +28,21 @@ from experiments.studies import report as study_report
 from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.transfer import report as transfer_report
 
+PAGE = RESULTS / "README.md"
+"""The page of results, which has a place for each table."""
+
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the options of the command."""
     define_study_flags()
-    flags.DEFINE_string("readme", None, "A Markdown file whose tables are to be replaced.")
+    flags.DEFINE_bool("write", False, f"Put the tables into {os.path.relpath(PAGE)}, or into the file of --readme.")
+    flags.DEFINE_string("readme", None, "Put the tables into this Markdown file, with or without --write.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the CSV files and prints the tables."""
+    """Writes the CSV files, prints the tables of the study and puts all tables into a page if one is asked for."""
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     rows, _ = records.record(study, FLAGS.runs, results)
@@ -46,39 +53,46 @@ def main(argv: Sequence[str]) -> None:
         )
     table = study_report.tables(study, rows)
     print(table)
-    if FLAGS.readme:
-        readme = pathlib.Path(FLAGS.readme)
-        text = readme.read_text(encoding="utf-8")
+    if FLAGS.write or FLAGS.readme:
+        page = pathlib.Path(FLAGS.readme or PAGE)
+        text = page.read_text(encoding="utf-8")
         for name, content in {study.name: table, **standing_tables()}.items():
-            text = replace_table(text, name, content)
-        write_whole(readme, text)
+            try:
+                text = replace_table(text, name, content)
+            except ValueError as error:
+                raise ValueError(f"{page}: {error}") from error
+        write_whole(page, text)
 
 
 def standing_tables() -> dict[str, str]:
-    """The tables that belong to no study, by name: published figures, and what the other experiments have measured."""
+    """Makes the tables that belong to no study: the published accuracies, and the other experiments' tables.
+
+    Returns:
+        Markdown tables by name.
+    """
     reports = {"exports": export_report, "speech": speech_report, "transfer": transfer_report}
     measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
     return {"published": published.table(), **measured}
 
 
 def replace_table(text: str, name: str, table: str) -> str:
-    """Puts a table between its two marks.
+    """Replaces the text between the two marks of a table.
 
     Args:
-        text: Markdown.
-        name: of the table.
-        table: what is to stand there.
+        text: a Markdown page.
+        name: name of the table, as in its first mark `<!-- table NAME -->`.
+        table: the new text.
 
     Returns:
-        The text with the table.
+        The page with the new table.
 
     Raises:
-        ValueError: there are no such marks.
+        ValueError: the page does not have the marks.
     """
     begin, end = f"<!-- table {name} -->\n", "<!-- end of table -->"
     marks = re.compile(rf"({re.escape(begin)})(?:(?!<!-- table).)*?({end})", re.DOTALL)
     if not marks.search(text):
-        raise ValueError(f"The file of --readme has no place for the table: the lines '{begin.strip()}' and '{end}'.")
+        raise ValueError(f"no place for a table: add the lines '{begin.strip()}' and '{end}'.")
     return marks.sub(lambda match: match[1] + table + "\n" + match[2], text)
 
 

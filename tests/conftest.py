@@ -71,3 +71,15 @@ def uncompiled() -> Iterator[None]:
     """Runs the test in the context of `eager_steps`."""
     with run_steps_eagerly():
         yield
+
+
+@pytest.fixture(scope="session")
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `support.interrupted_runs` that nothing came between. Its steps run eagerly."""
+    from support.interrupted_runs import trained
+
+    folder = tmp_path_factory.mktemp("left_alone")
+    keras.config.set_image_data_format("channels_last")  # Whatever the test before has left.
+    with run_steps_eagerly(), contextlib.redirect_stdout(None):
+        trained(folder)
+    return folder

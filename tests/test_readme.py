@@ -105,7 +105,9 @@ def test_each_snippet_runs(page: str, snippet: str):
     assert names["x"].shape[-1] in (8, 64)
 
 
-@pytest.mark.parametrize(("page", "words"), PACKAGE_COMMANDS, ids=lambda part: part if isinstance(part, str) else " ".join(part))
+@pytest.mark.parametrize(
+    ("page", "words"), PACKAGE_COMMANDS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
+)
 def test_each_command_names_a_module_options_and_configs_that_exist(page: str, words: list[str]):
     module = module_of(words)
     known = options_of(module)

@@ -5,8 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parent.parent
+from support.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -19,7 +18,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from what git has, as a build in the checkout would leave its folders there."""
+    """A wheel built from a clone, because a build in the checkout would leave its folders there."""
     folder = tmp_path_factory.mktemp("wheel")
     run("git", "clone", "--quiet", ROOT, folder / "source", cwd=folder)
     run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, folder / "source", cwd=folder)
@@ -33,9 +32,10 @@ def test_the_wheel_holds_the_package_and_its_configs(wheel: Path):
         "diffstride_hybrid",
         f"{'-'.join(wheel.name.split('-')[:2])}.dist-info",
     }
-    files = {path.name for path in names}
-    configs = {path.name for path in (ROOT / "gin_configs").glob("*.gin")}
-    assert {"py.typed", *configs, *(path.name for path in (ROOT / "diffstride_hybrid").rglob("*.py"))} <= files
+    package = Path("diffstride_hybrid")
+    modules = {path.relative_to(ROOT) for path in (ROOT / package).rglob("*.py")}
+    configs = {package / "gin_configs" / path.name for path in (ROOT / "gin_configs").glob("*.gin")}
+    assert {package / "py.typed", *configs, *modules} <= names
 
 
 def test_the_wheel_trains_a_shipped_config_in_a_fresh_environment(wheel: Path, tmp_path: Path):

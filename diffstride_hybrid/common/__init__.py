@@ -1,1 +1,1 @@
-"""What every room stands on: errors, arguments, files, signals, devices."""
+"""Helpers that every room of the package uses: errors, arguments, files, signals, versions, distribution."""

@@ -1,4 +1,4 @@
-"""Checks of what a user gave: each returns the value in its final form, or raises one line that says what is allowed."""
+"""Checks of arguments that a user gave: each returns the final value, or raises one line that says what is allowed."""
 
 from __future__ import annotations
 
@@ -9,28 +9,79 @@ from typing import Any
 
 import numpy as np
 
+Strides = float | Sequence[float]
+"""One stride for both axes, or a pair (vertical, horizontal)."""
+
 
 def is_whole(value: Any, least: int) -> bool:
-    """Whether a value that a user gave is a whole number of at least `least`. `True`, to Python 1, is none."""
+    """Whether a value is a whole number of at least `least`. `True` does not count, though Python takes it for 1.
+
+    Args:
+        value: anything.
+        least: the smallest number allowed.
+
+    Returns:
+        The answer. This function raises nothing.
+
+    Example:
+        >>> is_whole(3, least=1), is_whole(3.0, least=1), is_whole(True, least=1)
+        (True, False, False)
+    """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
-Strides = float | Sequence[float]
-
-
 def validated_choice(name: str, value: Any, allowed: Sequence[str]) -> Any:
+    """The value, if it is among those allowed.
+
+    Args:
+        name: of the argument, for the message.
+        value: the argument.
+        allowed: all values that it may have.
+
+    Returns:
+        `value`.
+
+    Raises:
+        ValueError: the value is not allowed.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
     return value
 
 
 def validated_flag(name: str, value: Any) -> bool:
+    """The value, if it is True or False.
+
+    Args:
+        name: of the argument, for the message.
+        value: the argument.
+
+    Returns:
+        `value`.
+
+    Raises:
+        TypeError: the value is neither.
+    """
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}.")
     return value
 
 
 def validated_number(name: str, value: Any, at_least: float) -> float:
+    """The value as a float, if it is a finite number of at least `at_least` that TensorFlow's kernels take.
+
+    Args:
+        name: of the argument, for the message.
+        value: the argument.
+        at_least: the smallest number allowed.
+
+    Returns:
+        A Python float.
+
+    Raises:
+        TypeError: the value is not a real number.
+        ValueError: the number is not finite, or below `at_least`, or above 2147483647.
+    """
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}.")
     if not at_least <= value < math.inf:
@@ -38,19 +89,40 @@ def validated_number(name: str, value: Any, at_least: float) -> float:
     return float(_at_most(name, value))
 
 
-def _at_most(name: str, value: Any, most: int = np.iinfo(np.int32).max) -> Any:
-    """A number that TensorFlow's kernels take, as a size or in float32."""
-    if value > most:
-        raise ValueError(f"{name} must be at most {most}, got {value!r}.")
-    return value
-
-
 def validated_limit(name: str, value: Any) -> float | None:
+    """The value as a limit of a stride: None, or a float of at least 1.
+
+    Args:
+        name: of the argument, for the message.
+        value: the argument.
+
+    Returns:
+        None or a Python float.
+
+    Raises:
+        TypeError: the value is neither None nor a real number.
+        ValueError: the number is not finite, or below 1, or above 2147483647.
+    """
     return None if value is None else validated_number(name, value, at_least=1.0)
 
 
 def validated_strides(value: Any) -> tuple[float, float]:
-    """Strides as (vertical, horizontal); raises TypeError or ValueError where they are not numbers of at least 1."""
+    """Strides as a pair (vertical, horizontal).
+
+    Args:
+        value: one number for both axes, or a pair.
+
+    Returns:
+        Two Python floats.
+
+    Raises:
+        TypeError: the value is neither a number nor a pair of numbers.
+        ValueError: a number is not finite, or below 1, or above 2147483647.
+
+    Example:
+        >>> validated_strides(2), validated_strides([1.5, 3])
+        ((2.0, 2.0), (1.5, 3.0))
+    """
     pair = (value, value) if isinstance(value, numbers.Real) else value
     if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
         raise TypeError(f"strides must be a number or a pair (vertical, horizontal), got {value!r}.")
@@ -60,6 +132,19 @@ def validated_strides(value: Any) -> tuple[float, float]:
 
 
 def validated_size(name: str, value: Any) -> tuple[int, int]:
+    """A size in samples as a pair (height, width).
+
+    Args:
+        name: of the argument, for the message.
+        value: one whole number for both axes, or a pair.
+
+    Returns:
+        Two Python integers.
+
+    Raises:
+        TypeError: the value is neither a whole number nor a pair of whole numbers.
+        ValueError: a number is below 1 or above 2147483647.
+    """
     pair = (value, value) if isinstance(value, numbers.Integral) else value
     if (
         not isinstance(pair, Sequence)
@@ -71,3 +156,10 @@ def validated_size(name: str, value: Any) -> tuple[int, int]:
         raise ValueError(f"{name} must be at least 1 along both axes, got {value!r}.")
     _at_most(name, max(pair))
     return int(pair[0]), int(pair[1])
+
+
+def _at_most(name: str, value: Any, most: int = np.iinfo(np.int32).max) -> Any:
+    """The number, if TensorFlow's kernels take it, as a size or in float32."""
+    if value > most:
+        raise ValueError(f"{name} must be at most {most}, got {value!r}.")
+    return value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 
@@ -18,21 +17,26 @@ STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 
 
 def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distribute.Strategy:
-    """Makes a distribution strategy. GPUs take memory as they need it.
+    """Makes a distribution strategy, and lets GPUs take memory as they need it.
 
-    This must come before anything else is computed.
+    Call it before TensorFlow computes anything: devices cannot be set up later.
 
     Args:
-        name: 'one_device'; 'mirrored', all GPUs of this machine; 'multi_worker', the machines that the environment
-            variable TF_CONFIG names; or 'tpu'.
-        tpu: name or address of the TPU, 'local' on a TPU's own machine. For 'tpu' only.
+        name: 'one_device'; 'mirrored' for all GPUs of this machine; 'multi_worker' for the machines that the
+            environment variable TF_CONFIG names; or 'tpu'.
+        tpu: name or address of the TPU; 'local' on the TPU's own machine. Only for 'tpu'.
 
     Returns:
-        The strategy.
+        The strategy. For 'one_device' it is TensorFlow's default strategy.
 
     Raises:
-        ValueError: `name` is unknown, `tpu` is missing or not wanted, or TF_CONFIG does not say what it should.
-        OSError: the TPU or the other workers cannot be reached.
+        ValueError: `name` is unknown, `tpu` is missing or does not belong to `name`, or TF_CONFIG is wrong.
+        OSError: the TPU or another worker cannot be reached.
+
+    Example:
+        >>> from diffstride_hybrid.common.distribution import make_strategy
+        >>> make_strategy("one_device").num_replicas_in_sync
+        1
     """
     if name not in STRATEGIES:
         raise ValueError(f"--strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {name!r}.")
@@ -57,14 +61,14 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
 
 
 def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
-    """The fastest dtype policy whose products the devices compute natively and that trains to the same accuracy.
+    """The fastest dtype policy that the devices multiply in natively and that trains to the same accuracy.
 
     Args:
-        strategy: where to run.
+        strategy: says whether the device is a TPU.
 
     Returns:
-        'mixed_bfloat16' on a TPU and on GPUs of compute capability 8 and later, 'mixed_float16' on GPUs of 7,
-        'float32' elsewhere.
+        'mixed_bfloat16' on a TPU and if every GPU has compute capability 8 or higher; 'mixed_float16' if every GPU has
+        7 or higher; otherwise 'float32'.
     """
     if is_tpu(strategy):
         return "mixed_bfloat16"
@@ -79,7 +83,14 @@ def default_dtype_policy(strategy: tf.distribute.Strategy) -> str:
 
 
 def strategy_name(strategy: tf.distribute.Strategy) -> str:
-    """Which of `STRATEGIES` a strategy is, its class's name where it is none of them."""
+    """The name of a strategy, as `run.json` records it.
+
+    Args:
+        strategy: any strategy.
+
+    Returns:
+        One of `STRATEGIES`; the name of the strategy's class if `make_strategy` does not make that class.
+    """
     classes = {
         "mirrored": tf.distribute.MirroredStrategy,
         "multi_worker": tf.distribute.MultiWorkerMirroredStrategy,
@@ -92,29 +103,39 @@ def strategy_name(strategy: tf.distribute.Strategy) -> str:
 
 
 def is_tpu(strategy: tf.distribute.Strategy) -> bool:
-    """Whether a strategy is that of a TPU, which compiles every step by itself."""
+    """Whether a strategy runs on a TPU. A TPU compiles every step."""
     return isinstance(strategy, tf.distribute.TPUStrategy)
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one of several that writes."""
+    """Whether this process writes the files of the run. Of several workers only the chief does."""
     return not _has_workers(strategy) or strategy.extended.should_checkpoint
 
 
 def worker_count(strategy: tf.distribute.Strategy) -> int:
-    """How many processes train together."""
-    return strategy.extended._num_workers if _has_workers(strategy) else 1
+    """The number of processes that train together."""
+    if not _has_workers(strategy):
+        return 1
+    return max(1, _count_workers(strategy.cluster_resolver.cluster_spec()))  # Without TF_CONFIG the cluster is empty.
 
 
 def wait_for_all_workers(strategy: tf.distribute.Strategy) -> None:
-    """Returns once every worker has called it, or one is gone."""
+    """Returns when every worker has called this function, or when a worker is gone."""
     with contextlib.suppress(tf.errors.OpError):
         sum_over_replicas(strategy, 1)
 
 
 @contextlib.contextmanager
 def naming_lost_workers(strategy: tf.distribute.Strategy, advice: str) -> Iterator[None]:
-    """Says so, and what to do, where something fails within the context because another worker is gone."""
+    """Turns an error that arises because another worker is gone into a message that says so.
+
+    Args:
+        strategy: of the run. With one worker errors pass unchanged.
+        advice: a sentence that says what to do.
+
+    Raises:
+        ConnectionError: within the context TensorFlow reported a lost worker.
+    """
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
@@ -125,9 +146,10 @@ def naming_lost_workers(strategy: tf.distribute.Strategy, advice: str) -> Iterat
 
 @register
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras's loss scaling, for several replicas as well: none takes a step where the gradients of one overflowed.
+    """Keras's loss scaling for several replicas: if the gradients of one replica overflow, no replica takes the step.
 
-    Keras asks each replica for its own gradients only, before they are added up.
+    Keras's own class checks on each replica that replica's gradients alone, before they are added up. The replicas
+    would then disagree about the step.
     """
 
     def check_finite(self, grads: Sequence[tf.Tensor]) -> tf.Tensor:
@@ -135,7 +157,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
 
 def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:
-    """Whether a condition holds on every replica, where one asks."""
+    """Whether a condition holds on every replica. Call it within a step.
+
+    Args:
+        condition: a boolean scalar of the replica that calls.
+
+    Returns:
+        A boolean scalar, the same on every replica.
+    """
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return condition
@@ -143,10 +172,17 @@ def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:
 
 
 def sum_over_replicas(strategy: tf.distribute.Strategy, value: int) -> int:
-    """Adds up what the worker of each replica has. It returns once every worker has called it."""
+    """Adds up a number over all replicas, and waits until every worker has called this function.
+
+    Args:
+        strategy: of the run.
+        value: the number of this worker, counted once for each of its replicas.
+
+    Returns:
+        The sum.
+    """
     if worker_count(strategy) == 1:
         return value * strategy.num_replicas_in_sync
-
     return int(_total_over(strategy)(tf.constant(value)))
 
 
@@ -174,17 +210,19 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
 
 
 def _read_tf_config() -> tuple[int, str]:
-    """How many workers TF_CONFIG names, and which of them this one is."""
+    """Reads how many workers TF_CONFIG names, and which of them this process is."""
     text = os.environ.get("TF_CONFIG")
     example = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
     if not text:
         raise ValueError(f"--strategy=multi_worker needs the environment variable TF_CONFIG, such as {example}.")
     try:
-        config = json.loads(text)
-        job, index, cluster = config["task"]["type"], int(config["task"]["index"]), config["cluster"]
-        if index < 0 or not all(isinstance(addresses, list) for addresses in cluster.values()):
-            raise TypeError
-        workers = sum(len(cluster.get(name, ())) for name in ("chief", "worker"))
-        return workers, f"{job} {index} at {cluster[job][index]}"
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        cluster, job, index = resolver.cluster_spec(), resolver.task_type, resolver.task_id
+        return _count_workers(cluster), f"{job} {index} at {cluster.task_address(job, index)}"
+    except (ValueError, TypeError) as error:
         raise ValueError(f"TF_CONFIG must look like {example}, got {text}.") from error
+
+
+def _count_workers(cluster: tf.train.ClusterSpec) -> int:
+    """Counts the processes that train. A cluster may also name processes that evaluate or serve parameters."""
+    return sum(cluster.num_tasks(job) for job in ("chief", "worker") if job in cluster.jobs)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the rows of CSV files."""
+"""Files that are written completely or not at all, and the rows of CSV files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ from typing import Any
 import keras
 
 PARTIAL = ".partial."
+"""The start of the name of a file that is being written."""
 
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Has a file written whole or not at all: gives the name to write it under, and makes its folder.
+    """Writes a file completely or not at all, and makes its folder if there is none.
 
-    When the context ends well, what was written is on the disk and in the place of the file from before. When it fails
-    the file from before stays as it was, and nothing else is left.
+    If the context ends without an error, the new file is on the disk and has replaced the old one. If it ends with an
+    error, the old file is unchanged and no other file is left.
+
+    Args:
+        path: of the file.
+
+    Yields:
+        The path to write to while the context lasts.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
     try:
@@ -41,7 +48,14 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def synced(path: pathlib.Path) -> None:
-    """Returns once a file, or the names in a folder, are on the disk."""
+    """Waits until a file is on the disk; for a folder, until the names of its files are.
+
+    Args:
+        path: of the file or folder.
+
+    Raises:
+        OSError: it does not exist or cannot be written.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -50,19 +64,42 @@ def synced(path: pathlib.Path) -> None:
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:
-    """Writes a text file as `whole_file` says."""
+    """Writes a text file completely or not at all, in UTF-8.
+
+    Args:
+        path: of the file.
+        text: its whole content.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8", newline="")
 
 
 def write_model_whole(path: pathlib.Path, model: keras.Model) -> None:
-    """Saves a model in Keras's `.keras` format as `whole_file` says."""
+    """Saves a model in Keras's `.keras` format, completely or not at all.
+
+    Args:
+        path: of the file; it ends in '.keras'.
+        model: a built model.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     with whole_file(path) as partial:
         model.save(partial)
 
 
 def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, none where it does not exist."""
+    """Reads the rows of a CSV file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        A mapping from column to text for each row; no rows if the file does not exist.
+    """
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
@@ -70,7 +107,22 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
 
 
 def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """The content of a CSV file. A column that a row lacks is left empty."""
+    """Formats rows as the text of a CSV file.
+
+    Args:
+        columns: the names of the columns, in order.
+        rows: a mapping from column to value for each row. A missing column becomes an empty field.
+
+    Returns:
+        The text, with a line for the head and a line for each row.
+
+    Example:
+        >>> from diffstride_hybrid.common.files import rows_as_text
+        >>> print(rows_as_text(["epoch", "loss"], [{"epoch": 1, "loss": 0.5}, {"epoch": 2}]), end="")
+        epoch,loss
+        1,0.5
+        2,
+    """
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
     writer.writeheader()

@@ -1,7 +1,8 @@
-"""Registers classes with Keras under the name of the package, so that saved models find them wherever they move."""
+"""Registers classes with Keras under the package's name, so that saved models load wherever in the package they lie."""
 
 from __future__ import annotations
 
 import keras
 
 register = keras.saving.register_keras_serializable(package="diffstride_hybrid")
+"""A decorator for layers, models and other classes that Keras saves."""

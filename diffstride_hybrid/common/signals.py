@@ -1,4 +1,4 @@
-"""Stopping a run from outside: a signal is noted, and the run ends as soon as its state is on the disk."""
+"""Stopping a run by a signal: the run notes the signal, and ends as soon as its state is on the disk."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from collections.abc import Iterator
 from types import FrameType
 
 EXIT_CODE = 75
-"""What a command ends with that was stopped and can go on: EX_TEMPFAIL of sysexits.h, 'try again later'."""
+"""The exit code of a command that was stopped and can go on: EX_TEMPFAIL of sysexits.h, 'try again later'."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """A run was stopped by a signal, and goes on when it is started again.
+    """A signal stopped a run. The run goes on when it is started again.
 
-    No `Exception`, as it may be raised anywhere, and code that catches those must not keep it from the command.
+    This class does not derive from `Exception`: a signal may arrive in any code, and code that catches every
+    `Exception` must not keep this one from the command.
     """
 
 
 class StopRequest:
-    """Whether the process was asked to end.
+    """Notes whether a signal has asked the process to end.
 
     Attributes:
-        signal_name: of the signal, None as long as there was none.
-        can_wait: whether there is a state to save first. Where there is none, as while data are loaded, a signal ends
-            the run at once.
+        signal_name: the name of the signal, such as 'SIGTERM'; None if no signal has arrived.
+        can_wait: whether the run has a state that it saves before it ends. If not, for instance while the data are
+            loaded, a signal ends the run at once.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,12 @@ class StopRequest:
         self.can_wait = False
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Handles a signal. Who presses Ctrl-C twice does not want to wait."""
+        """Handles a signal, as `signal.signal` asks for.
+
+        Raises:
+            KeyboardInterrupt: this is the second SIGINT: a user who presses Ctrl-C twice does not want to wait.
+            Stopped: there is no state to save.
+        """
         del frame
         if number == signal.SIGINT and self.signal_name == signal.SIGINT.name:
             raise KeyboardInterrupt
@@ -44,15 +50,18 @@ class StopRequest:
         if not self.can_wait:
             raise Stopped(f"stopped by {name} while the run was set up: start the same command again.")
         self.signal_name = name
-        # Python's own streams must not be written to from here.
+        # A handler must not write to Python's own streams: it may have interrupted a write to them.
         os.write(2, f"{name}: ends as soon as the state is saved\n".encode())
 
 
 @contextlib.contextmanager
 def noting_signals() -> Iterator[StopRequest]:
-    """Notes SIGTERM, which preempted machines get, and SIGINT while the context lasts.
+    """Notes SIGINT and SIGTERM while the context lasts. A machine that is about to be preempted gets SIGTERM.
 
-    Only a process's main thread gets signals: elsewhere nothing is noted.
+    Python delivers signals to the main thread only. In another thread the context notes nothing.
+
+    Yields:
+        The request, which the run looks at between its steps.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():

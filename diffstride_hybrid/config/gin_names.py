@@ -1,4 +1,4 @@
-"""Every name that a gin file can bind, registered in one place so that no other module needs gin.
+"""Every name that a gin file can bind, registered here so that no other room needs gin.
 
 The names are those of the code released with DiffStride. Importing this module registers them.
 """
@@ -14,7 +14,6 @@ import keras
 
 from diffstride_hybrid.data import loading
 from diffstride_hybrid.data.augmentation import augment
-from diffstride_hybrid.data.loading import shapes
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
@@ -24,66 +23,87 @@ from diffstride_hybrid.models.resnet import Resnet, resnet18, resnet34, resnet56
 from diffstride_hybrid.training import run
 
 PARAMETERS: dict[str, list[str]] = {}
+"""The parameters that can be bound, by the full name of a function or class, such as 'train.train'."""
 
 
-def _register(target: Callable[..., Any], module: str, also: tuple[str, ...] = ()) -> Callable[..., Any]:
-    """Makes a function or class configurable by the parameters that its signature names, and by no others."""
-    parameters = inspect.signature(target).parameters.values()
-    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    known = list(dict.fromkeys([*named, *also]))
-    PARAMETERS[f"{module}.{target.__name__}"] = known
-    return gin.external_configurable(target, module=module, allowlist=known)
+def _register(module: str, target: Callable[..., Any], also: tuple[str, ...] = ()) -> Callable[..., Any]:
+    """Makes the parameters of a function or class bindable.
+
+    Args:
+        module: first part of the name in gin files.
+        target: the function or class. Its own name is the last part.
+        also: parameters that it takes as `**kwargs`.
+
+    Returns:
+        The function or class whose unbound parameters gin fills in.
+    """
+    signature = inspect.signature(target).parameters.values()
+    own = [p.name for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    parameters = list(dict.fromkeys([*own, *also]))
+    PARAMETERS[f"{module}.{target.__name__}"] = parameters
+    return gin.external_configurable(target, module=module, allowlist=parameters)
 
 
-def _register_all(namespace: Any, base: type, module: str) -> None:
+def _register_subclasses(module: str, namespace: Any, base: type) -> None:
     for name, member in vars(namespace).items():
         if inspect.isclass(member) and issubclass(member, base) and member is not base and not name.startswith("_"):
-            _register(member, module)
+            _register(module, member)
 
 
-train = _register(run.train, "train")
+configured_train = _register("train", run.train)
+"""`training.run.train` with the arguments that are bound to 'train.train'."""
 
-load_datasets = _register(loading.load_datasets, "data")
+configured_load_datasets = _register("data", loading.load_datasets)
+"""`data.loading.load_datasets` with the arguments that are bound to 'data.load_datasets'."""
 
-_register(augment, "data")
+_register("data", augment)
 
-_OF_LAYERS = ("dtype",)
+for _layer in (DiffStride, FixedSpectralPooling, SpectralPooling, SpatialPooling, DiffStride1D, SpectralPooling1D):
+    _register("pooling", _layer, also=("dtype",))
 
-for _layer in (
-    DiffStride,
-    FixedSpectralPooling,
-    SpectralPooling,
-    SpatialPooling,
-    DiffStride1D,
-    SpectralPooling1D,
-):
-    _register(_layer, "pooling", also=_OF_LAYERS)
+_register("resnet", Resnet)
+_register("resnet", batch_norm)
+for _network in (resnet18, resnet34, resnet56):
+    _register("resnet", _network, also=tuple(inspect.signature(Resnet).parameters))
 
-_register(Resnet, "resnet")
-
-_register(batch_norm, "resnet")
-
-_OF_RESNET = tuple(inspect.signature(Resnet).parameters)
-
-for _model in (resnet18, resnet34, resnet56):
-    _register(_model, "resnet", also=_OF_RESNET)
-
-_register_all(keras.optimizers, keras.optimizers.Optimizer, "tf.keras.optimizers")
-
-_register_all(
-    keras.optimizers.schedules, keras.optimizers.schedules.LearningRateSchedule, "tf.keras.optimizers.schedules"
+_register_subclasses("tf.keras.optimizers", keras.optimizers, keras.optimizers.Optimizer)
+_register_subclasses(
+    "tf.keras.optimizers.schedules",
+    keras.optimizers.schedules,
+    keras.optimizers.schedules.LearningRateSchedule,
 )
+_register_subclasses("tf.keras.losses", keras.losses, keras.losses.Loss)
 
-_register_all(keras.losses, keras.losses.Loss, "tf.keras.losses")
+
+def bound_workdir() -> str | None:
+    """The folder of a run that is bound to 'train.train.workdir', None if none is bound."""
+    return gin.get_bindings("train.train", resolve_references=False).get("workdir")
+
+
+def bound_shapes() -> tuple[tuple[int, int, int], int]:
+    """Tells the shapes of the data set that is bound. The set need not be prepared.
+
+    Returns:
+        (height, width, channels) of an image, and the number of classes.
+
+    Raises:
+        ValueError: no set has the name that is bound, or the set does not pair images with one label each.
+    """
+    bound = gin.get_bindings("data.load_datasets")
+    needed = inspect.signature(loading.shapes).parameters
+    return loading.shapes(**{name: value for name, value in bound.items() if name in needed})
 
 
 def bound_model() -> tuple[keras.Model, tuple[int, int, int]]:
-    """The network that is bound, built for the data set that is bound, which need not be here.
+    """Builds the network that is bound, for the data set that is bound. The set need not be prepared.
 
     Returns:
         The network, and (height, width, channels) of an image.
+
+    Raises:
+        ValueError: a parameter of the network or of the data set is out of range.
     """
-    image_shape, num_classes = shapes(**gin.get_bindings("data.load_datasets"))
+    image_shape, num_classes = bound_shapes()
     model = gin.get_bindings("train.train")["model_cls"](num_output_classes=num_classes)
     model.build((None, *image_shape))
     return model, image_shape

@@ -13,46 +13,18 @@ from absl import logging
 
 from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.data.datasets import Datasets
-from diffstride_hybrid.runs.folder import RunFolder
+from diffstride_hybrid.runs.folder import RunFolder, read_json
 
-
-def record_config(folder: RunFolder) -> None:
-    """Records the config that a run uses, and warns of unused bindings.
-
-    Args:
-        folder: of the run.
-
-    Raises:
-        ValueError: it was begun with another config.
-        OSError: its config is damaged.
-    """
-    for binding in gin_files.unread_bindings():
-        logging.warning("%s is bound, but nothing in this run reads it", binding)
-    if not folder.writes:
-        return
-    config = gin.operative_config_str()
-    path = folder.path / "operative_config.gin"
-    if path.exists():
-        try:
-            begun_with = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise OSError(f"{path} is damaged: {error}.") from error
-        if begun_with != config and config.startswith(begun_with):
-            raise OSError(f"{path} is damaged: it is cut off after {len(begun_with):,} characters.")
-        lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
-        changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
-        if changed:
-            raise ValueError(f"{folder.path} was begun with another config: {'; '.join(changed)}")
-    folder.write_text("operative_config.gin", config)
+_CONFIG = "operative_config.gin"
 
 
 class Run(NamedTuple):
-    """A run that has come as far as a model.
+    """A run whose model is saved.
 
     Attributes:
-        model: as saved.
-        datasets: those of the run.
-        loss: that of the run.
+        model: as it was saved.
+        datasets: the data of the run.
+        loss: the loss that the run trains with.
     """
 
     model: keras.Model
@@ -60,28 +32,102 @@ class Run(NamedTuple):
     loss: keras.losses.Loss
 
 
-def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:
-    """Loads the model of a run without its data, under the current strategy.
+class ImageFormat(NamedTuple):
+    """The images that a run's model takes, and the classes that it tells apart.
+
+    Attributes:
+        class_names: names of the labels 0, 1, 2, …
+        image_shape: (height, width, channels).
+        mean: of each channel, of images scaled to 0..1.
+        std: standard deviation of each channel, of images scaled to 0..1.
+    """
+
+    class_names: list[str]
+    image_shape: list[int]
+    mean: list[float]
+    std: list[float]
+
+
+def record_config(run_folder: RunFolder) -> None:
+    """Writes the config that a run uses into its folder, and warns of bindings that nothing reads.
+
+    Args:
+        run_folder: folder of the run.
+
+    Raises:
+        ValueError: the run was begun with another config.
+        OSError: the config in the folder is damaged.
+    """
+    for binding in gin_files.unread_bindings():
+        logging.warning("%s is bound, but nothing in this run reads it", binding)
+    if not run_folder.writes:
+        return
+    config = gin.operative_config_str()
+    path = run_folder.path / _CONFIG
+    if path.exists():
+        _check_same_config(path, config)
+    run_folder.write_text(_CONFIG, config)
+
+
+def _check_same_config(path: pathlib.Path, config: str) -> None:
+    try:
+        begun_with = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise OSError(f"{path} is damaged: {error}.") from error
+    if begun_with != config and config.startswith(begun_with):
+        raise OSError(f"{path} is damaged: it is cut off after {len(begun_with):,} characters.")
+    lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
+    changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    if changed:
+        raise ValueError(f"{path.parent} was begun with another config: {'; '.join(changed)}")
+
+
+def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
+    """Loads the model, the data and the loss of a run, under the current distribution strategy.
+
+    Afterwards the run's own config is bound in gin.
 
     Args:
         workdir: folder of the run.
-        model: name of the model's file.
-        data_dir: see `load_run`.
+        model: name of the model's file, such as 'final.keras'.
+        data_dir: folder in which TensorFlow Datasets keeps prepared sets. None for the folder that the run used.
 
     Returns:
-        The model and its loss.
+        The run.
 
     Raises:
-        FileNotFoundError: there is no such folder, or the run has not come that far.
-        OSError: the model's file, or the config, is damaged.
-        ValueError: it is no model, or one that would run code of its own.
+        FileNotFoundError: the folder does not exist, or the run has not saved that model yet.
+        OSError: the model's file, the config or the data is damaged, or the data cannot be downloaded.
+        ValueError: the file is no model, or a model that would run code of its own.
     """
-    model_path, config_path = workdir / model, workdir / "operative_config.gin"
+    network, loss = load_model(workdir, model, data_dir)
+    bound = gin.get_bindings("train.train")
+    return Run(network, bound["load_data_fn"](seed=bound["seed"]), loss)
+
+
+def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:
+    """Loads the model and the loss of a run without its data, under the current distribution strategy.
+
+    Afterwards the run's own config is bound in gin.
+
+    Args:
+        workdir: folder of the run.
+        model: name of the model's file, such as 'final.keras'.
+        data_dir: folder in which TensorFlow Datasets keeps prepared sets, bound for whoever loads the data later. None
+            for the folder that the run used.
+
+    Returns:
+        The model and the loss that the run trains with.
+
+    Raises:
+        FileNotFoundError: the folder does not exist, or the run has not saved that model yet.
+        OSError: the model's file, or the config, is damaged.
+        ValueError: the file is no model, or a model that would run code of its own.
+    """
+    config_path, model_path = workdir / _CONFIG, workdir / model
     for path in (config_path, model_path):
         if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no {path}: --workdir must be the folder of a run that has come that far."
-            )
+            raise FileNotFoundError(f"There is no {path}: --workdir must be the folder of a run that has saved it.")
     _check_undamaged(model_path)
     bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
     gin_files.parse([str(config_path)], bindings)
@@ -90,32 +136,33 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
     return keras.models.load_model(model_path, safe_mode=True), gin.get_bindings("train.train")["loss_cls"]()
 
 
+def load_image_format(workdir: pathlib.Path) -> ImageFormat:
+    """Reads from a run's record which images its model takes and which classes it tells apart.
+
+    Args:
+        workdir: folder of the run.
+
+    Returns:
+        The format of the images.
+
+    Raises:
+        OSError: the record, run.json, does not exist or is damaged.
+    """
+    path = workdir / "run.json"
+    record = read_json(path)
+    try:
+        return ImageFormat(*(record["data"][name] for name in ImageFormat._fields))
+    except (KeyError, TypeError) as error:
+        raise OSError(f"{path} is damaged: it does not say which images the run was trained on.") from error
+
+
 def _check_undamaged(path: pathlib.Path) -> None:
     """Compares the checksums in a `.keras` file, which is a ZIP archive."""
     try:
         with zipfile.ZipFile(path) as archive:
             archive.getinfo("config.json")
             damaged = archive.testzip()
-    except Exception as error:  # What is not a checksum may be damaged too, and then anything is raised.
+    except Exception as error:  # If more than a checksum is damaged, `zipfile` raises errors of many kinds.
         damaged = str(error)
     if damaged is not None:
         raise OSError(f"{path} is damaged ({damaged}).")
-
-
-def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
-    """Loads what is in the folder of a run, under the current strategy.
-
-    Args:
-        workdir: folder of the run.
-        model: name of the model's file.
-        data_dir: where TensorFlow Datasets keeps prepared sets, if not as in the run.
-
-    Returns:
-        The run.
-
-    Raises:
-        FileNotFoundError: there is no such folder, or the run has not come that far.
-    """
-    network, loss = load_model(workdir, model, data_dir)
-    bound = gin.get_bindings("train.train")
-    return Run(network, bound["load_data_fn"](seed=bound["seed"]), loss)

@@ -12,24 +12,36 @@ from diffstride_hybrid.common.arguments import is_whole
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
 
-The numbers are int64, at least 0, and an image gets the same ones whatever part of the batch it comes in. Each pair can
-seed `tf.image.stateless_…`.
+The numbers are int64 and at least 0. An image gets the same two numbers whatever part of the batch is augmented
+together with it. The two numbers can seed `tf.image.stateless_random_crop` and its like.
 """
 
 MIXUPS = ("pairs", "batch")
 
 
 def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool = True) -> tf.Tensor:
-    """Shifts each image by up to `pad_size` pixels along each axis and mirrors half of them.
+    """Shifts each image by up to `pad_size` pixels along each axis and mirrors half of the images.
+
+    Pixels that are shifted in from outside are 0, which is the mean of normalized images.
 
     Args:
-        images: `[batch, height, width, channels]`, normalised. What is shifted in is 0, the mean.
-        numbers: `[batch, 2]`, int64, random, see `AugmentFn`.
-        pad_size: greatest shift.
-        flip: whether to mirror left and right.
+        images: `[batch, height, width, channels]`, float32, normalized.
+        numbers: `[batch, 2]`, int64, at least 0, random: they choose shifts and mirroring, so the same numbers give
+            the same images.
+        pad_size: the largest shift, in pixels.
+        flip: whether to mirror half of the images left to right.
 
     Returns:
-        Images of the same shape.
+        Images of the shape and dtype of `images`.
+
+    Raises:
+        ValueError: `pad_size` is not a whole number of at least 0.
+
+    Example:
+        >>> images = tf.ones([8, 32, 32, 3])
+        >>> numbers = tf.random.stateless_uniform([8, 2], [1, 2], 0, tf.int64.max, tf.int64)
+        >>> augment(images, numbers).shape
+        TensorShape([8, 32, 32, 3])
     """
     if not is_whole(pad_size, least=0):
         raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
@@ -48,24 +60,32 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
 def mix_up(
     images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, mixup: str = "pairs"
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Replaces images and labels by convex combinations of two (Zhang et al., arXiv 1710.09412).
+    """Replaces images and labels by convex combinations of two images and their labels (mixup).
+
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", arXiv 1710.09412.
 
     Args:
-        images: `[images, height, width, channels]`.
-        labels: `[images, classes]`.
-        weights: one for each image that results, of the first of the two.
-        mixup: 'pairs' mixes image 2 i with image 2 i + 1 into one, which halves the batch; 'batch' mixes each of these
-            two with the other one.
+        images: `[images, height, width, channels]`, float32.
+        labels: `[images, classes]`, float32.
+        weights: float32, one for each resulting image: the weight of the first of its two images. 'pairs' needs half
+            as many weights as there are images, 'batch' as many.
+        mixup: 'pairs' mixes image 2 i with image 2 i + 1 into one image, which halves the batch; 'batch' mixes each of
+            these two with the other and keeps both results.
 
     Returns:
-        Mixed images and labels.
+        Mixed images and mixed labels, in the dtypes of `images` and `labels`.
+
+    Example:
+        >>> images, labels = mix_up(tf.ones([4, 8, 8, 1]), tf.eye(4), tf.constant([0.25, 0.5]))
+        >>> images.shape, labels.shape
+        (TensorShape([2, 8, 8, 1]), TensorShape([2, 4]))
     """
 
     def mixed(values: tf.Tensor) -> tf.Tensor:
         first, second = values[0::2], values[1::2]
         if mixup == "batch":
             count = tf.shape(values)[0]
-            # The last one of an odd number stays as it is.
+            # In a batch of odd size the last image has no partner: it is mixed with itself.
             others = tf.minimum(tf.bitwise.bitwise_xor(tf.range(count), 1), count - 1)
             first, second = values, tf.gather(values, others)
         weight = tf.reshape(weights, [-1] + [1] * (values.shape.rank - 1))
@@ -75,7 +95,20 @@ def mix_up(
 
 
 def mixup_weights(count: int, seed: tf.Tensor, alpha: float) -> tf.Tensor:
-    """Samples of Beta(alpha, alpha), from gamma variates in logarithms: for small alpha the variates underflow."""
+    """Samples mixup weights from the distribution Beta(alpha, alpha).
+
+    A beta variate is the quotient of gamma variates. These are kept as logarithms, because for small `alpha` the
+    variates themselves underflow. The step from alpha + 1 to alpha is by Marsaglia and Tsang, "A Simple Method for
+    Generating Gamma Variables" (2000).
+
+    Args:
+        count: how many samples.
+        seed: `[2]`, integers.
+        alpha: parameter of the distribution, above 0.
+
+    Returns:
+        `[count]`, float32, from 0 to 1.
+    """
     seeds = tf.random.experimental.stateless_split(seed, 2)
     gamma = tf.random.stateless_gamma([2, count], seeds[0], alpha + 1.0)
     uniform = tf.random.stateless_uniform([2, count], seeds[1], minval=np.finfo(np.float32).tiny)
@@ -84,6 +117,15 @@ def mixup_weights(count: int, seed: tf.Tensor, alpha: float) -> tf.Tensor:
 
 
 def check_augmentation(augment_fn: AugmentFn, shape: tuple[int, ...]) -> None:
+    """Traces an augmentation once, so that a mistake in it is found before training starts.
+
+    Args:
+        augment_fn: takes images and random numbers, returns images.
+        shape: (batch, height, width, channels) of a training batch.
+
+    Raises:
+        ValueError: the augmentation changes the shape of its images.
+    """
     specs = tf.TensorSpec(shape, tf.float32), tf.TensorSpec([shape[0], 2], tf.int64)
     augmented = tf.function(augment_fn, autograph=False).get_concrete_function(*specs).structured_outputs
     if not augmented.shape.is_compatible_with(shape):

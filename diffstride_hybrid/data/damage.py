@@ -10,27 +10,34 @@ import tensorflow as tf
 
 from diffstride_hybrid.common.errors import one_line
 
+LABEL_OUT_OF_RANGE = "A label is out of range"
+
+_SURELY_DAMAGE = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
+# These errors have other causes as well, so their message decides. ResourceExhaustedError and UnavailableError are left
+# out: reading data can raise them too, but then the machine is short of something or gone, and the files are fine.
+_POSSIBLY_DAMAGE = (tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError, tf.errors.InternalError)
+_SIGNS_OF_READING = ("IteratorGetNext", "Decode", LABEL_OUT_OF_RANGE)
+
 
 @contextlib.contextmanager
-def naming_damage(name: str, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """Says so, and what to do, where something fails within the context because files of a data set are damaged.
+def naming_damaged_files(name: str, folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """A context in which the files of a data set are read: an error that comes of damaged files names the set.
 
     Args:
-        name: of the set.
-        folder: where it is, if that is known.
+        name: of the data set.
+        folder: where its files are. None if that is not known.
+
+    Yields:
+        Nothing.
 
     Raises:
-        OSError: a file is missing, cut off or damaged, an image cannot be decoded, or a label is out of range.
+        OSError: a file is missing, cut off or damaged, an image cannot be decoded, or a label is out of range. The
+            message says what to do. All other errors pass unchanged.
     """
     try:
         yield
     except tf.errors.OpError as error:
-        causes = (tf.errors.DataLossError, tf.errors.NotFoundError, tf.errors.OutOfRangeError)
-        # Not those of a machine that is short of something, or gone, which arise as well where data are read.
-        possible = (tf.errors.InvalidArgumentError, tf.errors.FailedPreconditionError, tf.errors.InternalError)
-        from_data = any(sign in error.message for sign in ("IteratorGetNext", "Decode", OUT_OF_RANGE))
-        of_augmentation = "assertion failed" in error.message and OUT_OF_RANGE not in error.message
-        if not isinstance(error, causes) and not (isinstance(error, possible) and from_data and not of_augmentation):
+        if not _is_damage(error):
             raise
         where = f" in {folder}" if folder else ""
         raise OSError(
@@ -39,4 +46,10 @@ def naming_damage(name: str, folder: str | os.PathLike[str] | None = None) -> It
         ) from error
 
 
-OUT_OF_RANGE = "A label is out of range"
+def _is_damage(error: tf.errors.OpError) -> bool:
+    if isinstance(error, _SURELY_DAMAGE):
+        return True
+    # An assertion of a user's augmentation fails in the input pipeline as well, and is no damage.
+    of_augmentation = "assertion failed" in error.message and LABEL_OUT_OF_RANGE not in error.message
+    read = any(sign in error.message for sign in _SIGNS_OF_READING)
+    return isinstance(error, _POSSIBLY_DAMAGE) and read and not of_augmentation

@@ -1,8 +1,8 @@
 """Image-classification data as `tf.data` pipelines that give the same batches for the same seed and step.
 
-A batch of the training pipeline depends on the seed and on the number of the step alone, so a run that goes on at step
-`n` sees what it would have seen had it never stopped. Sets that fit in memory are held there as integers and batched by
-index; larger ones are streamed. Where several machines train, each reads a `Shard`.
+A training batch depends on the seed and the number of the step alone, so a run that resumes at step `n` sees the same
+batches as a run that never stopped. A set that fits in memory is held there as integers and batched by index; a larger
+set is streamed. If several machines train, each reads a `Shard`.
 """
 
 from __future__ import annotations
@@ -17,28 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid.data.augmentation import AugmentFn, mix_up, mixup_weights
-from diffstride_hybrid.data.damage import OUT_OF_RANGE, naming_damage
-from diffstride_hybrid.data.images import normalised
+from diffstride_hybrid.data.damage import LABEL_OUT_OF_RANGE, naming_damaged_files
+from diffstride_hybrid.data.images import normalize_images
 
-
-def first_images(datasets: Datasets, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first images of a split, normalised, and their one-hot labels.
-
-    Args:
-        datasets: of a run.
-        split: 'train', 'validation' or 'test'.
-        count: how many, or all where the split has fewer.
-
-    Returns:
-        `[images, height, width, channels]` and `[images, classes]`.
-    """
-    count = min(count, datasets.splits[split].size)
-    batches = datasets.evaluation(split).take(-(-count // datasets.batch_size)).as_numpy_iterator()
-    images, labels, _ = (np.concatenate(parts) for parts in zip(*batches))
-    return images[:count], labels[:count]
-
-
-# AutoGraph would read this file anew when a pipeline is built, maybe long after it was imported.
+# Without this decorator AutoGraph reads this file again when a pipeline is built. The file may have changed by then.
 as_written = tf.autograph.experimental.do_not_convert
 
 
@@ -48,11 +30,12 @@ class Split:
 
     Attributes:
         size: number of images.
-        arrays: images `[size, height, width, channels]` uint8 and labels `[size]` where the set is held in memory.
-        stream: where it is not, makes a dataset of single (encoded image, label) pairs: those from one index up to
-            another.
-        decode: turns an encoded image of `stream` into a uint8 image.
-        num_classes: labels of `stream` are below it.
+        arrays: images `[size, height, width, channels]` (uint8) and labels `[size]` (integers) of a set in memory. None
+            if the set is streamed.
+        stream: makes a dataset of single (encoded image, label) pairs, from one index (included) to another (excluded).
+            None if the set is in memory.
+        decode: turns an encoded image of `stream` into a uint8 image `[height, width, channels]`.
+        num_classes: every label of `stream` must be at least 0 and below this number.
     """
 
     size: int
@@ -63,35 +46,48 @@ class Split:
 
 
 class Shard(NamedTuple):
-    """Which machine of how many reads the data, counted from 0."""
+    """One machine's share of the data.
+
+    Attributes:
+        index: number of the machine, from 0.
+        count: how many machines share the data.
+    """
 
     index: int = 0
     count: int = 1
 
     def part_of(self, size: int) -> tuple[int, int]:
-        """The first of `size` things that belongs to this machine, and the first after it that does not."""
+        """Splits `size` things evenly among the machines.
+
+        Args:
+            size: how many things there are.
+
+        Returns:
+            This machine's part: the first index, and the index after the last.
+        """
         return size * self.index // self.count, size * (self.index + 1) // self.count
 
 
 ALL = Shard()
+"""The share of a machine that reads the data alone."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Datasets:
-    """What a run trains, validates and tests on. `load_datasets` makes it.
+    """The images that a run trains, validates and tests on. `load_datasets` makes an instance.
 
     Attributes:
         name: of the data set.
         image_shape: (height, width, channels).
-        class_names: of the labels, in their order.
-        batch_size: images of a training batch over all replicas.
-        mean: of each channel, images scaled to 0..1, subtracted.
-        std: of each channel, divided by.
+        class_names: names of the labels 0, 1, 2, …
+        batch_size: images of a training batch, summed over all replicas.
+        mean: of each channel, of images scaled to 0..1. It is subtracted from the images.
+        std: standard deviation of each channel, of images scaled to 0..1. The images are divided by it.
         splits: 'train', 'validation' (may be empty) and 'test'.
-        mixup_alpha: parameter of the Beta distribution, 0 for no mixup.
-        mixup: 'pairs' or 'batch'.
-        augment_fn: applied to normalised training images, None for none.
-        seed: of order, augmentation and mixup.
+        mixup_alpha: parameter of mixup's Beta distribution, 0 for no mixup.
+        mixup: 'pairs' or 'batch', as `mix_up` describes.
+        augment_fn: applied to normalized training images. None for no augmentation.
+        seed: of the order of images, augmentation and mixup.
     """
 
     name: str
@@ -113,46 +109,54 @@ class Datasets:
 
     @property
     def images_per_step(self) -> int:
-        """How many images of the set one training batch is made from."""
+        """How many images of the set one training batch is made from: twice the batch if mixup joins pairs."""
         return self.batch_size * (2 if self.mixup_alpha > 0 and self.mixup == "pairs" else 1)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Training steps in one pass over the training images, the incomplete last batch left out."""
+        """Training steps in one pass over the training images. An incomplete last batch is left out."""
         return self.splits["train"].size // self.images_per_step
 
     def naming_damage(self) -> contextlib.AbstractContextManager[None]:
-        """The context of that name for a run in which files are read, and one of no effect where all is in memory."""
-        reads = any(split.size and split.arrays is None for split in self.splits.values())
-        return naming_damage(self.name) if reads else contextlib.nullcontext()
+        """A context for reading batches: if that fails as files of the set are damaged, the error says so.
+
+        Returns:
+            The context `naming_damaged_files`, or one without any effect if the whole set is in memory.
+        """
+        reads_files = any(split.size and split.arrays is None for split in self.splits.values())
+        return naming_damaged_files(self.name) if reads_files else contextlib.nullcontext()
 
     def evaluation_steps(self, split_name: str) -> int:
-        """Steps in one pass over a split, the incomplete last batch counted."""
-        return math.ceil(self.splits[split_name].size / self.batch_size)
-
-    def train(self, first_step: int = 0, shard: Shard = ALL) -> tf.data.Dataset:
-        """Training batches without end.
-
-        Of a set in memory, the shards of a step are the parts of the one batch that a single machine would read (with
-        `mixup='batch'` where they are of even size). Of a set that is streamed, each machine reads a fixed part, and
-        the order depends on TensorFlow's global seed, too.
+        """Steps in one pass over a split. An incomplete last batch counts as a step.
 
         Args:
-            first_step: the step, counted over all epochs, whose batch comes first.
+            split_name: 'train', 'validation' or 'test'.
+        """
+        return math.ceil(self.splits[split_name].size / self.batch_size)
+
+    def training(self, first_step: int = 0, shard: Shard = ALL) -> tf.data.Dataset:
+        """Makes a dataset of training batches without end.
+
+        If the set is in memory, the shards of a step make up the batch that a single machine would read. (With
+        `mixup='batch'` this needs shards of even size.) If the set is streamed, each machine reads a fixed part of it,
+        and the order of images depends on TensorFlow's global seed as well.
+
+        Args:
+            first_step: the step whose batch comes first, counted over all epochs.
             shard: the machine's share of each batch.
 
         Returns:
             A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`), both float32.
         """
         split = self.splits["train"]
-        batches = self._batches_in_memory if split.arrays else self._stream
+        batches = self._batches_in_memory if split.arrays else self._streamed_batches
         first, last = shard.part_of(self.batch_size)
 
         @as_written
         def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            # Drawn for the whole batch, so that they do not depend on the number of machines.
+            # Random numbers are drawn for the whole batch, so that they do not depend on the number of machines.
             seeds = tf.random.experimental.stateless_split(tf.stack([tf.cast(self.seed, tf.int64), step]), 2)
-            images = normalised(images, self.mean, self.std)
+            images = normalize_images(images, self.mean, self.std)
             labels = tf.one_hot(labels, self.num_classes)
             if self.augment_fn is not None:
                 numbers = tf.random.stateless_uniform([self.images_per_step, 2], seeds[0], 0, tf.int64.max, tf.int64)
@@ -164,20 +168,22 @@ class Datasets:
             return tf.ensure_shape(images, shape), tf.ensure_shape(labels, (last - first, self.num_classes))
 
         dataset = batches(split, first_step, shard).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-        # Without a known end TensorFlow would ask all machines in each step whether they have data left.
+        # Unless TensorFlow knows that a dataset is infinite, it asks all machines in each step whether data is left.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def evaluation(self, split_name: str, shard: Shard = ALL) -> tf.data.Dataset:
-        """Every image of a split once, in order, in batches of equal size, of which every shard has as many.
+        """Makes a dataset of each image of a split once, in order, in batches of equal size.
+
+        Every shard has the same number of batches. Images of zeros fill up the last ones.
 
         Args:
             split_name: 'train', 'validation' or 'test'.
-            shard: the machine's share.
+            shard: the machine's share of the split.
 
         Returns:
             A dataset of (images `[batch, height, width, channels]`, labels `[batch, classes]`, weights `[batch]`), all
-            float32. A weight is 1, or 0 for what only fills up a batch.
+            float32. The weight of an image is 1, and 0 if the image only fills up a batch.
         """
         split = self.splits[split_name]
         first, last = shard.part_of(split.size)
@@ -187,7 +193,7 @@ class Datasets:
         def finish(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             count = tf.shape(images)[0]
             missing = [[0, batch_size - count]]
-            images = tf.pad(normalised(images, self.mean, self.std), [*missing, [0, 0], [0, 0], [0, 0]])
+            images = tf.pad(normalize_images(images, self.mean, self.std), [*missing, [0, 0], [0, 0], [0, 0]])
             labels = tf.pad(tf.one_hot(labels, self.num_classes), [*missing, [0, 0]])
             return (
                 tf.ensure_shape(images, (batch_size, *self.image_shape)),
@@ -201,9 +207,24 @@ class Datasets:
             dataset = split.stream(first, last).map(decoder_of(split), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(batch_size, num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
-        nothing = tuple(tf.zeros(spec.shape, spec.dtype) for spec in dataset.element_spec)
-        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(nothing).repeat())
+        filling = tuple(tf.zeros(spec.shape, spec.dtype) for spec in dataset.element_spec)
+        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(filling).repeat())
         return dataset.take(self.evaluation_steps(split_name)).prefetch(tf.data.AUTOTUNE)
+
+    def first_images(self, split_name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The first images of a split, normalized, and their labels.
+
+        Args:
+            split_name: 'train', 'validation' or 'test'.
+            count: how many images. If the split has fewer, all of them are returned.
+
+        Returns:
+            Images `[count, height, width, channels]` and one-hot labels `[count, classes]`, both float32.
+        """
+        count = min(count, self.splits[split_name].size)
+        batches = self.evaluation(split_name).take(math.ceil(count / self.batch_size)).as_numpy_iterator()
+        images, labels, _ = (np.concatenate(parts) for parts in zip(*batches))
+        return images[:count], labels[:count]
 
     def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         with tf.device("CPU"):
@@ -226,7 +247,7 @@ class Datasets:
         epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max // steps)
         return epochs.flat_map(order_of).skip(first_step % steps).map(gather, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _stream(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
+    def _streamed_batches(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         first, last = shard.part_of(split.size)
         images_per_step, steps = self.images_per_step // shard.count, self.steps_per_epoch
 
@@ -238,7 +259,7 @@ class Datasets:
             images = split.stream(first, last).shuffle(min(last - first, 10_000), seed, reshuffle_each_iteration=False)
             return images.take(steps * images_per_step)
 
-        # Epochs that are past are not read again.
+        # Start at the epoch of `first_step`, so that earlier epochs are not read again.
         epochs = tf.data.Dataset.range(first_step // steps, np.iinfo(np.int64).max // steps)
         dataset = epochs.flat_map(order_of).skip(first_step % steps * images_per_step)
         dataset = dataset.map(decoder_of(split), num_parallel_calls=tf.data.AUTOTUNE)
@@ -247,8 +268,18 @@ class Datasets:
 
 
 def decoder_of(split: Split) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """Makes the function that decodes one (encoded image, label) pair of a streamed split and checks the label.
+
+    Args:
+        split: a split with a `stream`.
+
+    Returns:
+        A function for `tf.data.Dataset.map`, from (encoded image, label) to (uint8 image, label). It raises
+        InvalidArgumentError, when it runs, if a label is out of range.
+    """
+
     def decode(encoded: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        assertion = tf.debugging.Assert((label >= 0) & (label < split.num_classes), [f"{OUT_OF_RANGE}:", label])
+        assertion = tf.debugging.Assert((label >= 0) & (label < split.num_classes), [f"{LABEL_OUT_OF_RANGE}:", label])
         with tf.control_dependencies([assertion]):
             return split.decode(encoded), tf.identity(label)
 

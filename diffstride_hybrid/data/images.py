@@ -9,48 +9,50 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tensorflow as tf
 
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
-def normalised(images: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
-    """Images as a network takes them.
+
+def normalize_images(images: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
+    """Scales images to 0..1, subtracts the mean of each channel and divides by its standard deviation.
 
     Args:
-        images: `[..., channels]`, 0..255.
-        mean: of each channel, images scaled to 0..1, subtracted.
-        std: of each channel, divided by.
+        images: `[..., channels]`, any real dtype, 0..255.
+        mean: of each channel, of images scaled to 0..1.
+        std: standard deviation of each channel, of images scaled to 0..1.
 
     Returns:
-        float32 of the same shape.
+        float32 tensor of the shape of `images`.
+
+    Example:
+        >>> normalize_images(tf.constant([[[0.0]], [[255.0]]]), mean=[0.5], std=[0.25]).numpy().ravel()
+        array([-2.,  2.], dtype=float32)
     """
     mean, std = (np.asarray(statistic, np.float32) for statistic in (mean, std))
     return tf.cast(images, tf.float32) * (1 / (255 * std)) - mean / std
 
 
-def fitted(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """An image resized until it fits into a size, with black where its sides are of another ratio.
+def fit_to_size(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """Resizes an image until it fits into a size, keeps the ratio of its sides, and fills the rest with black.
 
     Args:
-        image: `[height, width, channels]`, 0..255.
-        size: (height, width).
+        image: `[height, width, channels]`, any real dtype, 0..255.
+        size: (height, width) of the result, in pixels.
 
     Returns:
-        uint8 image.
+        uint8 tensor `[*size, channels]`.
     """
     image = tf.image.resize_with_pad(image, *size, antialias=True)
     return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
 
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-"""Which files of a folder are images."""
-
-
 def find_images(names: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:
-    """The files that are meant.
+    """Lists the image files that a user names, one by one or by their folder.
 
     Args:
-        names: files, whatever they are called, or folders, which stand for the images in them.
+        names: files of any name, or folders. A folder stands for the files in it whose names end as those of images.
 
     Returns:
-        Paths, those of a folder in the order of their names.
+        Paths of files. The files of a folder are sorted by name.
 
     Raises:
         FileNotFoundError: a name does not exist, or a folder has no images.
@@ -62,25 +64,25 @@ def find_images(names: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:
         if path.is_file():
             found.append(path)
             continue
-        images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.is_file())
+        images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and entry.is_file())
         if not images:
-            raise FileNotFoundError(f"There is no image in {path}: a file's name must end in {', '.join(SUFFIXES)}.")
+            raise FileNotFoundError(f"There is no image in {path}: a file's name must end in {', '.join(_SUFFIXES)}.")
         found += images
     return found
 
 
 def read_image(path: pathlib.Path, image_shape: Sequence[int]) -> np.ndarray:
-    """Reads an image, upright, in grey or in colour as needed, resized to fit as images of a data set are.
+    """Reads an image upright, makes it gray or color as needed, and resizes it as images of a data set are resized.
 
     Args:
-        path: of a file in any format that Pillow reads. Of several frames the first one is taken.
-        image_shape: (height, width, channels) of the result, of one channel or three.
+        path: of a file in any format that Pillow reads. Of a file with several frames the first frame is read.
+        image_shape: (height, width, channels) of the result, with 1 or 3 channels.
 
     Returns:
-        uint8 `[height, width, channels]`.
+        uint8 array `[height, width, channels]`.
 
     Raises:
-        ValueError: the file is not an image, or the channels are neither one nor three.
+        ValueError: the file is not an image, or `image_shape` has neither 1 nor 3 channels.
     """
     from PIL import Image, ImageOps
 
@@ -90,10 +92,10 @@ def read_image(path: pathlib.Path, image_shape: Sequence[int]) -> np.ndarray:
     try:
         with Image.open(path) as image:
             image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # Of 16 bits, which Pillow would cut off at 255.
+            if image.mode.startswith("I"):  # Pillow would cut off values of 16 bits at 255.
                 image = Image.fromarray((np.asarray(image) / 257).round().astype("uint8"))
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image: {error}.") from error
     pixels = pixels.reshape(*pixels.shape[:2], channels)
-    return pixels if pixels.shape == tuple(image_shape) else fitted(pixels, tuple(size)).numpy()
+    return pixels if pixels.shape == tuple(image_shape) else fit_to_size(pixels, tuple(size)).numpy()

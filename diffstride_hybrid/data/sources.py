@@ -1,38 +1,47 @@
-"""Where images come from: scikit-learn's digits and TensorFlow Datasets, as splits in memory or streamed."""
+"""The places that images come from: scikit-learn's digits and TensorFlow Datasets, as splits in memory or streamed."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
+import functools
 import math
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.common.errors import first_line, one_line
-from diffstride_hybrid.data.damage import naming_damage
-from diffstride_hybrid.data.datasets import Split, as_written, decoder_of
-from diffstride_hybrid.data.images import fitted
+from diffstride_hybrid.common.errors import did_you_mean, first_line, one_line
+from diffstride_hybrid.data.damage import naming_damaged_files
+from diffstride_hybrid.data.datasets import Split, decoder_of
+from diffstride_hybrid.data.images import fit_to_size
 
 DIGITS = "digits"
+"""Name of scikit-learn's handwritten digits, which need no download."""
 
 DIGITS_SIZE = 32
+"""Height and width that the digits, of 8x8 pixels, are resized to by default."""
 
 MEMORY_LIMIT_BYTES = 2 << 30
-
-
-def _chosen_images(name: str, available: int, training_images: int | None) -> int:
-    if training_images is not None and training_images > available:
-        raise ValueError(
-            f"data.load_datasets.training_images must be at most the {available:,} of {name}, got {training_images:,}."
-        )
-    return available if training_images is None else training_images
+"""A larger set, decoded, is streamed from the disk. A smaller one is held in memory."""
 
 
 def digits_splits(
     validation_fraction: float, training_images: int | None, image_size: int
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """The 1,797 handwritten digits that scikit-learn bundles, a fifth of each class for testing."""
+    """Reads the 1,797 handwritten digits that scikit-learn bundles. A fifth of each class is for testing.
+
+    Args:
+        validation_fraction: share of the training images set aside for validation, from 0 to below 1.
+        training_images: how many images of the training split to use, with those for validation. None for all.
+        image_size: height and width of the result, in pixels.
+
+    Returns:
+        'train', 'validation' and 'test' in memory, with images `[size, image_size, image_size, 1]`, and the names of
+        the classes.
+
+    Raises:
+        ValueError: there are fewer than `training_images` images.
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -40,9 +49,8 @@ def digits_splits(
     images = tf.image.resize(digits.images[..., None] * (255 / 16), [image_size, image_size], antialias=True)
     images = tf.cast(tf.round(images), tf.uint8).numpy()
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
-    train = train[: _chosen_images(DIGITS, len(train), training_images)]
-    first_held_out = len(train) - round(len(train) * validation_fraction)
-    parts = {"train": train[:first_held_out], "validation": train[first_held_out:], "test": test}
+    for_training, used = _division(DIGITS, len(train), training_images, validation_fraction)
+    parts = {"train": train[:for_training], "validation": train[for_training:used], "test": test}
     splits = {
         part: Split(len(indices), arrays=(images[indices], digits.target[indices])) for part, indices in parts.items()
     }
@@ -56,74 +64,95 @@ def tfds_splits(
     image_size: int | None,
     data_dir: str | None,
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    import tensorflow_datasets as tfds
+    """Reads a set of TensorFlow Datasets, which is downloaded and prepared first if that has not been done.
 
+    The set's 'test' split is used for testing, or its 'validation' split if the labels of 'test' are secret.
+
+    Args:
+        name: of the set.
+        validation_fraction: share of the training images set aside for validation, from 0 to below 1.
+        training_images: how many images of the training split to use, with those for validation. None for all.
+        image_size: height and width that images are resized to. None to leave them as they are.
+        data_dir: folder of prepared sets. None for the default of TensorFlow Datasets.
+
+    Returns:
+        'train', 'validation' and 'test', and the names of the classes.
+
+    Raises:
+        ValueError: no set has that name, or the set cannot be used: it does not pair images with one label each, has
+            fewer than two classes, fewer than `training_images` images, or lacks a split.
+        OSError: the set cannot be downloaded, or its files are damaged.
+    """
     builder = tfds_builder(name, data_dir)
     image_feature, class_names, image_shape = image_classification(builder, image_size)
     if len(class_names) < 2:
         raise ValueError(f"Data set {name!r} cannot be used: it has {len(class_names)} class, nothing to tell apart.")
     prepare(builder)
-    if not builder.info.splits:
-        raise OSError(f"{builder.data_dir} is incomplete, it has no splits: move it away and prepare {name!r} again.")
-    candidates = (split for split in ("test", "validation") if split in builder.info.splits)
-    with naming_damage(name, builder.data_dir):
-        test_name = next((split for split in candidates if _is_labelled(builder, split)), None)
-    if "train" not in builder.info.splits or test_name is None:
-        raise ValueError(
-            f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
-            f"{', '.join(builder.info.splits)}."
-        )
+    test_name = _test_split_name(name, builder)
     available, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
-    total = _chosen_images(name, available, training_images)
-    first_held_out = total - round(total * validation_fraction)
-    in_memory = (total + test_size) * math.prod(image_shape) <= MEMORY_LIMIT_BYTES
+    for_training, used = _division(name, available, training_images, validation_fraction)
+    in_memory = (used + test_size) * math.prod(image_shape) <= MEMORY_LIMIT_BYTES
+    reader = _TfdsReader(builder, image_feature, image_shape, len(class_names), image_size is not None, in_memory)
+    with naming_damaged_files(name, builder.data_dir):
+        splits = {
+            "train": reader.split("train", 0, for_training),
+            "validation": reader.split("train", for_training, used),
+            "test": reader.split(test_name, 0, test_size),
+        }
+    return splits, class_names
 
-    @as_written
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        image = image_feature.decode_example(encoded)
-        if image_size is not None:
-            image = fitted(image, (image_size, image_size))
-        return tf.ensure_shape(image, image_shape)
 
-    def load_split(name: str, begin: int, end: int) -> Split:
-        def stream(first: int, last: int) -> tf.data.Dataset:
-            return builder.as_dataset(
-                split=f"{name}[{begin + first}:{begin + last}]",
-                as_supervised=True,
-                decoders={builder.info.supervised_keys[0]: tfds.decode.SkipDecoding()},
-                read_config=tfds.ReadConfig(try_autocache=False),
-            )
+@dataclasses.dataclass(frozen=True)
+class _TfdsReader:
+    """Reads parts of a prepared set of TensorFlow Datasets."""
 
+    builder: Any
+    image_feature: Any
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    resizes: bool
+    in_memory: bool
+
+    def split(self, name: str, begin: int, end: int) -> Split:
         size = end - begin
-        split = Split(size, stream=stream, decode=decode, num_classes=len(class_names))
-        if size == 0 or not in_memory:
+        stream = functools.partial(self._stream, name, begin)
+        split = Split(size, stream=stream, decode=self._decode, num_classes=self.num_classes)
+        if size == 0 or not self.in_memory:
             return split
         decoded = stream(0, size).map(decoder_of(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
         images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
         return Split(size, arrays=(images, labels))
 
-    with naming_damage(name, builder.data_dir):
-        splits = {
-            "train": load_split("train", 0, first_held_out),
-            "validation": load_split("train", first_held_out, total),
-            "test": load_split(test_name, 0, test_size),
-        }
-    return splits, class_names
+    def _stream(self, name: str, begin: int, first: int, last: int) -> tf.data.Dataset:
+        import tensorflow_datasets as tfds
+
+        return self.builder.as_dataset(
+            split=f"{name}[{begin + first}:{begin + last}]",
+            as_supervised=True,
+            decoders={self.builder.info.supervised_keys[0]: tfds.decode.SkipDecoding()},
+            read_config=tfds.ReadConfig(try_autocache=False),
+        )
+
+    def _decode(self, encoded: tf.Tensor) -> tf.Tensor:
+        image = self.image_feature.decode_example(encoded)
+        if self.resizes:
+            image = fit_to_size(image, self.image_shape[:2])
+        return tf.ensure_shape(image, self.image_shape)
 
 
 def tfds_builder(name: str, data_dir: str | None) -> Any:
-    """The builder of a set of TensorFlow Datasets.
+    """Makes the builder of a set of TensorFlow Datasets.
 
     Args:
         name: of the set.
-        data_dir: where prepared sets are kept. The default of TensorFlow Datasets where None.
+        data_dir: folder of prepared sets. None for the default of TensorFlow Datasets.
 
     Returns:
         A `tfds.core.DatasetBuilder`.
 
     Raises:
-        ValueError: there is no set of that name.
-        OSError: its description on the disk is damaged.
+        ValueError: no set has that name.
+        OSError: the description of the set on the disk is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -131,13 +160,13 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
         raise ValueError(f"data.load_datasets.name must be the name of a data set, got {name!r}.")
     try:
         return tfds.builder(name, data_dir=data_dir)
-    except (ValueError, AssertionError):  # Of unknown names and versions, and of names that none can have.
-        near = difflib.get_close_matches(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)], n=3)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    except (ValueError, AssertionError):  # An unknown name or version, or a name that is not allowed.
+        hint = did_you_mean(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)])
         raise ValueError(
-            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets.{hint}"
+            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets"
+            f"{'; ' + hint if hint else '.'}"
         ) from None
-    except Exception as error:  # Of whatever parses the description of a prepared set.
+    except Exception as error:  # The parser of a set's description raises errors of many kinds.
         raise OSError(
             f"The description of data set {name!r} is damaged: {one_line(error)} Move its folder away and prepare the "
             "set again."
@@ -145,17 +174,18 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
 
 
 def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tuple[str, ...], tuple[int, int, int]]:
-    """What a set of TensorFlow Datasets classifies, known before it is prepared.
+    """Tells which images and classes a set of TensorFlow Datasets has. The set need not be prepared.
 
     Args:
-        builder: what `tfds_builder` gives.
-        image_size: height and width that images are resized to, or None.
+        builder: made by `tfds_builder`.
+        image_size: height and width that images are resized to. None to leave them as they are.
 
     Returns:
         The feature that decodes images, the names of the classes, and (height, width, channels) of an image.
 
     Raises:
-        ValueError: the set has no images with one label each, or they differ in size and `image_size` is None.
+        ValueError: the set does not pair images with one label each, or its images differ in size and `image_size` is
+            None.
     """
     import tensorflow_datasets as tfds
 
@@ -176,13 +206,13 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tup
 
 
 def prepare(builder: Any) -> None:
-    """Downloads and prepares a set of TensorFlow Datasets, where that has not been done.
+    """Downloads and prepares a set of TensorFlow Datasets. Does nothing if the set is prepared.
 
     Args:
-        builder: what `tfds_builder` gives.
+        builder: made by `tfds_builder`.
 
     Raises:
-        OSError: it could not be downloaded or written.
+        OSError: the set cannot be downloaded or written.
     """
     try:
         builder.download_and_prepare()
@@ -193,6 +223,32 @@ def prepare(builder: Any) -> None:
         ) from error
 
 
-def _is_labelled(builder: Any, split: str) -> bool:
-    """Whether a split has labels; where they are secret, as in ImageNet's test split, TensorFlow Datasets puts -1."""
+def _division(name: str, available: int, training_images: int | None, validation_fraction: float) -> tuple[int, int]:
+    """Divides a training split: images before the first index train, those from there to the second one validate."""
+    if training_images is not None and training_images > available:
+        raise ValueError(
+            f"data.load_datasets.training_images must be at most the {available:,} of {name}, got {training_images:,}."
+        )
+    used = available if training_images is None else training_images
+    return used - round(used * validation_fraction), used
+
+
+def _test_split_name(name: str, builder: Any) -> str:
+    """The split of a prepared set to test on."""
+    splits = builder.info.splits
+    if not splits:
+        raise OSError(f"{builder.data_dir} is incomplete, it has no splits: move it away and prepare {name!r} again.")
+    candidates = (split for split in ("test", "validation") if split in splits)
+    with naming_damaged_files(name, builder.data_dir):
+        test_name = next((split for split in candidates if _is_labeled(builder, split)), None)
+    if "train" not in splits or test_name is None:
+        raise ValueError(
+            f"Data set {name!r} cannot be used: it needs a 'train' and a 'test' or 'validation' split, and has "
+            f"{', '.join(splits)}."
+        )
+    return test_name
+
+
+def _is_labeled(builder: Any, split: str) -> bool:
+    """Whether a split has labels. TensorFlow Datasets gives -1 for secret ones, as in ImageNet's test split."""
     return all(label >= 0 for _, label in builder.as_dataset(split=f"{split}[:1]", as_supervised=True))

@@ -23,16 +23,22 @@ from diffstride_hybrid.common.arguments import (
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
-from diffstride_hybrid.layers.static_crop import Crop
+from diffstride_hybrid.layers.static_crop import Crop, StaticCrop
 
 
 @register
 class StrideConstraint(keras.constraints.Constraint):
-    """Keeps strides between two limits.
+    """Keeps strides between two limits, as the constraint of a weight. `DiffStride` sets it on its own weight.
+
+    Calling it with a floating-point tensor returns the tensor clipped to the limits, in its own shape and dtype.
 
     Args:
-        lower_limit: least stride, for both axes or one for each. 1 where None.
-        upper_limit: greatest stride, for both axes or one for each. Unlimited where None.
+        lower_limit: least stride, one number for both axes or one for each. 1 if None.
+        upper_limit: greatest stride, one number for both axes or one for each. Unlimited if None.
+
+    Example:
+        >>> StrideConstraint(lower_limit=[1.5, 2.0], upper_limit=4.0)(np.array([0.0, 9.0])).numpy().tolist()
+        [1.5, 4.0]
     """
 
     def __init__(self, lower_limit: Strides | None = None, upper_limit: Strides | None = None):
@@ -52,35 +58,64 @@ class StrideConstraint(keras.constraints.Constraint):
 
 @register
 class DiffStride(FourierPooling):
-    """Pooling whose strides are learned, through a soft crop of the spectrum.
+    """Pooling whose strides are learned, by a soft crop of the spectrum.
 
-    The spectrum of the feature map is multiplied by a window that is 1 below a threshold set by the stride and falls
-    to 0 over `smoothness_factor` bins; what is 0 is cropped away. The output's size therefore follows the strides as
-    they are trained (Riad et al., "Learning strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653).
+    The spectrum of each channel is multiplied by a window that is 1 at low frequencies and falls to 0 over
+    `smoothness_factor` bins. Bins of weight 0 are cropped away, and the rest is transformed back at its own, smaller
+    size. A larger stride makes the window narrower and the output smaller. The gradient reaches the strides through the
+    window's ramp (Riad et al., "Learning strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653).
+
+    Along an axis of `n` samples with stride `s` and `R = smoothness_factor`, a bin at position `p` has the weight
+    `clip((R + t - p) / R, 0, 1)` with the threshold `t = max(n / s, 2) / 2`. `spectral.diffstride_windows` states the
+    positions and the thresholds for both masks.
 
     The weight `strides` has shape `(2,)`, vertical then horizontal, or `(1,)` with `shared_stride`, and is float32
-    under every dtype policy. After each optimiser step a constraint keeps it within the limits and at or above
-    `n / (n - smoothness_factor)` for an axis of `n` samples, the stride at which the window spans the whole axis.
+    under every dtype policy. After each optimizer step a constraint keeps it within the limits and at or above
+    `n / (n - R)`, the stride at which the window spans the whole axis (1 if `n <= R`).
+
+    Input shape:
+        Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+        `data_format='channels_first'`. Height and width are at least 2.
+
+    Output shape:
+        `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype. Rows
+        and columns follow the strides; Keras knows them only if the crop is static.
 
     Args:
         strides: initial strides, one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
-        smoothness_factor: `R`, the length of the window's ramp in bins. 0 gives a hard crop, without a gradient to the
-            strides.
-        cropping: whether bins of weight 0 are removed. If not, the output has the input's size.
+        smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 gives a hard crop, without a
+            gradient to the strides.
+        cropping: whether bins of weight 0 are removed. If not, the output has the input's size, except that
+            mask='released' rounds an odd width down to an even one.
         trainable: whether the strides are learned.
         shared_stride: whether one stride serves both axes.
-        lower_limit_stride: least stride, at least 1. 1 where None.
-        upper_limit_stride: greatest stride. Unlimited where None.
-        data_format: see `FourierPooling`.
-        mask: 'released' computes what the code released with the paper does; 'symmetric' weighs positive and negative
-            frequencies alike on both axes, gives odd output sizes, and costs less.
-        norm: see `FourierPooling`.
-        method: see `FourierPooling`.
-        static_crop: whether the output's size is fixed, at what the strides asked for when the layer was built, so that
-            shapes are known to Keras, to XLA and to exporters. It needs a known input size. `refresh_crop()` and the
-            callback `CropRefresh` fix it anew. If None, the size follows the strides until the layer is compiled by
-            XLA, or runs on a TPU, and is fixed from then on.
-        **kwargs: for `keras.layers.Layer`.
+        lower_limit_stride: least stride, at least 1. 1 if None.
+        upper_limit_stride: greatest stride, at least 1. Unlimited if None.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        mask: 'released' computes the window of the code released with the paper; 'symmetric' weighs positive and
+            negative frequencies alike on both axes, gives odd output sizes, and costs less.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
+            the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
+            'fft' if an axis is longer than 512 samples.
+        static_crop: whether the output's size is fixed, at the size that the strides ask for when the layer is built,
+            so that Keras, XLA and exporters know it. True needs a known input size. `refresh_crop()` and the callback
+            `CropRefresh` fix the size anew. If None, the size follows the strides until XLA compiles the layer or it
+            runs on a TPU, and is fixed from then on. If False, XLA and TPUs refuse the layer.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        ValueError: an argument is out of range, the limits contradict each other, `shared_stride` goes with two
+            different strides, or, when the layer is built or called, the input has another number of dimensions, is
+            too small, or is of unknown size under a static crop.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> layer = DiffStride(strides=(2.0, 4.0))
+        >>> layer(np.ones([1, 32, 32, 3])).shape
+        TensorShape([1, 24, 16, 3])
+        >>> layer.strides.numpy().tolist()
+        [2.0, 4.0]
     """
 
     def __init__(
@@ -116,10 +151,7 @@ class DiffStride(FourierPooling):
                 f"{upper_limit_stride}."
             )
         self.supports_jit = self.static_crop is not False or not self.cropping
-        self.crop_is_static = bool(self.static_crop)
-        self._crops: dict[Size, Crop] = {}
-        self._crops_before: dict[Size, Crop] = {}
-        self._hysteresis = 0.0
+        self._crop = StaticCrop(self._windows_at, self._read_strides, is_static=bool(self.static_crop))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
@@ -141,9 +173,10 @@ class DiffStride(FourierPooling):
             autocast=False,
         )
         if self.crop_is_static:
-            self._crop_at(size, initial)
+            self._crop.at(size, initial)
 
     def _minimum_strides(self, size: tuple[int | None, int | None]) -> list[float]:
+        """The least value of each stride that the weight holds."""
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         return [max(minima)] if self.shared_stride else minima
 
@@ -153,12 +186,14 @@ class DiffStride(FourierPooling):
             if self.crop_is_static and self.trainable:
                 warnings.warn(
                     f"XLA compiles {self.path}: its output keeps the size that its strides ask for now. The callback "
-                    "diffstride_hybrid.callbacks.CropRefresh lets it follow them, and so does jit_compile=False.",
+                    "diffstride_hybrid.CropRefresh lets it follow them, and so does jit_compile=False.",
                     stacklevel=2,
                 )
-        return self._pool_to(self._crop_at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None, inputs)
+        kept = self._crop.at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None
+        return self._pool_to(kept, inputs)
 
     def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:
+        """Pools to a fixed number of bins, or to the number that the strides ask for if None."""
         return spectral.diffstride(
             inputs,
             tf.convert_to_tensor(self.strides),
@@ -170,16 +205,23 @@ class DiffStride(FourierPooling):
         )
 
     @property
+    def crop_is_static(self) -> bool:
+        """Whether the output's size is fixed, by `static_crop=True`, by `fix_crop` or because XLA needs it."""
+        return self._crop.is_static
+
+    @property
     def crops(self) -> dict[Size, Crop]:
-        """The kept bins (rows, columns) for each input (height, width) met so far. Empty where the crop is dynamic."""
-        return dict(self._crops)
+        """The kept bins (rows, columns) for each input (height, width) met so far. Empty if the crop is dynamic."""
+        return self._crop.crops
 
     @crops.setter
     def crops(self, crops: Mapping[Size, Crop]) -> None:
-        self._crops = dict(crops)
+        self._crop.crops = crops
 
     def fix_crop(self) -> None:
-        """Makes the crop static from now on. XLA and TPUs do so by themselves.
+        """Makes the crop static from now on, as XLA and TPUs need it; there the layer calls this by itself.
+
+        A layer with `cropping=False` has nothing to fix.
 
         Raises:
             ValueError: the layer has `static_crop=False`.
@@ -190,34 +232,32 @@ class DiffStride(FourierPooling):
             raise ValueError(
                 f"{self.path} has static_crop=False: XLA and TPUs need a static crop, so leave it at None."
             )
-        self.crop_is_static = True
+        self._crop.is_static = True
 
     def refresh_crop(self, hysteresis: float = 0.0) -> bool:
-        """Fixes a static crop to what the strides ask for now, at every input size met so far.
+        """Fixes a static crop to the size that the strides ask for now, at every input size met so far.
 
-        A `tf.function` traced before a change must be traced again. Layers after this one keep working where they
-        accept any size. `callbacks.refresh_crops` does this for a whole model.
+        A `tf.function` that was traced before a change must be traced again. Later layers go on working if they accept
+        any size. `diffstride_hybrid.refresh_crops` does this for a whole model.
 
         Args:
-            hysteresis: see `forget_crop`.
+            hysteresis: how far past the boundary between two sizes a stride must be before the crop changes size, as a
+                share of the stride. 0 changes it at once; 0.02 keeps a stride that wavers at a boundary from causing a
+                change each time.
 
         Returns:
             Whether the crop changed.
         """
-        before = self._crops
-        self.forget_crop(hysteresis)
-        for size in before:
-            self._crop_at(size)
-        return self._crops != before
+        return self._crop.refresh(hysteresis)
 
     def forget_crop(self, hysteresis: float = 0.0) -> None:
-        """Lets a static crop be fixed anew at each input size when that size is next met.
+        """Lets a static crop be fixed anew at each input size when the size is next met.
 
         Args:
-            hysteresis: how many bins are kept stays as it was where strides smaller or greater by this share of
-                themselves ask for it, so that a stride that wavers at the edge between two sizes changes nothing.
+            hysteresis: how far past the boundary between two sizes a stride must be before the crop changes size, as a
+                share of the stride. 0 changes it at once.
         """
-        self._crops_before, self._crops, self._hysteresis = self._crops, {}, hysteresis
+        self._crop.forget(hysteresis)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -235,13 +275,12 @@ class DiffStride(FourierPooling):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         if self.crop_is_static:
-            store["crops"] = np.array([(*size, *crop) for size, crop in self._crops.items()], "int32")
+            store["crops"] = self._crop.as_array()
 
     def load_own_variables(self, store: Any) -> None:
         self.strides.assign(store["0"])
         if self.static_crop is not False and "crops" in store:
-            self.crop_is_static = True
-            self.crops = {(h, w): (rows, columns) for h, w, rows, columns in np.array(store["crops"]).tolist()}
+            self._crop.restore(np.array(store["crops"]))
         else:
             self.refresh_crop()
 
@@ -253,7 +292,7 @@ class DiffStride(FourierPooling):
             return height, width if self.mask == "symmetric" else width - width % 2
         if not self.crop_is_static or not self.built or None in (height, width):
             return None, None
-        rows, columns = self._crop_at((height, width))
+        rows, columns = self._crop.at((height, width))
         return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
 
     def _window_options(self) -> dict[str, Any]:
@@ -267,36 +306,17 @@ class DiffStride(FourierPooling):
     def _window_dtype(self) -> tf.DType:
         return tf.float64 if self.compute_dtype == "float64" else tf.float32
 
-    def _crop_at(self, size: Size, strides: np.ndarray | None = None) -> Crop:
-        """The crop of a map of this size: what the strides asked for when it was first met or last refreshed."""
-        if None in size:
-            raise ValueError(
-                f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
-                "static crop as well."
-            )
-        if size not in self._crops:
-            with tf.init_scope():
-                strides = self.strides.numpy() if strides is None else strides
-                crop, fewest, most = (
-                    self._asked_crop(size, strides * factor)
-                    for factor in (1.0, 1.0 + self._hysteresis, 1.0 - self._hysteresis)
-                )
-            before = self._crops_before.get(size, crop)
-            self._crops[size] = tuple(
-                kept if low <= kept <= high else asked for kept, asked, low, high in zip(before, crop, fewest, most)
-            )
-        return self._crops[size]
-
-    def _asked_crop(self, size: Size, strides: np.ndarray) -> Crop:
-        return spectral.kept_bins(*self._windows_at(size, strides, None))
+    def _read_strides(self) -> np.ndarray:
+        return self.strides.numpy()
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
-        kept = self._crop_at((height, width)) if self.crop_is_static else None
-        return self._windows_at((height, width), self.strides.numpy(), kept)
+        kept = self._crop.at((height, width)) if self.crop_is_static else None
+        return self._windows_at((height, width), self._read_strides(), kept)
 
     def _windows_at(
         self, size: Size, strides: np.ndarray, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
+        """The windows over a map of this size, eagerly, for strides that may differ from the weight."""
         return spectral.diffstride_windows(
             *size,
             tf.constant(strides),

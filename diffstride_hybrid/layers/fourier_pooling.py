@@ -14,22 +14,38 @@ from diffstride_hybrid.layers.input_checks import Size, check_floating, check_si
 
 
 class FourierPooling(keras.layers.Layer):
-    """What the layers of this module that work in the Fourier domain share: their checks, shapes and options.
+    """The base class: options, checks and shapes that all poolings in the Fourier domain share.
+
+    A subclass says how it pools (`_pool`), with which windows (`_windows`), and to which size (`_pooled_shape`).
+
+    Input shape:
+        Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+        `data_format='channels_first'`. At least 2 samples along both axes.
+
+    Output shape:
+        The input's, with a smaller height and width that the subclass states. The dtype is the layer's compute dtype.
 
     Args:
-        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` where None.
-        norm: how the two transforms are normalised, as in `numpy.fft`. 'backward' divides by the output's size, so a
-            constant map of ones grows by the ratio of the areas; 'forward' keeps the mean; 'ortho' lies between.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', and
-            'fft' where an axis is longer than 512 samples, which is where the transforms become faster on a CPU.
-        **kwargs: for `keras.layers.Layer`.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward' divides by the output's size, so a
+            constant map of ones grows by the ratio of the areas; 'forward' keeps the mean of the map; 'ortho'
+            multiplies the mean by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
+            'fft' if an axis is longer than 512 samples: beyond that the transforms are faster on a CPU.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
-        ValueError: an argument is not among what is allowed, or, when built, the input has not four dimensions or is
-            smaller than 2x2.
-        TypeError: the input is not of a floating-point dtype.
+        ValueError: an argument has a value that is not allowed, or, when the layer is built or called, the input has
+            another number of dimensions or is too small.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> from diffstride_hybrid import SpectralPooling
+        >>> issubclass(SpectralPooling, FourierPooling)
+        True
     """
 
+    _pooled_axes: tuple[str, ...] = ("height", "width")
     _least_size: Size = (2, 2)
 
     def __init__(
@@ -51,10 +67,8 @@ class FourierPooling(keras.layers.Layer):
         self._check_shape(input_shape)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        height, width = self._pooled_shape(*self._spatial_shape(input_shape))
-        if self.data_format == "channels_last":
-            return (input_shape[0], height, width, input_shape[3])
-        return (input_shape[0], input_shape[1], height, width)
+        size = self._pooled_shape(*self._spatial_shape(input_shape))
+        return spectral.resized(input_shape, size[-len(self._pooled_axes) :], self.data_format)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         check_floating(self, inputs)
@@ -74,20 +88,29 @@ class FourierPooling(keras.layers.Layer):
         }
 
     def spatial_size(self, shape: Sequence[int]) -> Size:
-        """Height and width of a feature map, its shape without the batch axis."""
+        """Height and width of a feature map; 1 and the number of samples of a signal.
+
+        Args:
+            shape: of one map or signal, without the batch axis.
+
+        Returns:
+            Both lengths, in samples.
+        """
         return self._spatial_shape((None, *shape))
 
     def constant_call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """What calling the layer gives as it stands, by products with constants: no transform, variable, unknown size.
+        """The result of calling the layer with its present strides, by products with constant matrices.
+
+        Its graph holds no transform, no variable and no unknown size, so that it can be exported.
 
         Args:
-            inputs: of known size, but for the batch.
+            inputs: the layer's input. Only the batch may be of unknown size.
 
         Returns:
-            The pooled map.
+            The pooled maps or signals.
 
         Raises:
-            ValueError: a size is unknown.
+            ValueError: the height, the width or the number of samples is unknown.
         """
         size = self._spatial_shape(inputs.shape)
         if None in size:
@@ -98,7 +121,15 @@ class FourierPooling(keras.layers.Layer):
         return spectral.apply_matrices(inputs, *constants, self.data_format)
 
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
-        """Multiply-accumulate operations of the 'matmul' engine for one image, shapes without the batch axis."""
+        """Multiply-accumulate operations of the 'matmul' engine for one image or signal.
+
+        Args:
+            input_shape: of one map or signal, without the batch axis.
+            output_shape: of the result, without the batch axis.
+
+        Returns:
+            The number of operations.
+        """
         channels = input_shape[-1 if self.data_format == "channels_last" else 0]
         sizes = (*self.spatial_size(input_shape), *self.spatial_size(output_shape))
         return channels * spectral.matmul_macs(
@@ -106,30 +137,35 @@ class FourierPooling(keras.layers.Layer):
         )
 
     def _unequal_frequencies(self) -> int | None:
-        """How many row frequencies at most weigh differently by sign; None where the operator is real."""
+        """The greatest number of row frequencies that weigh differently by sign. None if the operator is real."""
         return None
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
-        """The output's height and width, None where they are not known."""
+        """The output's height and width, None for a length that is not known."""
         raise NotImplementedError
 
     def _options(self) -> dict[str, str]:
         return {"data_format": self.data_format, "norm": self.norm, "method": self.method}
 
     def _spatial_shape(self, shape: Sequence[int | None]) -> tuple[int | None, int | None]:
-        if len(shape) != 4:
-            axes = "(batch, height, width, channels)"
-            if self.data_format == "channels_first":
-                axes = "(batch, channels, height, width)"
-            raise ValueError(f"{type(self).__name__} needs an input of 4 dimensions {axes}, got {tuple(shape)}.")
-        first = 1 if self.data_format == "channels_last" else 2
-        return shape[first], shape[first + 1]
+        """Height and width in the shape of a batch. Signals have one row."""
+        rank = 2 + len(self._pooled_axes)
+        if len(shape) != rank:
+            last = self.data_format == "channels_last"
+            axes = (*self._pooled_axes, "channels") if last else ("channels", *self._pooled_axes)
+            raise ValueError(
+                f"{type(self).__name__} needs an input of {rank} dimensions (batch, {', '.join(axes)}), "
+                f"got {tuple(shape)}."
+            )
+        height, width = (1, *(shape[axis] for axis in spectral.spatial_axes(self.data_format, rank)))[-2:]
+        return height, width
 
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Pools inputs that have been checked."""
         raise NotImplementedError
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
-        """What pools rows and columns of a map of this size as the layer stands. No rows where there is one axis."""
+        """The windows over rows and columns of a map of this size, eagerly. No window over rows for signals."""
         raise NotImplementedError
 
     def _smallest_size(self) -> Size:
@@ -137,5 +173,5 @@ class FourierPooling(keras.layers.Layer):
         return self._least_size
 
     def _check_shape(self, shape: Sequence[int | None]) -> None:
-        """Raises if a feature map of this shape, so far as it is known, cannot be pooled."""
+        """Raises ValueError if the known part of a batch's shape shows that it cannot be pooled."""
         check_size(self, shape, self._spatial_shape(shape), self._least_size)

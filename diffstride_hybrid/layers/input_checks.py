@@ -1,4 +1,4 @@
-"""Checks of a layer's input: its dtype and its size, known when the graph is built or only when it runs."""
+"""Checks of a layer's input: its dtype, and its size, which is known when the graph is built or only when it runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,19 @@ import keras
 import tensorflow as tf
 
 Size = tuple[int, int]
+"""Height and width in samples. A signal counts as a map of one row: (1, samples)."""
 
 
 def check_floating(layer: keras.layers.Layer, inputs: Any) -> None:
+    """Refuses input that is not of a floating-point dtype.
+
+    Args:
+        layer: the layer that is called, for the message.
+        inputs: a tensor, an array or a `keras.KerasTensor`.
+
+    Raises:
+        TypeError: the dtype is not floating-point.
+    """
     dtype = keras.backend.standardize_dtype(inputs.dtype)
     if "float" not in dtype:
         raise TypeError(
@@ -21,12 +31,35 @@ def check_floating(layer: keras.layers.Layer, inputs: Any) -> None:
 
 
 def check_size(layer: keras.layers.Layer, shape: Sequence[int | None], size: Sequence[int | None], least: Size) -> None:
+    """Refuses maps that are known to be too small to be pooled.
+
+    Args:
+        layer: the layer that is called, for the message.
+        shape: of its input, for the message.
+        size: height and width of the input, None if unknown.
+        least: the smallest height and width allowed.
+
+    Raises:
+        ValueError: a known length is below `least`.
+    """
     if any(length is not None and length < n for length, n in zip(size, least)):
         raise ValueError(f"{_needs_at_least(layer, least)} {tuple(shape)} ({layer.data_format}).")
 
 
 def checked_when_run(layer: keras.layers.Layer, inputs: tf.Tensor, least: Size) -> tf.Tensor:
-    """The inputs, which a graph refuses when it runs if a size that it did not know before is below `least`."""
+    """The inputs, with an assertion in the graph if their size is not known yet.
+
+    Args:
+        layer: the layer that is called. It has the method `spatial_size`.
+        inputs: its input.
+        least: the smallest height and width allowed.
+
+    Returns:
+        `inputs`. If their size is known, nothing is added to the graph.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when the graph runs, on an input that is too small.
+    """
     if None not in layer.spatial_size(inputs.shape[1:]):
         return inputs
     shape = tf.shape(inputs)

@@ -1,4 +1,4 @@
-"""Batch normalisation by TensorFlow's fused kernel."""
+"""Batch normalization by TensorFlow's fused kernel."""
 
 from __future__ import annotations
 
@@ -12,13 +12,25 @@ from diffstride_hybrid.common.registration import register
 
 @register
 class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation, computed by `FusedBatchNormV3` where that kernel can serve.
+    """Keras's batch normalization, computed by `FusedBatchNormV3` if that kernel can serve.
 
-    Keras 3 computes it in several operations, and in half precision casts the whole map to float32 and back. The fused
-    kernel takes float32, float16 and bfloat16, holds statistics in float32 and gives the same result to rounding. It
-    serves four-dimensional inputs without a mask whose channels lie where the device's kernel wants them; everything
-    else (float64, `synchronized`, `renorm`) is left to Keras. Arguments and weights are those of
-    `keras.layers.BatchNormalization`.
+    Keras 3 computes batch normalization in several operations, and in half precision casts the whole map to float32 and
+    back. The fused kernel takes float32, float16 and bfloat16, holds statistics in float32 and gives the same result to
+    rounding. It serves four-dimensional inputs without a mask whose channels lie where the device's kernel wants them.
+    Keras computes everything else: float64, `synchronized`, `renorm`, and channels in axis 1 on a CPU.
+
+    Arguments and weights are those of `keras.layers.BatchNormalization`. The method is that of Ioffe and Szegedy,
+    "Batch normalization", ICML 2015, arXiv 1502.03167.
+
+    Input shape:
+        Floating-point, any shape with a known number of channels along `axis`.
+
+    Output shape:
+        The input's, in the layer's compute dtype.
+
+    Example:
+        >>> FusedBatchNormalization()(np.ones([2, 8, 8, 3]), training=True).shape
+        TensorShape([2, 8, 8, 3])
     """
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: Any = None) -> tf.Tensor:
@@ -51,7 +63,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
     def _fuses(self, inputs: tf.Tensor) -> bool:
-        if self.synchronized or self.renorm or inputs.shape.rank != 4 or inputs.shape[self.axis] is None:
+        """Whether the fused kernel can serve these inputs."""
+        renorm = getattr(self, "renorm", False)  # Keras has this option from 3.14 on.
+        if self.synchronized or renorm or inputs.shape.rank != 4 or inputs.shape[self.axis] is None:
             return False
         if inputs.dtype not in (tf.float32, tf.float16, tf.bfloat16) or self.variable_dtype != "float32":
             return False
@@ -62,7 +76,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
 
 def _mean_over_replicas(statistics: list[tf.Tensor]) -> list[tf.Tensor]:
-    """Keeps the moving averages of all replicas equal, where each normalises by the statistics of its own images."""
+    """Averages statistics over all replicas, which normalize each by its own images but share the moving averages."""
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
         return statistics

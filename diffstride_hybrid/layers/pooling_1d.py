@@ -1,8 +1,4 @@
-"""The poolings of `pooling.py` for signals of one axis.
-
-Every layer takes `(batch, time, channels)`, or `(batch, channels, time)` with `data_format='channels_first'`, and
-treats it as a feature map of one row.
-"""
+"""The poolings for signals, `DiffStride1D` and `SpectralPooling1D`: a signal is treated as a feature map of one row."""
 
 from __future__ import annotations
 
@@ -23,48 +19,81 @@ from diffstride_hybrid.layers.static_crop import Crop
 
 
 class _OneAxis(FourierPooling):
-    """What makes a pooling of maps one of signals: its shapes."""
+    """Turns a pooling of maps into a pooling of signals: the time axis takes the place of the columns."""
 
+    _pooled_axes = ("time",)
     _least_size = (1, 2)
 
-    def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
-        _, length = self._pooled_shape(*self._spatial_shape(input_shape))
-        if self.data_format == "channels_last":
-            return (input_shape[0], length, input_shape[2])
-        return (input_shape[0], input_shape[1], length)
-
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
-        """Multiply-accumulate operations of the 'matmul' engine for one signal, shapes without the batch axis."""
-        return math.prod(input_shape) * self.spatial_size(output_shape)[1]
+        """Multiply-accumulate operations of the 'matmul' engine for one signal.
 
-    def _spatial_shape(self, shape: Sequence[int | None]) -> tuple[int | None, int | None]:
-        last = self.data_format == "channels_last"
-        if len(shape) != 3:
-            axes = "(batch, time, channels)" if last else "(batch, channels, time)"
-            raise ValueError(f"{type(self).__name__} needs an input of 3 dimensions {axes}, got {tuple(shape)}.")
-        return 1, shape[1 if last else 2]
+        Args:
+            input_shape: of one signal, without the batch axis.
+            output_shape: of the result, without the batch axis.
+
+        Returns:
+            The number of operations.
+        """
+        return math.prod(input_shape) * self.spatial_size(output_shape)[1]
 
 
 @register
 class DiffStride1D(_OneAxis, DiffStride):
-    """`DiffStride` for signals: pooling by a soft crop of the spectrum whose stride is learned.
+    """Pooling of signals whose stride is learned, by a soft crop of the spectrum.
 
-    With `mask='released'` it does what the released layer does along the horizontal axis of a map. The weight `strides`
-    has shape `(1,)`.
+    The spectrum of each channel is multiplied by a window that is 1 at low frequencies and falls to 0 over
+    `smoothness_factor` bins. Bins of weight 0 are cropped away, and the rest is transformed back at its own, smaller
+    length. The gradient reaches the stride through the window's ramp (Riad et al., "Learning strides in convolutional
+    neural networks", ICLR 2022, arXiv 2202.01653). With `mask='released'` the layer computes what the released layer
+    computes along the columns of a map.
+
+    For `n` samples, stride `s` and `R = smoothness_factor`, bin `k` has the weight `clip((R + t - k) / R, 0, 1)` with
+    the threshold `t = max(n / s, 2) / 2`, plus 1 for 'released'.
+
+    The weight `strides` has shape `(1,)` and is float32 under every dtype policy. After each optimizer step a
+    constraint keeps it within the limits and at or above `n / (n - R)`, the stride at which the window spans the whole
+    spectrum (1 if `n <= R`).
+
+    Input shape:
+        Floating-point `(batch, time, channels)`, or `(batch, channels, time)` with `data_format='channels_first'`. At
+        least 2 samples.
+
+    Output shape:
+        `(batch, samples, channels)`, or `(batch, channels, samples)`, in the layer's compute dtype. The number of
+        samples follows the stride; Keras knows it only if the crop is static.
 
     Args:
-        strides: initial stride, a number of at least 1, fractions allowed.
-        smoothness_factor: see `DiffStride`.
-        cropping: see `DiffStride`.
-        trainable: see `DiffStride`.
-        lower_limit_stride: see `DiffStride`.
-        upper_limit_stride: see `DiffStride`.
-        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` where None.
-        mask: see `DiffStride`. 'symmetric' is the paper's formula; output lengths are odd.
-        norm: see `DiffStride`.
-        method: see `DiffStride`.
-        static_crop: see `DiffStride`.
-        **kwargs: for `keras.layers.Layer`.
+        strides: initial stride, one number of at least 1, fractions allowed.
+        smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 gives a hard crop, without a
+            gradient to the stride.
+        cropping: whether bins of weight 0 are removed. If not, the output has the input's length, except that
+            mask='released' rounds an odd length down to an even one.
+        trainable: whether the stride is learned.
+        lower_limit_stride: least stride, at least 1. 1 if None.
+        upper_limit_stride: greatest stride, at least 1. Unlimited if None.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        mask: 'released' computes the window of the code released with the paper, 'symmetric' the window of the paper's
+            vertical formula, which gives odd output lengths unless the whole spectrum is kept.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
+            lengths; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrix. 'auto' takes 'matmul', but
+            'fft' for more than 512 samples.
+        static_crop: whether the output's length is fixed, at the length that the stride asks for when the layer is
+            built, so that Keras, XLA and exporters know it. True needs a known input length. `refresh_crop()` and the
+            callback `CropRefresh` fix the length anew. If None, the length follows the stride until XLA compiles the
+            layer or it runs on a TPU, and is fixed from then on. If False, XLA and TPUs refuse the layer.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        ValueError: an argument is out of range, the limits contradict each other, or, when the layer is built or
+            called, the input has another number of dimensions, is too short, or is of unknown length under a static
+            crop.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> layer = DiffStride1D(strides=4.0)
+        >>> layer(np.ones([1, 100, 3])).shape
+        TensorShape([1, 34, 3])
     """
 
     def __init__(
@@ -117,10 +146,6 @@ class DiffStride1D(_OneAxis, DiffStride):
             **self._options(),
         )
 
-    def _asked_crop(self, size: Size, strides: np.ndarray) -> Crop:
-        _, window = self._windows_at(size, strides, None)
-        return 1, int(tf.size(window.bins))
-
     def _windows_at(
         self, size: Size, strides: np.ndarray, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
@@ -137,15 +162,38 @@ class DiffStride1D(_OneAxis, DiffStride):
 
 @register
 class SpectralPooling1D(_OneAxis, SpectralPooling):
-    """`SpectralPooling` for signals: `scipy.signal.resample` to fewer samples, times a constant that `norm` sets.
+    """Pooling of signals by a fixed crop of the spectrum.
+
+    The result equals `scipy.signal.resample` to fewer samples, times a constant that `norm` sets (1 for 'forward'). The
+    method is that of Rippel, Snoek and Adams, "Spectral representations for convolutional neural networks", NeurIPS
+    2015, arXiv 1506.03767, along one axis.
+
+    Input shape:
+        Floating-point `(batch, time, channels)`, or `(batch, channels, time)` with `data_format='channels_first'`. At
+        least 2 samples, and at least `output_size`.
+
+    Output shape:
+        `(batch, samples, channels)`, or `(batch, channels, samples)`, in the layer's compute dtype, with `output_size`
+        samples, or `max(2, floor(n / strides))` of `n`.
 
     Args:
-        strides: a number of at least 1, fractions allowed. The output has `max(2, floor(n / stride))` samples.
-        output_size: samples of the output, instead of `strides`.
-        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` where None.
-        norm: see `SpectralPooling`.
-        method: see `SpectralPooling`.
-        **kwargs: for `keras.layers.Layer`.
+        strides: one number of at least 1, fractions allowed. Not used if `output_size` is given.
+        output_size: samples of the output, at least 1.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
+            lengths; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrix. 'auto' takes 'matmul', but
+            'fft' for more than 512 samples.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        ValueError: an argument is out of range, or, when the layer is built or called, the input has another number of
+            dimensions or is too short.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> SpectralPooling1D(strides=2.5)(np.ones([1, 100, 3])).shape
+        TensorShape([1, 40, 3])
     """
 
     def __init__(

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from diffstride_hybrid import spectral
 from diffstride_hybrid.common.arguments import Strides, validated_choice, validated_size, validated_strides
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.input_checks import Size, check_floating, check_size, checked_when_run
@@ -17,21 +18,36 @@ from diffstride_hybrid.layers.input_checks import Size, check_floating, check_si
 
 @register
 class SpatialPooling(keras.layers.AveragePooling2D):
-    """Average pooling with the defaults of the code released with DiffStride.
+    """Average pooling with the defaults of the code released with DiffStride (Riad et al., arXiv 2202.01653).
 
-    With the default `pool_size=(1, 1)` it takes every `strides`-th sample, as a strided convolution does of the
-    unstrided one. There strides need not be whole: output `i` is sample `floor(i * stride)` of `ceil(size / stride)`,
-    so that any output size can be had, by a stride of `size / output size`.
+    With the default `pool_size=(1, 1)` it takes every `strides`-th sample: a strided convolution is an unstrided one
+    followed by this layer. Then the strides need not be whole numbers: output `i` is sample `floor(i * stride)`, of
+    `ceil(size / stride)` outputs. So a stride of `size / output size` gives any output size.
+
+    Input shape:
+        Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+        `data_format='channels_first'`.
+
+    Output shape:
+        `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype: along
+        an axis of `n` samples `ceil(n / stride)`, or `ceil((n - pool + 1) / stride)` with `padding='valid'`.
 
     Args:
-        pool_size: (height, width) of the averaged neighbourhood.
-        strides: one number for both axes or (vertical, horizontal).
-        padding: 'same' or 'valid'.
-        data_format: 'channels_last' or 'channels_first'.
-        **kwargs: for `keras.layers.AveragePooling2D`.
+        pool_size: (height, width) of the averaged neighborhood in samples, or one number for both.
+        strides: one number for both axes or (vertical, horizontal), at least 1.
+        padding: 'same' averages over the part of the neighborhood that lies in the map; 'valid' leaves out
+            neighborhoods that reach beyond it.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        **kwargs: for `keras.layers.AveragePooling2D`, such as `name` and `dtype`.
 
     Raises:
-        ValueError: strides are not whole, and `pool_size` is not (1, 1).
+        ValueError: an argument is out of range, the strides are not whole although `pool_size` is not (1, 1), or, when
+            the layer is called, the input is too small for `padding='valid'`.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> SpatialPooling(strides=1.5)(np.arange(6.0).reshape(1, 1, 6, 1)).numpy().ravel().tolist()
+        [0.0, 1.0, 3.0, 4.0]
     """
 
     def __init__(
@@ -53,6 +69,8 @@ class SpatialPooling(keras.layers.AveragePooling2D):
             self.strides = strides
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        # Keras marks a layer without its own `build` as built when it is made. Such a layer never gets a `path`, by
+        # which `macs` tells poolings of the same name apart.
         super().build(input_shape)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
@@ -62,7 +80,7 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         inputs = checked_when_run(self, inputs, least)
         if self._has_whole_strides:
             return super().call(inputs)
-        for axis, stride in zip(self._spatial_axes(), self.strides):
+        for axis, stride in zip(spectral.spatial_axes(self.data_format), self.strides):
             size = tf.shape(inputs)[axis] if inputs.shape[axis] is None else inputs.shape[axis]
             inputs = tf.gather(inputs, _sampled_positions(size, stride), axis=axis)
         return inputs
@@ -71,7 +89,7 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         if self._has_whole_strides:
             return super().compute_output_shape(input_shape)
         shape = list(input_shape)
-        for axis, stride in zip(self._spatial_axes(), self.strides):
+        for axis, stride in zip(spectral.spatial_axes(self.data_format), self.strides):
             shape[axis] = None if shape[axis] is None else len(_sampled_positions(shape[axis], stride))
         return tuple(shape)
 
@@ -80,17 +98,21 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         return keras.KerasTensor(self.compute_output_shape(inputs.shape), dtype=self.compute_dtype)
 
     def spatial_size(self, shape: Sequence[int]) -> Size:
-        """Height and width of a feature map, its shape without the batch axis."""
-        vertical, horizontal = self._spatial_axes()
-        return shape[vertical - 1], shape[horizontal - 1]
+        """Height and width of a feature map.
 
-    def _spatial_axes(self) -> tuple[int, int]:
-        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+        Args:
+            shape: of one map, without the batch axis.
+
+        Returns:
+            Both lengths, in samples.
+        """
+        vertical, horizontal = spectral.spatial_axes(self.data_format)
+        return shape[vertical - 1], shape[horizontal - 1]
 
 
 def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.Tensor:
-    """The samples that a stride takes of an axis, as an array where the size is known."""
-    rounding = 1e-6  # A stride of size / output size is rounded, either way.
+    """The samples that a stride takes of an axis, as an array if the size is known, else as a tensor."""
+    rounding = 1e-6  # Tolerates rounding in a stride of size / output size, up or down.
     if isinstance(size, int):
         count = max(1, math.ceil(size / stride - rounding))
         return np.floor(np.arange(count) * stride + rounding).astype(np.int32)

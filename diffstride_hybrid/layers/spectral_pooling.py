@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -18,15 +18,35 @@ from diffstride_hybrid.layers.input_checks import Size
 class FixedSpectralPooling(FourierPooling):
     """Pooling by a fixed crop of the spectrum, as in the code released with DiffStride.
 
-    Rows are reduced to `max(2, H // s)` rounded down to an even number, columns to `max(2, W // s)`. The bin that
-    becomes the output's Nyquist row is not paired with its counterpart; `SpectralPooling` is the one that folds it.
+    The lowest bins of `rfft2d` are kept, each with weight 1, and `irfft2d` transforms them back. The bin that becomes
+    the output's Nyquist row is not paired with its counterpart; `SpectralPooling` folds both into it. The source is
+    `FixedSpectralPooling` of the code released with Riad et al., ICLR 2022, arXiv 2202.01653.
+
+    Input shape:
+        Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+        `data_format='channels_first'`. Height and width are at least 2.
+
+    Output shape:
+        `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype: along
+        an axis of `n` samples `max(2, floor(n / stride))`, rows rounded down to an even number.
 
     Args:
         strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
-        data_format: see `FourierPooling`.
-        norm: see `FourierPooling`.
-        method: see `FourierPooling`.
-        **kwargs: for `keras.layers.Layer`.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
+            the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
+            'fft' if an axis is longer than 512 samples.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        ValueError: an argument is out of range, or, when the layer is built or called, the input has another number of
+            dimensions or is too small.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> FixedSpectralPooling(strides=(2.0, 3.0))(np.ones([1, 30, 30, 3])).shape
+        TensorShape([1, 14, 10, 3])
     """
 
     def __init__(
@@ -53,30 +73,50 @@ class FixedSpectralPooling(FourierPooling):
         return 1
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
-        known = spectral.fixed_output_lengths(height or 2, width or 2, self.strides)
-        return known[0] if height else None, known[1] if width else None
+        return _known_lengths(spectral.fixed_output_lengths, height, width, self.strides)
 
 
 @register
 class SpectralPooling(FourierPooling):
-    """Pooling by a fixed crop of the two-dimensional spectrum, built on `tf.signal.fft2d`.
+    """Pooling by a fixed crop of the two-dimensional spectrum, with a real result.
 
     Along each axis the result equals `scipy.signal.resample` times a constant that depends on `norm` (1 for 'forward').
-    See Rippel, Snoek and Adams, "Spectral representations for convolutional neural networks", NeurIPS 2015,
-    arXiv 1506.03767.
+    The method is that of Rippel, Snoek and Adams, "Spectral representations for convolutional neural networks", NeurIPS
+    2015, arXiv 1506.03767.
 
-    The mean of the map survives the crop. So this layer straight before global average pooling changes nothing but a
-    constant factor, `H W / (h w)` for `norm='backward'` and exactly 1 for 'forward'; it acts where something nonlinear
-    lies between.
+    The crop keeps the mean of the map. So this layer straight before global average pooling only multiplies by a
+    constant, `H W / (h w)` for `norm='backward'` and exactly 1 for 'forward'. It changes more only if something
+    nonlinear lies between.
+
+    Input shape:
+        Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
+        `data_format='channels_first'`. Height and width are at least 2, and at least `output_size`.
+
+    Output shape:
+        `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype:
+        `output_size`, or `max(2, floor(n / stride))` samples along an axis of `n`.
 
     Args:
-        strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed. The output has
-            `max(2, floor(n / stride))` samples along an axis of `n`.
-        output_size: (height, width) of the output, instead of `strides`.
-        data_format: see `FourierPooling`.
-        norm: see `FourierPooling`.
-        method: see `FourierPooling`.
-        **kwargs: for `keras.layers.Layer`.
+        strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed. Not used if
+            `output_size` is given.
+        output_size: height and width of the output, one number for both or a pair, at least 1.
+        data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
+        norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
+            areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
+            'fft' if an axis is longer than 512 samples.
+        **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Raises:
+        ValueError: an argument is out of range, or, when the layer is built or called, the input has another number of
+            dimensions or is too small.
+        TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
+
+    Example:
+        >>> SpectralPooling(strides=1.5)(np.ones([1, 30, 31, 3])).shape
+        TensorShape([1, 20, 20, 3])
+        >>> SpectralPooling(output_size=(7, 8))(np.ones([1, 30, 31, 3])).shape
+        TensorShape([1, 7, 8, 3])
     """
 
     def __init__(
@@ -119,5 +159,15 @@ class SpectralPooling(FourierPooling):
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if self.output_size is not None:
             return self.output_size
-        known = spectral.spectral_output_lengths(height or 2, width or 2, self.strides)
-        return known[0] if height else None, known[1] if width else None
+        return _known_lengths(spectral.spectral_output_lengths, height, width, self.strides)
+
+
+def _known_lengths(
+    output_lengths: Callable[[int, int, tuple[float, float]], tuple[int, int]],
+    height: int | None,
+    width: int | None,
+    strides: tuple[float, float],
+) -> tuple[int | None, int | None]:
+    """The output's height and width, None for a length that is not known before pooling."""
+    rows, columns = output_lengths(height or 2, width or 2, strides)
+    return rows if height else None, columns if width else None

@@ -11,19 +11,30 @@ import tensorflow as tf
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 
 HYSTERESIS = 0.02
-"""By what share of itself a stride must pass the edge between two sizes before a static crop follows."""
+"""A stride must pass the boundary between two sizes by this share of itself before a static crop changes size."""
 
 
 def refresh_crops(model: keras.Model, input_shape: Sequence[int] | None = None, hysteresis: float = 0.0) -> bool:
-    """Fixes the static crops of a model to what its strides ask for now, and with them the sizes of the maps between.
+    """Sets the static crops of a model, and with them the sizes of its maps, to what its strides ask for now.
+
+    Layers whose crop is not static are left alone. The function runs one blank image through the model.
 
     Args:
         model: a built model.
-        input_shape: (height, width, channels) of an image. The model's own where None.
-        hysteresis: see `DiffStride.forget_crop`.
+        input_shape: (height, width, channels) of an image, or (time, channels) of a signal. The model's own if None.
+        hysteresis: by what share of itself a stride must have passed the boundary between two sizes before the crop
+            changes size. 0 changes it at once.
 
     Returns:
-        Whether a crop changed: if so, what was traced before must be traced again.
+        Whether a crop has changed. If so, functions that were traced before still compute the old sizes and must be
+        traced again.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32, 32, 3)), DiffStride(2.0, static_crop=True)])
+        >>> model.layers[0].strides.assign([4.0, 4.0])
+        <...>
+        >>> model(np.zeros([1, 32, 32, 3])).shape, refresh_crops(model), model(np.zeros([1, 32, 32, 3])).shape
+        (TensorShape([1, 24, 24, 3]), True, TensorShape([1, 16, 16, 3]))
     """
     layers = [layer for layer in diffstride_layers(model) if layer.crop_is_static]
     if not layers:
@@ -32,20 +43,32 @@ def refresh_crops(model: keras.Model, input_shape: Sequence[int] | None = None, 
     for layer in layers:
         layer.forget_crop(hysteresis)
     model(tf.zeros([1, *(input_shape or model.input_shape[1:])], model.compute_dtype), training=False)
-    # A size that is not met any more changes nothing.
+    # A crop is kept for each size of input. Sizes that no longer occur do not count as a change.
     return any(crops.get(size) != crop for layer, crops in zip(layers, before) for size, crop in layer.crops.items())
 
 
 class CropRefresh(keras.callbacks.Callback):
-    """Lets static crops follow the strides: compares both now and then, and has the step traced anew on a difference.
+    """A callback that lets static crops follow the strides during training.
+
+    It compares both now and then. Where a crop has changed, it lets Keras trace the training step again. Under
+    `compile(jit_compile=True)` it also fixes the crops of layers whose `static_crop` is None, as XLA needs.
 
     Args:
-        every_steps: training steps between two comparisons. An epoch where None.
-        hysteresis: see `DiffStride.forget_crop`.
-        input_shape: (height, width, channels) of an image. The model's own where None.
+        every_steps: number of training steps between two comparisons. None compares after every epoch.
+        hysteresis: by what share of itself a stride must have passed the boundary between two sizes before the crop
+            changes size. It keeps a stride that wavers at a boundary from causing a new trace each time.
+        input_shape: (height, width, channels) of an image, or (time, channels) of a signal. The model's own if None.
 
     Attributes:
         changes: how often the crops have changed.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((16, 16, 1)), DiffStride(2.0, static_crop=True)])
+        >>> model.compile("sgd", "mse")
+        >>> refresh = CropRefresh(every_steps=10)
+        >>> _ = model.fit(np.zeros([2, 16, 16, 1]), np.zeros([2, 16, 16, 1]), callbacks=[refresh], verbose=0)
+        >>> refresh.changes
+        0
     """
 
     def __init__(
@@ -68,11 +91,11 @@ class CropRefresh(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps_per_epoch = self.params.get("steps")
-        # Counted from the first epoch, so that a resumed run looks at the same steps.
+        # Count from the first epoch, so that a resumed run compares at the same steps as an uninterrupted one.
         self._steps = self._steps_before_epoch = epoch * steps_per_epoch if steps_per_epoch else self._steps
 
     def on_train_batch_begin(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
-        # Not only what ended before: a run may go on within an epoch, or go back.
+        # A resumed or rolled-back run does not start at batch 0.
         self._steps = self._steps_before_epoch + batch
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
@@ -89,7 +112,7 @@ class CropRefresh(keras.callbacks.Callback):
         if not refresh_crops(self.model, self._input_shape, self._hysteresis):
             return
         self.changes += 1
-        # Where Keras trains, its compiled functions hold the old crops. `training.TrainingLoop` looks by itself.
+        # In `fit`, the compiled functions of Keras hold the old crops. `TrainingLoop` compares the crops by itself.
         self.model.test_function = self.model.predict_function = None
         if self.model.train_function is not None:
             self.model.make_train_function(force=True)

@@ -1,11 +1,12 @@
-"""Exports a trained model to formats that run without this package, and checks that the result is the same model.
+"""Exports a trained model to formats that run without this package, and compares the result with the model.
 
-Strides are fixed at what was learned. Each pooling becomes one or two products with constant matrices, so that neither
-a transform nor an unknown size is left.
+The strides are fixed at their learned values. Each pooling becomes one or two products with constant matrices, so that
+the exported model contains no transform and no unknown size.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import tempfile
@@ -24,20 +25,22 @@ FORMATS = ("saved_model", "litert", "onnx")
 
 QUANTIZATIONS = ("float32", "float16", "int8")
 
+_MODULES = {"saved_model": (), "litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
+
 Predict = Callable[[np.ndarray], np.ndarray]
-"""Takes normalised images `[batch, height, width, channels]`, gives the model's outputs."""
+"""Takes normalized images `[batch, height, width, channels]`, returns the outputs `[batch, classes]` of a model."""
 
 
 class Comparison(NamedTuple):
-    """How an exported model does beside the Keras model, on the same images.
+    """An exported model compared with the Keras model on the same images.
 
     Attributes:
-        images: how many.
-        largest_difference: between the outputs of both.
-        accuracy: of the exported model.
-        keras_accuracy: of the Keras model.
-        size_bytes: of the exported model on the disk.
-        milliseconds: for one image by the exported model, the median of several.
+        images: number of images.
+        largest_difference: largest absolute difference between an output of the one model and of the other.
+        accuracy: accuracy of the exported model, from 0 to 1.
+        keras_accuracy: accuracy of the Keras model, from 0 to 1.
+        size_bytes: size of the exported model on the disk.
+        milliseconds: time that the exported model takes for one image, the median of 20 runs.
     """
 
     images: int
@@ -46,6 +49,23 @@ class Comparison(NamedTuple):
     keras_accuracy: float
     size_bytes: int
     milliseconds: float
+
+
+def check_installed(format: str) -> None:
+    """Checks that the packages that write and run a format are installed.
+
+    Args:
+        format: 'saved_model', 'litert' or 'onnx'.
+
+    Raises:
+        ImportError: a package is missing. The message says what to install.
+    """
+    missing = [name for name in _MODULES[format] if importlib.util.find_spec(name) is None]
+    if missing:
+        packages = " and ".join(name.replace("_", "-") for name in missing)
+        raise ImportError(
+            f"The format {format} needs {packages}, not installed here: pip install 'diffstride_hybrid[export]'."
+        )
 
 
 def export(
@@ -58,18 +78,30 @@ def export(
 ) -> None:
     """Writes a model in a format that runs without this package.
 
+    Nothing is left at `path` if the export fails.
+
     Args:
-        model: trained, in float32.
-        path: of the result: a folder for 'saved_model', a file for the others. It must not exist.
+        model: a trained model in float32.
+        path: the result, a folder for 'saved_model', a file for the other formats. It must not exist.
         format: 'saved_model', 'litert' or 'onnx'.
         image_shape: (height, width, channels) of an image.
-        quantization: for 'litert': 'float16' keeps the weights in half precision, 'int8' computes in whole numbers.
-        calibration: normalised images `[images, height, width, channels]` for 'int8', which set its ranges.
+        quantization: 'float32', or for 'litert' also 'float16', which keeps the weights in half precision, and 'int8',
+            which computes in whole numbers.
+        calibration: normalized images `[images, height, width, channels]`, needed for 'int8', which takes its ranges
+            from them.
 
     Raises:
-        ValueError: an argument is not among what is allowed.
-        FileExistsError: there is something at `path`.
+        ValueError: an argument is not among the allowed values, or two arguments do not go together.
+        FileExistsError: `path` exists.
         ImportError: the package that writes the format is not installed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> model = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export(model, pathlib.Path(folder) / "export", "saved_model", (8, 8, 1))
+        ...     load_export(pathlib.Path(folder) / "export", "saved_model")(np.zeros([2, 8, 8, 1])).shape
+        (2, 3)
     """
     if format not in FORMATS:
         raise ValueError(f"The format must be one of {', '.join(FORMATS)}, got {format!r}.")
@@ -93,15 +125,15 @@ def export(
         os.replace(partial, path)
 
 
-def loaded(path: str | os.PathLike[str], format: str) -> Predict:
+def load_export(path: str | os.PathLike[str], format: str) -> Predict:
     """Loads an exported model in the runtime of its format.
 
     Args:
-        path: what `export` has written.
-        format: of it.
+        path: the folder or file that `export` has written.
+        format: the format of it: 'saved_model', 'litert' or 'onnx'.
 
     Returns:
-        A function from images to outputs.
+        A function from normalized images `[batch, height, width, channels]` to outputs `[batch, classes]`.
 
     Raises:
         ImportError: the runtime is not installed.
@@ -112,19 +144,22 @@ def loaded(path: str | os.PathLike[str], format: str) -> Predict:
 def compare(
     model: keras.Model, path: str | os.PathLike[str], format: str, images: np.ndarray, labels: np.ndarray
 ) -> Comparison:
-    """Runs an exported model and the one that it was made of on the same images.
+    """Runs an exported model and its Keras model on the same images.
 
     Args:
         model: the Keras model.
-        path: what `export` has written.
-        format: of it.
-        images: normalised, `[images, height, width, channels]`.
-        labels: one-hot, `[images, classes]`.
+        path: the folder or file that `export` has written.
+        format: the format of it: 'saved_model', 'litert' or 'onnx'.
+        images: normalized images `[images, height, width, channels]`.
+        labels: one-hot labels `[images, classes]`.
 
     Returns:
         The comparison.
+
+    Raises:
+        ImportError: the runtime of the format is not installed.
     """
-    predict = loaded(path, format)
+    predict = load_export(path, format)
     expected = outputs_of(model, images)
     outputs = _in_batches(predict, images)
     seconds = []
@@ -143,17 +178,40 @@ def compare(
 
 
 def outputs_of(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """What the Keras model gives for normalised images `[images, height, width, channels]`."""
+    """Runs a Keras model in batches.
+
+    Args:
+        model: the model.
+        images: normalized images `[images, height, width, channels]`.
+
+    Returns:
+        The outputs `[images, classes]`.
+    """
     return _in_batches(lambda batch: model(batch, training=False).numpy(), images)
 
 
 def accuracy(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """The share of images whose greatest output is that of their one-hot label."""
+    """Computes the share of images whose greatest output is at the class of their label.
+
+    Args:
+        outputs: outputs of a model, `[images, classes]`.
+        labels: one-hot labels `[images, classes]`.
+
+    Returns:
+        A number from 0 to 1.
+    """
     return float((outputs.argmax(-1) == labels.argmax(-1)).mean())
 
 
 def size_of(path: str | os.PathLike[str]) -> int:
-    """The bytes of an exported model, a file or a folder."""
+    """Measures an exported model on the disk.
+
+    Args:
+        path: the file or the folder.
+
+    Returns:
+        Its size in bytes.
+    """
     path = pathlib.Path(path)
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
@@ -165,7 +223,7 @@ def _in_batches(predict: Predict, images: np.ndarray, size: int = 100) -> np.nda
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequence[int]) -> None:
-    # A plain module: of a Keras model TensorFlow would save more functions, for other sizes, too.
+    # Save a plain module: for a Keras model, TensorFlow would also save functions for other sizes.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
     module.serve = tf.function(

@@ -1,4 +1,4 @@
-"""A penalty on small strides, which trains a model's cost down."""
+"""A penalty on small strides, which makes training reduce the cost of a model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from diffstride_hybrid.model_tools.inspection import diffstride_layers
 
 
 def regularize_strides(model: keras.Model, factor: float) -> None:
-    """Penalises small strides of a model's `DiffStride` layers by `factor * sum_l prod_{i <= l} 1 / (s_h^i s_w^i)`.
+    """Adds the penalty `factor * sum_l prod_{i <= l} 1 / (s_h^i s_w^i)` on small strides to the losses of a model.
 
-    This is the regulariser of Riad et al. (ICLR 2022): the share of the first map's area that is left after each
-    pooling stands for the time and memory that the layers behind it take.
+    `s_h^i` and `s_w^i` are the vertical and the horizontal stride of the i-th `DiffStride` layer. This is the
+    regularizer of Riad et al. ("Learning strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653): each
+    term is the share of the first map's area that is left after a pooling, and stands for the time and the memory that
+    the layers behind that pooling take.
 
-    The terms are in `model.losses`, so `fit` and `training.train` add them to the loss. They are not saved with a
-    model, unless it is a `Resnet` made with `stride_complexity`.
+    The terms are in `model.losses`, so `fit` and `training.run.train` add them to the loss. A second call replaces the
+    penalty of the first; a factor of 0 removes it. The penalty is not saved with a model, unless the model is a
+    `Resnet` made with `stride_complexity`.
 
     Args:
         model: a built model whose `DiffStride` layers pool one after the other.
-        factor: of the penalty, at least 0.
+        factor: how much the penalty weighs in the loss, a finite number of at least 0.
 
     Raises:
         ValueError: `factor` is out of range.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((24, 24, 2)), DiffStride((2.0, 4.0))])
+        >>> regularize_strides(model, 0.5)
+        >>> [float(loss) for loss in model.losses]
+        [0.0625]
     """
     factor = validated_factor(factor)
     layers = diffstride_layers(model)
@@ -35,24 +44,35 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
 
 
 def validated_factor(factor: float) -> float:
-    """The factor of a penalty; raises ValueError where it is not a finite number of at least 0."""
+    """Checks the factor of a penalty on small strides.
+
+    Args:
+        factor: the value that a user gave.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: it is not a finite number of at least 0.
+    """
     if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
         raise ValueError(f"The factor of the stride complexity must be a number of at least 0, got {factor!r}.")
     return factor
 
 
 class _AreaPenalty(keras.regularizers.Regularizer):
-    """One term of the stride complexity. Keras has a regulariser for each variable, and no other place for it."""
+    """One term of the penalty. A regularizer of a variable is the only place where Keras takes a loss of weights."""
 
     def __init__(self, factor: float, layers: Sequence[DiffStride]):
         self._factor = factor
         self._layers = layers
 
     def __call__(self, strides: tf.Tensor) -> tf.Tensor:
-        del strides  # Those of the last layer.
+        del strides  # The term needs the strides of all the layers up to this one.
         return self._factor * _area_left(self._layers)
 
 
 def _area_left(layers: Sequence[DiffStride]) -> tf.Tensor:
+    """The share of a map's area that is left after some layers. A shared stride counts along both axes."""
     strides = [tf.convert_to_tensor(layer.strides) for layer in layers]
     return 1 / tf.reduce_prod([pair[0] * pair[-1] for pair in strides])

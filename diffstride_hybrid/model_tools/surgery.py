@@ -1,4 +1,4 @@
-"""Putting a pooling of this package into a Keras model in place of its own downsampling."""
+"""`replace_downsampling`: puts poolings of this package into a Keras model in place of its own downsampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls, run_blank
 from diffstride_hybrid.model_tools.macs import macs
-from diffstride_hybrid.model_tools.swap import Replacement, Selection, Swap, keeping_strides
+from diffstride_hybrid.model_tools.selection import Selection, keeping_strides
+from diffstride_hybrid.model_tools.swap import Replacement, swap
 
 
 def replace_downsampling(
@@ -27,69 +28,80 @@ def replace_downsampling(
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> keras.Model:
-    """Makes a model like another one, but for its downsampling, which it leaves to `pooling_cls`.
+    """Makes a copy of a model in which a pooling of this package does the downsampling.
 
     Max and average pooling with strides is replaced by the pooling. A strided `Conv2D`, `DepthwiseConv2D` or
     `SeparableConv2D` becomes the same convolution at stride 1 with padding 'same', followed by the pooling; a
-    `ZeroPadding2D` or `keras.ops.pad` straight before one is left out. Layers that took maps of one size to maps of
-    another one share one pooling, so that branches which meet again agree in size whatever the strides become. All
-    other layers are copied, and weights are carried over layer by layer. What a layer calls in code of its own keeps
-    its strides; the report names it.
+    `ZeroPadding2D` or `keras.ops.pad` straight before it is left out. Layers that took maps of one size to maps of
+    another size share one pooling, so that branches that meet again agree in size whatever the strides become. All
+    other layers are copied, and the copies get the weights of their originals. Layers that another layer calls in its
+    own code keep their strides; the report names them.
 
     Args:
-        model: a built functional or Sequential model. It is left as it is.
+        model: a built functional or Sequential model of images. It is not changed.
         pooling_cls: called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…, **options)`.
-        include: which of the layers that downsample to replace. All where None.
-        exclude: which of them to keep.
-        input_shape: (height, width, channels) of an image, for a model that takes any size.
-        report: called with a table of what was replaced, with sizes and MACs before and after, such as `print`.
-        **options: for `pooling_cls`. `strides` are those of the layer where not given, and `mask='symmetric'` and
-            `norm='forward'`, what a drop-in needs, where it takes them.
+        include: the layers to replace, of those that downsample: a name, names, or a function that takes a layer and
+            returns whether it is meant. All of them if None.
+        exclude: the layers to keep, given in the same way. No layer if None.
+        input_shape: (height, width, channels) of an image, needed if the model takes images of any size.
+        report: a function such as `print`, called with a table of the layers that were replaced, with their sizes and
+            the multiply-accumulate operations of the model before and after.
+        **options: for `pooling_cls`. If not given, `strides` are those of the replaced layer; and `mask='symmetric'`
+            and `norm='forward'` are set if `pooling_cls` has these parameters, as a drop-in needs them.
 
     Returns:
-        A model of the same kind, not compiled. Plain functional for a class whose `__init__` takes something else.
+        A model of the same class that is not compiled. It is a plain `keras.Model` if the class cannot be made from
+        inputs and outputs.
 
     Raises:
-        ValueError: the model cannot be taken apart, a selection names what it has not, nothing in it is to be replaced,
-            one of its layers cannot follow a map of another size, or models in it would share a pooling.
+        ValueError: the model cannot be taken apart, it lacks a layer that a selection names, nothing in it is to be
+            replaced, one of its layers cannot follow a map of another size, or nested models would share a pooling.
+        TypeError: a selection is not a name, names or a function of a layer.
+
+    Example:
+        >>> inputs = keras.Input((32, 32, 3))
+        >>> x = keras.layers.Conv2D(8, 3, strides=2, padding="same", name="stem")(inputs)
+        >>> model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(x)))
+        >>> swapped = replace_downsampling(model, smoothness_factor=2.0)
+        >>> swapped.get_layer("stem").strides, swapped.get_layer("stem_downsampling").strides.numpy()
+        ((1, 1), array([2., 2.], dtype=float32))
     """
-    swap = Swap(pooling_cls, include, exclude, options)
-    swapped = swap.outermost(model, input_shape)
+    swapped, replacements = swap(model, pooling_cls, include, exclude, input_shape, options)
     shape = swapped.input_shape[1:]
     sizes = _checked_sizes(swapped, shape)
     if report is not None:
-        report(_table(model, swapped, shape, swap.replacements, sizes))
+        report(_table(model, swapped, shape, replacements, sizes))
     return swapped
 
 
 def _checked_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[Size, Size]]:
-    """The sizes that each pooling sees, by its path; raises ValueError where branches that meet do not agree."""
+    """The sizes before and after each pooling, by its path; raises ValueError if branches that meet do not agree."""
     try:
         return macs(model, shape).pooling_sizes()
     except (ValueError, tf.errors.InvalidArgumentError) as error:
         raise ValueError(
-            f"The maps of {model.name} do not fit together any more {_place(model, shape)}: {one_line(error)} Exclude "
-            "some of its layers."
+            f"The maps of {model.name} do not fit together any more {_place_of_error(model, shape)}: {one_line(error)} "
+            "Exclude some of its layers."
         ) from error
 
 
-def _place(model: keras.Model, shape: Sequence[int]) -> str:
-    """Where in a model a call on an image raises."""
+def _place_of_error(model: keras.Model, shape: Sequence[int]) -> str:
+    """The place in a model where a call on an image raises."""
     running: list[str] = []
     done = ["input"]
 
-    def noting(layer: keras.layers.Layer) -> Callable[..., Any]:
+    def tracked(layer: keras.layers.Layer) -> Callable[..., Any]:
         call = layer.call
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def tracked_call(*args: Any, **kwargs: Any) -> Any:
             running.append(layer.name)
             outputs = call(*args, **kwargs)
             done.append(running.pop())
             return outputs
 
-        return noted
+        return tracked_call
 
-    with replaced_calls(leaf_layers(model), noting), contextlib.suppress(Exception):
+    with replaced_calls(leaf_layers(model), tracked), contextlib.suppress(Exception):
         run_blank(model, shape)
     return f"at layer {running[-1]}" if running else f"after layer {done[-1]}"
 

@@ -1,4 +1,4 @@
-"""Reading what the code released with DiffStride has saved."""
+"""Reads checkpoints of the code that was released with DiffStride."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.common.errors import first_line
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.models.residual import ResidualLayer, ResnetBlock
 from diffstride_hybrid.models.resnet import Resnet
 
 
 def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
-    """Gives a network the weights, strides and statistics of a network of the release.
+    """Loads the weights, strides and moving statistics of a network of the release into a network of this package.
 
     Args:
-        model: a built network of the same architecture.
-        path: a SavedModel's folder, or the path of a TensorFlow checkpoint, such as a SavedModel's
-            `variables/variables` or what Keras 2 writes in `save_weights`.
+        model: a built network of the same architecture. Its variables are overwritten.
+        path: the folder of a SavedModel, or the path of a TensorFlow checkpoint without '.index', such as
+            `variables/variables` in a SavedModel, or a file that `save_weights` of Keras 2 has written.
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: it is of a network of another architecture, or damaged.
+        FileNotFoundError: there is no checkpoint at `path`.
+        ValueError: the checkpoint holds a network of another architecture, or is damaged.
     """
     prefix = _prefix(path)
     try:
@@ -33,20 +34,16 @@ def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
             raise ValueError(f"it has {saved} variables, and that of the config {len(model.variables)}")
         _as_saved(model).read(prefix).expect_partial().assert_existing_objects_matched()
     except (tf.errors.OpError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}.") from error
+        raise ValueError(f"{path} is damaged: {first_line(error)}.") from error
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"{path} holds a network of another architecture: {_first_line(error)}.") from error
-    # The release raises strides to the least that a map allows when it calls a layer, and saves them from before that.
+        raise ValueError(f"{path} holds a network of another architecture: {first_line(error)}.") from error
+    # The release raises strides to the least that a map allows when it calls a layer, but saves the strides unraised.
     for layer in diffstride_layers(model):
         layer.strides.assign(layer.strides.constraint(layer.strides))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n")[0]
-
-
 def _saved_variables(prefix: str) -> int:
-    """How many variables of the network a checkpoint has, without those of the optimiser and of metrics."""
+    """The number of variables of the network in a checkpoint, without the variables of the optimizer and of metrics."""
     others = ("optimizer/", "keras_api/", "save_counter/", "_CHECKPOINTABLE_OBJECT_GRAPH")
     names = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
     return sum(not name.startswith(others) and ".OPTIMIZER_SLOT" not in name for name in names)
@@ -61,8 +58,17 @@ def _prefix(path: str | os.PathLike[str]) -> str:
     )
 
 
+_NAMES_IN_RELEASE = {
+    "conv_1": "_strided_conv",
+    "pooling": "_pooling",
+    "conv_2": "_unstrided_conv",
+    "shortcut": "_shortcut_conv",
+}
+"""Attributes of the residual layer in the released code, by the names in `ResidualLayer.parts`."""
+
+
 def _as_saved(model: Resnet) -> tf.train.Checkpoint:
-    """The variables of a network under the names that they have in the release's objects."""
+    """The variables of a network, under the names of the objects that hold them in the released code."""
     with_weights = [layer for layer in model.layers if layer.weights]
     return _node({f"layer_with_weights-{i}": _layer(layer) for i, layer in enumerate(with_weights)})
 
@@ -72,14 +78,13 @@ def _layer(layer: keras.layers.Layer) -> tf.train.Checkpoint:
         return _node({f"layer_with_weights-{i}": _layer(inner) for i, inner in enumerate(layer.layers)})
     if not isinstance(layer, ResidualLayer):
         return _node({variable.name: variable.value for variable in layer.weights})
-    parts = {
-        "_strided_conv": layer._strided_conv,
-        "_pooling": layer._pooling,
-        "_unstrided_conv": layer._unstrided_conv,
-        "_shortcut_conv": layer._shortcut_conv,
+    parts = layer.parts()
+    nodes: dict[str, Any] = {
+        theirs: _layer(parts[ours])
+        for ours, theirs in _NAMES_IN_RELEASE.items()
+        if ours in parts and parts[ours].weights
     }
-    nodes: dict[str, Any] = {name: _layer(part) for name, part in parts.items() if part is not None and part.weights}
-    nodes["_bns"] = [_layer(norm) for norm in layer._norms]
+    nodes["_bns"] = [_layer(parts["norm_1"]), _layer(parts["norm_2"])]
     return _node(nodes)
 
 

@@ -19,17 +19,17 @@ LayerFactory = Callable[..., keras.layers.Layer]
 def batch_norm(
     axis: int = -1, momentum: float = 0.99, epsilon: float = 1e-3, synchronized: bool = False, **kwargs: Any
 ) -> keras.layers.Layer:
-    """The normalisation of the residual networks.
+    """Makes the normalization of the residual networks.
 
     Args:
         axis: the axis of the channels.
-        momentum: of the moving mean and variance.
-        epsilon: added to the variance.
-        synchronized: whether the statistics are taken over all replicas of a distribution strategy.
-        **kwargs: for `FusedBatchNormalization`.
+        momentum: momentum of the moving mean and of the moving variance.
+        epsilon: small number added to the variance.
+        synchronized: whether the statistics are those of the images on all replicas of a distribution strategy.
+        **kwargs: further arguments of `FusedBatchNormalization`.
 
     Returns:
-        A batch normalisation layer.
+        A batch normalization layer, not built.
     """
     return FusedBatchNormalization(axis=axis, momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs)
 
@@ -38,21 +38,35 @@ def batch_norm(
 class ResidualLayer(keras.layers.Layer):
     """Two convolutions and a shortcut: `conv(relu(norm(pool(conv(relu(norm(x))))))) + shortcut(x)`.
 
-    Where `project` is true, the first convolution is strided or followed by pooling, and the shortcut passes through
-    the same pooling object, so that both paths agree in size whatever the strides have become, and then through a 1x1
-    convolution. The release convolves first; without a bias the two commute, and pooling first does less work.
+    It takes maps `[batch, height, width, channels]`, or `[batch, channels, height, width]` with `channels_first`, and
+    returns maps of `filters` channels in the same layout and dtype. It is the pre-activation layer of He et al.
+    ("Identity mappings in deep residual networks", arXiv 1603.05027).
+
+    If `project` is true, the first convolution is strided or followed by the pooling. The shortcut passes through the
+    same pooling object, so that both paths agree in size whatever the strides have become, and then through a 1x1
+    convolution. The code released with DiffStride convolves first; without a bias the two commute, and pooling first
+    costs less.
 
     Args:
         filters: channels of the output.
-        kernel_size: of both convolutions on the main path.
-        strides: of the pooling or of the first convolution. Not used where `project` is false.
-        pooling_cls: called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…)`. Strided convolutions where
-            None.
+        kernel_size: size of the kernels of both convolutions on the main path, in samples.
+        strides: strides of the pooling, or of the first convolution. Not used if `project` is false.
+        pooling_cls: the layer that downsamples, called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…)`. If
+            None, strided convolutions downsample.
         project: whether this layer changes the size or the number of channels.
         channels_first: whether the channels are axis 1.
         weight_decay: factor of the squared kernels in the loss.
-        normalization_cls: called as `normalization_cls(axis=…, dtype=…, name=…)`.
-        **kwargs: for `keras.layers.Layer`.
+        normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`.
+        **kwargs: further arguments of `keras.layers.Layer`.
+
+    Raises:
+        ValueError: strided convolutions are given strides that are not whole, or a stride is less than 1.
+        TypeError: an argument that makes layers is neither a class nor a function.
+
+    Example:
+        >>> layer = ResidualLayer(8, strides=2, pooling_cls=SpectralPooling, project=True)
+        >>> layer(np.zeros([2, 16, 16, 3])).shape
+        TensorShape([2, 8, 8, 8])
     """
 
     def __init__(
@@ -94,6 +108,25 @@ class ResidualLayer(keras.layers.Layer):
             self._shortcut_conv = conv2d(filters, 1, name="shortcut", **convolution)
         self._shortcut_strides = conv_strides
 
+    def parts(self) -> dict[str, keras.layers.Layer]:
+        """The layers that this layer consists of.
+
+        Returns:
+            'norm_1', 'conv_1', 'norm_2' and 'conv_2'; 'pooling' if it has one; 'shortcut', the 1x1 convolution, if it
+            projects.
+        """
+        # This is no property: Keras saves weights under the first public attribute that holds a layer, so properties
+        # would rename the weights in `.keras` files, and older files would not load.
+        parts = {
+            "norm_1": self._norms[0],
+            "conv_1": self._strided_conv,
+            "pooling": self._pooling,
+            "norm_2": self._norms[1],
+            "conv_2": self._unstrided_conv,
+            "shortcut": self._shortcut_conv,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._norms[0].build(input_shape)
         self._strided_conv.build(input_shape)
@@ -118,10 +151,10 @@ class ResidualLayer(keras.layers.Layer):
         return x + shortcut
 
     def _subsample(self, inputs: tf.Tensor) -> tf.Tensor:
-        """What a strided 1x1 convolution reads of its input.
+        """Takes the samples that a strided 1x1 convolution would read.
 
-        The convolution itself is not strided: the kernel gradient of a strided 1x1 convolution writes out of bounds in
-        the oneDNN of TensorFlow 2.21, on some CPUs.
+        The convolution itself is not strided: in the oneDNN of TensorFlow 2.21, the kernel gradient of a strided 1x1
+        convolution writes out of bounds on some CPUs.
         """
         vertical, horizontal = self._shortcut_strides
         if (vertical, horizontal) == (1, 1):
@@ -152,13 +185,25 @@ class ResidualLayer(keras.layers.Layer):
 class ResnetBlock(keras.Sequential):
     """Residual layers of one width, of which only the first may downsample.
 
+    It takes and returns maps `[batch, height, width, channels]`, or `[batch, channels, height, width]` with
+    `channels_first=True`.
+
     Args:
-        filters: channels of the block.
-        strides: of the first layer, if it projects.
-        num_layers: how many residual layers.
-        project_first: whether the first layer projects.
-        name: of the block.
-        **kwargs: for `ResidualLayer`.
+        filters: channels of the output.
+        strides: strides of the first layer. Not used if `project_first` is false.
+        num_layers: number of residual layers.
+        project_first: whether the first layer changes the size or the number of channels.
+        name: name of the block.
+        **kwargs: further arguments of `ResidualLayer`.
+
+    Raises:
+        ValueError: strided convolutions are given strides that are not whole, or a stride is less than 1.
+        TypeError: an argument that makes layers is neither a class nor a function.
+
+    Example:
+        >>> block = ResnetBlock(8, strides=2, num_layers=3, pooling_cls=SpectralPooling)
+        >>> block(np.zeros([2, 16, 16, 3])).shape
+        TensorShape([2, 8, 8, 8])
     """
 
     def __init__(
@@ -194,6 +239,19 @@ class ResnetBlock(keras.Sequential):
 def conv2d(
     filters: int, kernel_size: int, *, strides: Any = 1, channels_first: bool, weight_decay: float, **kwargs: Any
 ) -> keras.layers.Conv2D:
+    """Makes a convolution of the residual networks: padding 'same', no bias, and a penalty on its squared kernel.
+
+    Args:
+        filters: channels of the output.
+        kernel_size: size of the kernel, in samples.
+        strides: whole strides, one number or (vertical, horizontal).
+        channels_first: whether the channels are axis 1.
+        weight_decay: factor of the squared kernel in the loss.
+        **kwargs: further arguments of `keras.layers.Conv2D`.
+
+    Returns:
+        The convolution, not built.
+    """
     return keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -208,14 +266,28 @@ def conv2d(
 
 
 def image_data_format(channels_first: bool) -> str:
+    """Names the layout of maps as Keras does: 'channels_first' or 'channels_last'."""
     return "channels_first" if channels_first else "channels_last"
 
 
 def channel_axis(channels_first: bool) -> int:
+    """Tells which axis of a map `[batch, …]` holds the channels: 1 or -1."""
     return 1 if channels_first else -1
 
 
 def whole_strides(strides: float | Sequence[float]) -> tuple[int, int]:
+    """Checks strides of a convolution.
+
+    Args:
+        strides: one number for both axes, or (vertical, horizontal).
+
+    Returns:
+        (vertical, horizontal) strides.
+
+    Raises:
+        ValueError: a stride is not whole, or less than 1.
+        TypeError: `strides` is neither a number nor a pair.
+    """
     pair = validated_strides(strides)
     if any(stride != int(stride) for stride in pair):
         raise ValueError(f"Strided convolutions need whole strides of at least 1, got {strides!r}; poolings take any.")
@@ -223,7 +295,15 @@ def whole_strides(strides: float | Sequence[float]) -> tuple[int, int]:
 
 
 def layer_template(layer: keras.layers.Layer | None, without: Sequence[str]) -> dict[str, Any] | None:
-    """What `_factory` needs to make layers like this one, but for the arguments that it will be called with."""
+    """Describes how to make layers like a given one, in a form that a config can hold.
+
+    Args:
+        layer: the layer. None if there is none.
+        without: arguments to leave out, beside 'name' and 'dtype': `layer_factory` gets them when it makes a layer.
+
+    Returns:
+        The argument of `layer_factory`, or None if there is no layer.
+    """
     if layer is None:
         return None
     saved = keras.saving.serialize_keras_object(layer)
@@ -232,6 +312,17 @@ def layer_template(layer: keras.layers.Layer | None, without: Sequence[str]) -> 
 
 
 def layer_factory(source: LayerFactory | dict[str, Any]) -> LayerFactory:
+    """Turns an argument such as `pooling_cls` into a function that makes layers.
+
+    Args:
+        source: a layer class, a function that makes a layer, or what `layer_template` has returned.
+
+    Returns:
+        A function that takes keyword arguments and returns a new layer.
+
+    Raises:
+        TypeError: the argument is something else.
+    """
     if callable(source):
         return source
     if not isinstance(source, dict):

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.common.arguments import validated_choice
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides, validated_factor
 from diffstride_hybrid.models.residual import (
@@ -34,32 +35,46 @@ POOLING_PLACEMENTS = ("everywhere", "first_convolution", "blocks")
 class Resnet(keras.Sequential):
     """A pre-activation residual network for images.
 
+    It takes images `[batch, height, width, channels]` and returns `[batch, num_output_classes]`, in float32, or in
+    float64 under the policy 'float64'. The architecture is that of the code released with Riad et al. ("Learning
+    strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653).
+
     Args:
         filters: channels of the first convolution, then of each block.
-        strides: of the first convolution, then of each block; a number or a pair each.
+        strides: stride of the first convolution, then of each block; each is a number or a pair (vertical, horizontal).
         num_output_classes: units of the last dense layer.
-        output_activation: of the last dense layer, 'softmax' for probabilities.
-        id_only: the blocks, counted from 0, that keep their input's size and width. Their strides are not used.
-        channels_first: whether to compute with the channels in axis 1. Images are (batch, height, width, channels)
-            either way.
-        pooling_cls: what downsamples, a layer class or a function, called as `pooling_cls(strides=…, data_format=…,
-            dtype=…, name=…)`. Strided convolutions where None.
+        output_activation: activation of the last dense layer, such as 'softmax' for probabilities. None returns logits.
+        id_only: the blocks, counted from 0, that keep the size and the width of their input. Their strides are not
+            used.
+        channels_first: whether the network computes with the channels in axis 1. Its images are
+            `[batch, height, width, channels]` either way.
+        pooling_cls: the layer that downsamples, a layer class or a function, called as `pooling_cls(strides=…,
+            data_format=…, dtype=…, name=…)`. If None, strided convolutions downsample.
         weight_decay: factor of the squared kernels in the loss.
-        pooling_placement: where `pooling_cls` stands: 'everywhere', after the 'first_convolution' alone, or in the
+        pooling_placement: the place of `pooling_cls`: 'everywhere', after the 'first_convolution' alone, or in the
             'blocks' alone. The other place has strided convolutions.
-        head_pooling_cls: one more pooling near the end, called as `head_pooling_cls(data_format=…, dtype=…, name=…)`.
-        head_placement: 'before_gap', straight before global average pooling, 'before_activation', after the last
-            block and before the last normalisation and ReLU, or 'after_each_block', one after each. Spectral pooling
-            keeps the mean, so in the first place it only multiplies by a constant; in the others it acts.
-        num_layers: residual layers of each block, one number for all or one for each.
-        kernel_size: of the residual layers' convolutions.
-        normalization_cls: called as `normalization_cls(axis=…, dtype=…, name=…)`.
-        stride_complexity: factor of the penalty on small strides, see `complexity.regularize_strides`.
-        dtype: dtype policy of all layers but the last, which is at least float32.
-        name: of the model.
+        head_pooling_cls: makes one more pooling near the end, called as `head_pooling_cls(data_format=…, dtype=…,
+            name=…)`. If None, there is no such pooling.
+        head_placement: the place of `head_pooling_cls`: 'before_gap', straight before the global average pooling;
+            'before_activation', between the last block and the last normalization; or 'after_each_block', one pooling
+            after each block. Spectral pooling keeps the mean, so 'before_gap' only multiplies by a constant; the other
+            places change the result.
+        num_layers: number of residual layers of each block, one number for all blocks or one for each.
+        kernel_size: size of the kernels of the residual layers, in samples.
+        normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`.
+        stride_complexity: factor of the penalty on small strides that `regularize_strides` adds to the loss.
+        dtype: dtype policy of all layers but the last, which computes in float32 at least. The global policy if None.
+        name: name of the model.
 
     Raises:
-        ValueError: `filters`, `strides` and `num_layers` do not fit together, or a placement is unknown.
+        ValueError: `filters`, `strides` and `num_layers` do not fit together, a placement is unknown, or a number is
+            out of range.
+        TypeError: `strides` is not a sequence, or an argument that makes layers is neither a class nor a function.
+
+    Example:
+        >>> model = Resnet([4, 8], [1, 2], 10, num_layers=1, pooling_cls=DiffStride)
+        >>> model(np.zeros([2, 16, 16, 3])).shape
+        TensorShape([2, 10])
     """
 
     def __init__(
@@ -82,89 +97,18 @@ class Resnet(keras.Sequential):
         dtype: Any = None,
         name: str | None = None,
     ):
-        if not isinstance(strides, Sequence) or isinstance(strides, str):
-            raise TypeError(
-                f"strides must list those of the first convolution and of each block, {len(filters)} in all, got "
-                f"{strides!r}."
-            )
-        if len(filters) != len(strides):
-            raise ValueError(
-                f"filters and strides must have one entry for the first convolution and one for each block, got "
-                f"{len(filters)} filters and {len(strides)} strides."
-            )
-        for argument, placement, allowed in (
-            ("pooling_placement", pooling_placement, POOLING_PLACEMENTS),
-            ("head_placement", head_placement, HEAD_PLACEMENTS),
-        ):
-            if placement not in allowed:
-                raise ValueError(f"{argument} must be one of {', '.join(map(repr, allowed))}, got {placement!r}.")
-        layers_of_blocks = [num_layers] * len(filters[1:]) if isinstance(num_layers, int) else list(num_layers)
-        if len(layers_of_blocks) != len(filters) - 1:
-            raise ValueError(
-                f"num_layers must be one number or one for each of the {len(filters) - 1} blocks, got {num_layers}."
-            )
+        _check(filters, strides, pooling_placement, head_placement)
+        layers_of_blocks = _layers_of_blocks(num_layers, len(filters) - 1)
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
-        data_format = image_data_format(channels_first)
         shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": policy}
-
-        pooling = None
-        if pooling_cls is not None:
-            pooling = layer_factory(pooling_cls)(
-                strides=strides[0], data_format=data_format, dtype=policy, name="pooling"
-            )
-        stem = [keras.layers.Permute((3, 1, 2), dtype=policy)] if channels_first else []
-        if pooling is None or pooling_placement == "blocks":
-            stem.append(conv2d(filters[0], 3, strides=whole_strides(strides[0]), name="conv", **shared))
-        else:
-            stem += [conv2d(filters[0], 3, name="conv", **shared), pooling]
-
-        blocks = [
-            ResnetBlock(
-                block_filters,
-                block_strides,
-                num_layers=block_layers,
-                project_first=i not in id_only,
-                kernel_size=kernel_size,
-                pooling_cls=None if pooling_placement == "first_convolution" else pooling_cls,
-                normalization_cls=normalization_cls,
-                name=f"block_{i + 1}",
-                **shared,
-            )
-            for i, (block_filters, block_strides, block_layers) in enumerate(
-                zip(filters[1:], strides[1:], layers_of_blocks)
-            )
-        ]
-
-        normalization = layer_factory(normalization_cls)(axis=channel_axis(channels_first), dtype=policy, name="norm")
-        activation = [normalization, keras.layers.ReLU(dtype=policy, name="relu")]
-        count = len(blocks) if head_placement == "after_each_block" else 1
-        head_poolings = [
-            layer_factory(head_pooling_cls)(
-                data_format=data_format, dtype=policy, name="head_pooling" if count == 1 else f"head_pooling_{i + 1}"
-            )
-            for i in range(0 if head_pooling_cls is None else count)
-        ]
-        if head_placement == "after_each_block" and head_poolings:
-            blocks = [layer for pair in zip(blocks, head_poolings) for layer in pair]
-        head = {
-            "before_gap": [*activation, *head_poolings],
-            "before_activation": [*head_poolings, *activation],
-            "after_each_block": activation,
-        }[head_placement]
-        head = [
-            *head,
-            keras.layers.GlobalAveragePooling2D(data_format=data_format, dtype=policy, name="average"),
-            keras.layers.Dense(
-                num_output_classes,
-                activation=output_activation,
-                kernel_initializer="he_normal",
-                kernel_regularizer=keras.regularizers.L2(weight_decay),
-                bias_regularizer=keras.regularizers.L2(weight_decay),
-                dtype="float32" if policy.compute_dtype in ("float16", "bfloat16") else policy,
-                name="classifier",
-            ),
-        ]
-        super().__init__(stem + blocks + head, name=name)
+        block_pooling = None if pooling_placement == "first_convolution" else pooling_cls
+        options = {"kernel_size": kernel_size, "pooling_cls": block_pooling, "normalization_cls": normalization_cls}
+        stem, pooling = _stem(filters[0], strides[0], pooling_cls, pooling_placement, **shared)
+        blocks = _blocks(filters[1:], strides[1:], layers_of_blocks, id_only, **options, **shared)
+        norm, relu = _activation(normalization_cls, channels_first, policy)
+        poolings = _head_poolings(len(blocks), head_pooling_cls, head_placement, channels_first, policy)
+        body = _placed(blocks, poolings, [norm, relu], head_placement)
+        super().__init__([*stem, *body, *_classifier(num_output_classes, output_activation, **shared)], name=name)
         self.dtype_policy = policy
         self._config = {
             "filters": list(filters),
@@ -176,17 +120,18 @@ class Resnet(keras.Sequential):
             "pooling_cls": layer_template(pooling, without=("strides", "data_format")),
             "weight_decay": weight_decay,
             "pooling_placement": pooling_placement,
-            "head_pooling_cls": layer_template(next(iter(head_poolings), None), without=("data_format",)),
+            "head_pooling_cls": layer_template(next(iter(poolings), None), without=("data_format",)),
             "head_placement": head_placement,
             "num_layers": layers_of_blocks,
             "kernel_size": kernel_size,
-            "normalization_cls": layer_template(normalization, without=("axis",)),
+            "normalization_cls": layer_template(norm, without=("axis",)),
             "stride_complexity": validated_factor(stride_complexity),
         }
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:
         super().build(input_shape)
-        if self.layers[-1].built:  # Not yet where Keras asks before the shape is known.
+        # Keras also calls this before the shape is known; the layers are not built then.
+        if self.layers[-1].built:
             regularize_strides(self, self._config["stride_complexity"])
 
     def get_config(self) -> dict[str, Any]:
@@ -209,17 +154,28 @@ def resnet18(
 ) -> Resnet:
     """ResNet-18 for small images: four blocks of two residual layers, 11,179,978 parameters at 10 classes.
 
+    It takes images `[batch, height, width, channels]` and returns `[batch, num_output_classes]`.
+
     Args:
-        strides: of the first convolution, then of each block. The first block keeps its size whatever its stride.
+        strides: stride of the first convolution, then of each block. The first block keeps its size whatever its
+            stride.
         width: channels of the first convolution; the blocks have 1, 2, 4 and 8 times as many.
         resnet_cls: called with the architecture and `kwargs`.
-        **kwargs: for `Resnet`, `num_output_classes` among them.
+        **kwargs: further arguments of `Resnet`, which must include `num_output_classes`.
 
     Returns:
         The model, not built.
+
+    Raises:
+        ValueError: `width` or an argument of `Resnet` is out of range.
+
+    Example:
+        >>> model = resnet18(width=4, num_output_classes=10, pooling_cls=DiffStride)
+        >>> model.build((None, 16, 16, 3))
+        >>> [layer.name for layer in model.layers][1:6]
+        ['pooling', 'block_1', 'block_2', 'block_3', 'block_4']
     """
-    filters = _widths(width, (1, 1, 2, 4, 8))
-    return resnet_cls(filters, strides, id_only=[0], num_layers=2, kernel_size=3, **kwargs)
+    return _resnet(18, strides, width, resnet_cls, **kwargs)
 
 
 def resnet34(
@@ -230,17 +186,27 @@ def resnet34(
 ) -> Resnet:
     """ResNet-34 for small images: four blocks of 3, 4, 6 and 3 residual layers.
 
+    It takes images `[batch, height, width, channels]` and returns `[batch, num_output_classes]`.
+
     Args:
-        strides: of the first convolution, then of each block. The first block keeps its size whatever its stride.
+        strides: stride of the first convolution, then of each block. The first block keeps its size whatever its
+            stride.
         width: channels of the first convolution; the blocks have 1, 2, 4 and 8 times as many.
         resnet_cls: called with the architecture and `kwargs`.
-        **kwargs: for `Resnet`, `num_output_classes` among them.
+        **kwargs: further arguments of `Resnet`, which must include `num_output_classes`.
 
     Returns:
         The model, not built.
+
+    Raises:
+        ValueError: `width` or an argument of `Resnet` is out of range.
+
+    Example:
+        >>> model = resnet34(width=4, num_output_classes=10)
+        >>> [len(block.layers) for block in model.layers if isinstance(block, ResnetBlock)]
+        [3, 4, 6, 3]
     """
-    filters = _widths(width, (1, 1, 2, 4, 8))
-    return resnet_cls(filters, strides, id_only=[0], num_layers=[3, 4, 6, 3], kernel_size=3, **kwargs)
+    return _resnet(34, strides, width, resnet_cls, **kwargs)
 
 
 def resnet56(
@@ -251,20 +217,166 @@ def resnet56(
 ) -> Resnet:
     """ResNet-56 for small images: three blocks of nine residual layers.
 
+    It takes images `[batch, height, width, channels]` and returns `[batch, num_output_classes]`.
+
     Args:
-        strides: of the first convolution, then of each block.
+        strides: stride of the first convolution, then of each block.
         width: channels of the first convolution; the blocks have 1, 2 and 4 times as many.
         resnet_cls: called with the architecture and `kwargs`.
-        **kwargs: for `Resnet`, `num_output_classes` among them.
+        **kwargs: further arguments of `Resnet`, which must include `num_output_classes`.
 
     Returns:
         The model, not built.
+
+    Raises:
+        ValueError: `width` or an argument of `Resnet` is out of range.
+
+    Example:
+        >>> model = resnet56(width=4, num_output_classes=10)
+        >>> [len(block.layers) for block in model.layers if isinstance(block, ResnetBlock)]
+        [9, 9, 9]
     """
-    filters = _widths(width, (1, 1, 2, 4))
-    return resnet_cls(filters, strides, num_layers=9, kernel_size=3, **kwargs)
+    return _resnet(56, strides, width, resnet_cls, **kwargs)
 
 
-def _widths(width: int, factors: Sequence[int]) -> list[int]:
+# Channels as multiples of the width, for the first convolution, then for each block; and further arguments of Resnet.
+_DEPTHS: dict[int, tuple[tuple[int, ...], dict[str, Any]]] = {
+    18: ((1, 1, 2, 4, 8), {"id_only": [0], "num_layers": 2}),
+    34: ((1, 1, 2, 4, 8), {"id_only": [0], "num_layers": [3, 4, 6, 3]}),
+    56: ((1, 1, 2, 4), {"num_layers": 9}),
+}
+
+
+def _resnet(
+    depth: int,
+    strides: Sequence[float | Sequence[float]],
+    width: int,
+    resnet_cls: Callable[..., Resnet],
+    **kwargs: Any,
+) -> Resnet:
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"width must be a whole number of at least 1, got {width!r}.")
-    return [width * factor for factor in factors]
+    multiples, options = _DEPTHS[depth]
+    return resnet_cls([width * multiple for multiple in multiples], strides, kernel_size=3, **options, **kwargs)
+
+
+# --- The parts of a Resnet -------------------------------------------------------------------------------------------
+# `Resnet.__init__` makes the layers in this order. Keep it: the initial weights that a seed gives depend on it.
+
+
+def _check(filters: Sequence[int], strides: Any, pooling_placement: str, head_placement: str) -> None:
+    if not isinstance(strides, Sequence) or isinstance(strides, str):
+        raise TypeError(
+            f"strides must list those of the first convolution and of each block, {len(filters)} in all, got "
+            f"{strides!r}."
+        )
+    if len(filters) != len(strides):
+        raise ValueError(
+            f"filters and strides must have one entry for the first convolution and one for each block, got "
+            f"{len(filters)} filters and {len(strides)} strides."
+        )
+    validated_choice("pooling_placement", pooling_placement, POOLING_PLACEMENTS)
+    validated_choice("head_placement", head_placement, HEAD_PLACEMENTS)
+
+
+def _layers_of_blocks(num_layers: int | Sequence[int], blocks: int) -> list[int]:
+    layers_of_blocks = [num_layers] * blocks if isinstance(num_layers, int) else list(num_layers)
+    if len(layers_of_blocks) != blocks:
+        raise ValueError(f"num_layers must be one number or one for each of the {blocks} blocks, got {num_layers}.")
+    return layers_of_blocks
+
+
+def _stem(
+    filters: int,
+    strides: float | Sequence[float],
+    pooling_cls: LayerFactory | dict[str, Any] | None,
+    placement: str,
+    *,
+    channels_first: bool,
+    dtype: keras.DTypePolicy,
+    weight_decay: float,
+) -> tuple[list[keras.layers.Layer], keras.layers.Layer | None]:
+    """The layers before the blocks, and a pooling that `pooling_cls` has made, whether or not it is among them."""
+    shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": dtype}
+    pooling = None
+    if pooling_cls is not None:
+        pooling = layer_factory(pooling_cls)(
+            strides=strides, data_format=image_data_format(channels_first), dtype=dtype, name="pooling"
+        )
+    permute = [keras.layers.Permute((3, 1, 2), dtype=dtype)] if channels_first else []
+    if pooling is None or placement == "blocks":
+        return [*permute, conv2d(filters, 3, strides=whole_strides(strides), name="conv", **shared)], pooling
+    return [*permute, conv2d(filters, 3, name="conv", **shared), pooling], pooling
+
+
+def _blocks(
+    filters: Sequence[int],
+    strides: Sequence[float | Sequence[float]],
+    layers_of_blocks: Sequence[int],
+    id_only: Sequence[int],
+    **options: Any,
+) -> list[ResnetBlock]:
+    return [
+        ResnetBlock(
+            block_filters,
+            block_strides,
+            num_layers=num_layers,
+            project_first=i not in id_only,
+            name=f"block_{i + 1}",
+            **options,
+        )
+        for i, (block_filters, block_strides, num_layers) in enumerate(zip(filters, strides, layers_of_blocks))
+    ]
+
+
+def _activation(
+    normalization_cls: LayerFactory | dict[str, Any], channels_first: bool, dtype: keras.DTypePolicy
+) -> tuple[keras.layers.Layer, keras.layers.Layer]:
+    norm = layer_factory(normalization_cls)(axis=channel_axis(channels_first), dtype=dtype, name="norm")
+    return norm, keras.layers.ReLU(dtype=dtype, name="relu")
+
+
+def _head_poolings(
+    blocks: int,
+    pooling_cls: LayerFactory | dict[str, Any] | None,
+    placement: str,
+    channels_first: bool,
+    dtype: keras.DTypePolicy,
+) -> list[keras.layers.Layer]:
+    if pooling_cls is None:
+        return []
+    count = blocks if placement == "after_each_block" else 1
+    names = ["head_pooling"] if count == 1 else [f"head_pooling_{i + 1}" for i in range(count)]
+    data_format = image_data_format(channels_first)
+    return [layer_factory(pooling_cls)(data_format=data_format, dtype=dtype, name=name) for name in names]
+
+
+def _placed(
+    blocks: Sequence[keras.layers.Layer],
+    poolings: Sequence[keras.layers.Layer],
+    activation: Sequence[keras.layers.Layer],
+    placement: str,
+) -> list[keras.layers.Layer]:
+    """The layers between the stem and the classifier in their order."""
+    if placement == "before_gap":
+        return [*blocks, *activation, *poolings]
+    if placement == "before_activation" or not poolings:
+        return [*blocks, *poolings, *activation]
+    return [layer for pair in zip(blocks, poolings) for layer in pair] + list(activation)
+
+
+def _classifier(
+    classes: int, activation: str | None, *, channels_first: bool, dtype: keras.DTypePolicy, weight_decay: float
+) -> list[keras.layers.Layer]:
+    return [
+        keras.layers.GlobalAveragePooling2D(data_format=image_data_format(channels_first), dtype=dtype, name="average"),
+        keras.layers.Dense(
+            classes,
+            activation=activation,
+            kernel_initializer="he_normal",
+            kernel_regularizer=keras.regularizers.L2(weight_decay),
+            bias_regularizer=keras.regularizers.L2(weight_decay),
+            dtype="float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype,
+            name="classifier",
+        ),
+    ]

@@ -1,9 +1,9 @@
 """Pooling in the Fourier domain, on tensors alone: no Keras, no variables, no gin.
 
-A feature map is transformed by the unnormalized forward DFT, the low frequencies that a `Window` keeps along each axis
-are weighted, and the cropped spectrum is transformed back at its own, smaller size. The poolings differ only in their
-windows. Two engines compute the same result: `method='fft'` runs the transforms, `method='matmul'` multiplies by the
-small matrices that the whole linear map amounts to. These are the names that the layers use.
+A feature map is transformed by the unnormalized forward DFT. A `Window` for each axis says which low frequencies are
+kept and with what weight. The cropped spectrum is transformed back at its own, smaller size. The poolings differ only
+in their windows. Two engines compute the same result: `method='fft'` runs the transforms, `method='matmul'` multiplies
+by the small matrices of the linear map. This module hands on the names that the layers use.
 """
 
 from diffstride_hybrid.spectral.functional import (
@@ -14,7 +14,7 @@ from diffstride_hybrid.spectral.functional import (
     spectral_pooling,
     spectral_pooling_1d,
 )
-from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths
+from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
 from diffstride_hybrid.spectral.matmul import matmul_macs
 from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
 from diffstride_hybrid.spectral.options import DATA_FORMATS, MASKS, METHODS, NORMS, DataFormat, Mask, Method, Norm
@@ -59,8 +59,10 @@ __all__ = [
     "needs_static_shapes",
     "pooling_matrices",
     "resampling_window",
+    "resized",
     "resolve_method",
     "signal_length",
+    "spatial_axes",
     "spatial_lengths",
     "spectral_output_length",
     "spectral_output_lengths",

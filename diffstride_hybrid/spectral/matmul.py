@@ -14,7 +14,10 @@ from diffstride_hybrid.spectral.windows import Window
 from diffstride_hybrid.spectral.xla import compiled_by_xla, xla_einsum
 
 SPLIT_FROM = 48
-"""Rows of a map from which on 'matmul' takes the frequencies of equal weights by themselves, as measured on a CPU."""
+"""From this number of rows on, 'matmul' treats frequencies with equal weights for both signs separately.
+
+That was the faster way from this size on, as measured on a CPU.
+"""
 
 
 def matmul_macs(
@@ -27,12 +30,18 @@ def matmul_macs(
         width: columns of the feature map.
         output_height: rows after pooling.
         output_width: columns after pooling.
-        unequal: how many row frequencies at most weigh differently by sign; None for a real operator.
-        data_format: which axis holds the channels: a real operator begins with rows in channels_last, else with
-            columns.
+        unequal: the greatest number of row frequencies that weigh differently by sign. None for a real operator, which
+            weighs both signs alike.
+        data_format: which axis holds the channels. A real operator begins with the rows in channels_last, with the
+            columns in channels_first.
 
     Returns:
         The number of operations.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.matmul_macs(16, 16, 8, 8, unequal=None, data_format="channels_last")  # 8 * 16 * (16 + 8)
+        3072
     """
     if unequal is not None:
         pairs = output_height - output_height // 2 + 1
@@ -45,7 +54,18 @@ def matmul_macs(
 
 
 def pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
-    """Computes `Re(B_rows · X · B_columnsᵀ)` for every channel by matrix products."""
+    """Pools feature maps by matrix products: `Re(B_rows · X · B_columnsᵀ)` for every channel `X`.
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        rows: the window over rows.
+        columns: the one-sided window over columns.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+
+    Returns:
+        The pooled maps, in the dtype of `inputs`, which is the dtype of the products, too.
+    """
     if compiled_by_xla():
         outputs = _compiled_products(inputs, rows, columns, norm, data_format)
     elif rows.unequal is None:
@@ -55,13 +75,36 @@ def pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm,
     else:
         outputs = _products_by_row_frequency(tf.transpose(inputs, [0, 2, 3, 1]), rows, columns, norm)
         outputs = to_channels_first(outputs, "channels_last")
-    return with_static_shape(outputs, inputs, rows.output_length, columns.output_length, data_format)
+    return with_static_shape(outputs, inputs, (rows.output_length, columns.output_length), data_format)
+
+
+def pool_signal_by_matmul(inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Pools signals by one matrix product: the matrix of a one-sided window is real.
+
+    Args:
+        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
+        window: one-sided.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+
+    Returns:
+        The pooled signals, in the dtype of `inputs`.
+    """
+    matrix = pooling_matrix(window, norm, 1)[:, 0]
+    last = data_format == "channels_last"
+    if compiled_by_xla():
+        outputs = xla_einsum("bnc,pn->bpc" if last else "bcn,pn->bcp", inputs, tf.cast(matrix, inputs.dtype))
+    elif last:
+        outputs = (_learned_product if window.learned else _matrix_product)(matrix, inputs)
+    else:
+        outputs = tf.matmul(inputs, tf.cast(matrix, inputs.dtype), transpose_b=True)
+    return with_static_shape(outputs, inputs, (window.output_length,), data_format)
 
 
 def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
     """Two products, without a transposition in either data format, for windows whose pooling matrices are real."""
     row_matrix, column_matrix = (pooling_matrix(window, norm, 1)[:, 0] for window in (rows, columns))
-    product = learned_product if rows.learned else matrix_product
+    product = _learned_product if rows.learned else _matrix_product
     if data_format == "channels_last":
         channels = length_of(inputs, 3)
         half = product(row_matrix, tf.reshape(inputs, [-1, rows.length, columns.length * channels]))
@@ -77,24 +120,25 @@ def _real_products(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm,
 def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm) -> tf.Tensor:
     """Three products in channels_last, for windows that weigh positive and negative frequencies differently.
 
-    The first takes the real DFT of the columns of a map: `C_k = Σ_n cos(2πkn/H) x_n` and `S_k` with the sine, one pair
-    of rows for each frequency k that is kept with either sign. With p and q the weights of k and -k, and E and O the
-    real and the imaginary part of B_columns, the second computes for each k
+    The first product is the real DFT of the columns of a map: `C_k = Σ_n cos(2πkn/H) x_n`, and `S_k` with the sine, one
+    pair of rows for each frequency k that is kept with either sign. Let p and q be the weights of k and -k, and E and O
+    the real and the imaginary part of B_columns. The second product computes for each k
 
         P_k =  (p + q) E C_k + (p - q) O S_k
         Q_k = -(p - q) O C_k + (p + q) E S_k
 
-    and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of what the inverse DFT would give.
+    and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of the inverse DFT.
 
-    Only the second depends on the strides, so the gradient to them takes one product more, and neither the inputs nor
-    the operands of the third need to be kept for the backward pass. On large maps the frequencies for which p = q go
-    through the second product by themselves, as E C_k and E S_k, and both sums are added up. C and S are divided by a
-    power of two, and p and q multiplied by it, as plain sums over a column soon exceed what float16 holds.
+    Only the second product depends on the strides. So the gradient to the strides takes one more product, and the
+    backward pass needs neither the inputs nor the operands of the third product. On large maps the frequencies with
+    p = q go through a second product of their own, as E C_k and E S_k, and both sums are added up. C and S are divided
+    by a power of two, and p and q are multiplied by it, because plain sums over a column soon exceed the range of
+    float16.
     """
     height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
     channels, dtype = length_of(inputs, 3), rows.weights.dtype
     images = tf.reshape(inputs, [-1, height, width * channels])
-    product = learned_product if rows.learned else matrix_product
+    product = _learned_product if rows.learned else _matrix_product
     positive, negative = _weights_by_sign(rows, norm)
     column_matrix = pooling_matrix(columns, norm, 2)
     frequencies, equal_frequencies = _split_frequencies(rows, length_of(positive, 0))
@@ -102,10 +146,10 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     def contribution(
         frequencies: tf.Tensor, matrix: tf.Tensor, operand_shape: list[Length], inverse_weights: tf.Tensor | float = 1.0
     ) -> tf.Tensor:
-        spectrum = matrix_product(_real_dft(frequencies, height, dtype) / _spectrum_scale(height, dtype), images)
+        spectrum = _matrix_product(_real_dft(frequencies, height, dtype) / _spectrum_scale(height, dtype), images)
         spectrum = product(matrix, tf.reshape(spectrum, operand_shape))
         spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
-        return matrix_product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
+        return _matrix_product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
 
     weighting = _weighting(*(tf.gather(weights, frequencies) for weights in (positive, negative)), column_matrix)
     weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
@@ -122,8 +166,8 @@ def _compiled_products(
 ) -> tf.Tensor:
     """The products of `_real_products` or `_products_by_row_frequency` for XLA.
 
-    Without reshapes of the operands, and with the batch first and the new axis last in every one, the TPU compiler
-    copies the least between its layouts.
+    The TPU compiler copies the least between its layouts if the operands are not reshaped, and if every operand has the
+    batch first and the new axis last.
     """
     image, result = ("bhwc", "bijc") if data_format == "channels_last" else ("bchw", "bcij")
     if rows.unequal is None:
@@ -153,12 +197,16 @@ def _weighting(positive: tf.Tensor, negative: tf.Tensor, column_matrix: tf.Tenso
 
 
 def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tensor | None]:
-    """The first `count` frequencies as those with weights that may differ by sign, and, on large maps, the others."""
+    """Splits the first `count` frequencies of a window over rows by their weights.
+
+    Returns:
+        The frequencies with weights that may differ by sign, and the others. On small maps all frequencies, and None.
+    """
     if not isinstance(rows.length, int) or rows.length < SPLIT_FROM:
         return tf.range(count), None
     first, unequal = rows.unequal
     unequal = min(unequal, count) if isinstance(count, int) else tf.minimum(unequal, count)
-    first = tf.clip_by_value(first, 0, count - unequal)  # It may be anything where the strides are NaN.
+    first = tf.clip_by_value(first, 0, count - unequal)  # If the strides are NaN, `first` may be any number.
     others = tf.range(count - unequal)
     return first + tf.range(unequal), tf.where(others < first, others, others + unequal)
 
@@ -170,23 +218,23 @@ def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Ten
 
 
 def _spectrum_scale(length: Length, dtype: tf.DType) -> float | tf.Tensor:
-    """A power of two not below `length`, by which a sum of as many samples is divided without a rounding error."""
+    """A power of two of at least `length`. Dividing a sum of `length` samples by it makes no rounding error."""
     if isinstance(length, int):
         return 2.0 ** (length - 1).bit_length()
     return 2.0 ** tf.math.ceil(tf.math.log(tf.cast(length, dtype)) / math.log(2.0))
 
 
-def matrix_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
-    """`matrix @ operand` for one matrix, or a stack of them, and an operand for each image."""
+def _matrix_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """`matrix @ operand` in the dtype of the operand, for one matrix, or a stack of them, and an operand per image."""
     return tf.matmul(tf.cast(matrix, operand.dtype)[None], operand)
 
 
-def learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
-    """As `_product`, for a small matrix that is learned and a large operand.
+def _learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
+    """The product of `_matrix_product`, for a small matrix that is learned and a large operand.
 
-    The gradient to the matrix is added up in the matrix's own precision, over a share of the images at a time, and is
-    done before the gradient to the operand begins, so that the operand is let go first. TensorFlow's own gradient does
-    both at once, and holds as many matrices as there are images.
+    The gradient to the matrix is added up in the matrix's own precision, over a share of the images at a time. It ends
+    before the gradient to the operand begins, so that the memory of the operand is free by then. TensorFlow's own
+    gradient computes both at once, and holds one matrix per image.
     """
 
     @tf.custom_gradient
@@ -200,7 +248,7 @@ def learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
             with tf.control_dependencies([total]):
                 return total, tf.matmul(tf.cast(matrix, operand.dtype)[None], upstream, transpose_a=True)
 
-        return matrix_product(matrix, operand), gradient
+        return _matrix_product(matrix, operand), gradient
 
     return product(matrix, operand)
 
@@ -213,9 +261,9 @@ def _shares(tensor: tf.Tensor, count: int = 4) -> list[tf.Tensor]:
 
 
 def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
-    """What a two-sided window multiplies the frequencies 0, 1, 2, … and 0, -1, -2, … of a scaled spectrum by.
+    """The factors of a two-sided window for the frequencies 0, 1, 2, … and 0, -1, -2, … of a scaled spectrum.
 
-    Frequency 0 counts among the positive ones; a frequency that is kept with one sign only has weight 0 with the other.
+    Frequency 0 counts among the positive ones. A frequency that is kept with one sign only has weight 0 for the other.
     """
     weights = window.weights * scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
     weights /= tf.cast(window.output_length, weights.dtype) / _spectrum_scale(window.length, weights.dtype)

@@ -12,22 +12,29 @@ from diffstride_hybrid.spectral.xla import compiled_by_xla, xla_einsum
 
 
 def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[tf.Tensor | None, tf.Tensor]:
-    """The two matrices that a pooling amounts to: `y = column_matrix · (row_matrix · x)`, for `apply_matrices`.
+    """The two matrices of a pooling, which is linear: `y = column_matrix · (row_matrix · x)`, for `apply_matrices`.
 
     Args:
-        rows: the window over rows, or None for a signal of one axis.
+        rows: the window over rows, or None for a signal, which has one axis.
         columns: the window over columns.
         norm: as in `numpy.fft`.
 
     Returns:
-        `[parts · output height, height]`, or None, and `[output width, parts · width]`. The parts are real and
-        imaginary ones where the rows weigh positive and negative frequencies differently; else there is one.
+        `[parts · output height, height]`, or None, and `[output width, parts · width]`, in the dtype of the weights.
+        There are two parts, real and imaginary, if the rows weigh positive and negative frequencies differently; else
+        one.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> rows, columns = spectral.fixed_windows(16, 12, strides=(2.0, 2.0))
+        >>> [matrix.shape for matrix in spectral.pooling_matrices(rows, columns, norm="forward")]
+        [TensorShape([16, 16]), TensorShape([6, 24])]
     """
     if rows is None:
         return None, pooling_matrix(columns, norm, 1)[:, 0]
     parts = 1 if rows.unequal is None else 2
     row_matrix = tf.reshape(pooling_matrix(rows, norm, parts), [-1, rows.length])
-    signs = tf.constant([1, -1][:parts], columns.weights.dtype)[:, None]  # Of the real part of a product.
+    signs = tf.constant([1, -1][:parts], columns.weights.dtype)[:, None]  # Re(ab) = Re a Re b - Im a Im b.
     column_matrix = tf.reshape(pooling_matrix(columns, norm, parts) * signs, [-1, parts * columns.length])
     return row_matrix, column_matrix
 
@@ -35,16 +42,17 @@ def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[
 def apply_matrices(
     inputs: tf.Tensor, row_matrix: tf.Tensor | None, column_matrix: tf.Tensor, data_format: DataFormat
 ) -> tf.Tensor:
-    """Pools by what `pooling_matrices` gives: one or two products with constants, of known shapes.
+    """Pools by the matrices of `pooling_matrices`: one or two products with constants of known shapes.
 
     Args:
-        inputs: `[batch, height, width, channels]` or `[batch, time, channels]`, or with the channels first.
-        row_matrix: see `pooling_matrices`.
-        column_matrix: see `pooling_matrices`.
+        inputs: floating-point `[batch, height, width, channels]` or `[batch, time, channels]`, or with the channels
+            before the pooled axes. Only the batch may be unknown.
+        row_matrix: `[parts · output height, height]`, or None for signals.
+        column_matrix: `[output width, parts · width]`.
         data_format: which axis holds the channels.
 
     Returns:
-        The pooled map or signal, in the dtype of `inputs`.
+        The pooled maps or signals, in the dtype of `inputs`.
     """
     column_matrix = tf.cast(column_matrix, inputs.dtype)
     if row_matrix is None:
@@ -62,11 +70,17 @@ def apply_matrices(
 def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
     """The matrix of DFT, window and inverse DFT along one axis.
 
-    `B[p, n] = c · sum_j m_j · w_j · exp(2πi (p · j / n_out - k_j · n / n_in))`, where `w_j` is 2 for the one-sided bins
-    that stand for two and 1 otherwise, and `c` is the factor of `norm`.
+    `B[p, n] = c · sum_j m_j · w_j · exp(2πi (p · j / n_out - k_j · n / n_in))`: `m_j` is the weight of kept bin number
+    j, `k_j` its frequency, `w_j` is 2 for the one-sided bins that stand for two frequencies and 1 otherwise, and `c` is
+    the factor of `norm` divided by `n_out`.
+
+    Args:
+        window: over the axis.
+        norm: as in `numpy.fft`.
+        parts: 1 for the real part, 2 for the real and the imaginary part.
 
     Returns:
-        `[output_length, parts, length]`: the real part and, with `parts=2`, the imaginary part.
+        `[output_length, parts, length]`, in the dtype of the weights.
     """
     dtype = window.weights.dtype
     places = tf.range(tf.size(window.bins))
@@ -87,13 +101,34 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
 
 
 def cos_and_sin(turns: tf.Tensor, length: Length, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """Of `2π · turns / length`, reduced to one turn in integers first so that large products lose no precision."""
+    """Cosine and sine of `2π · turns / length`.
+
+    The integers `turns` are reduced to one turn first, so that large products lose no precision.
+
+    Args:
+        turns: int32, of any shape.
+        length: how many `turns` make a full turn.
+        dtype: float32 or float64, of the results.
+
+    Returns:
+        Cosines and sines, of the shape of `turns`.
+    """
     angles = tf.cast(turns % length, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
     return tf.cos(angles), tf.sin(angles)
 
 
 def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: tf.DType) -> tf.Tensor:
-    """What one axis's result must be multiplied by when the inverse DFT divided it by its output length."""
+    """The factor that `norm` asks for along one axis, after an inverse DFT that divides by the output's length.
+
+    Args:
+        length: `n`, samples before pooling.
+        output_length: `m`, samples after pooling.
+        norm: as in `numpy.fft`.
+        dtype: of the result.
+
+    Returns:
+        A scalar: 1 for 'backward', `m / n` for 'forward', `sqrt(m / n)` for 'ortho'.
+    """
     if norm == "backward":
         return tf.ones([], dtype)
     ratio = tf.cast(output_length, dtype) / tf.cast(length, dtype)

@@ -7,15 +7,19 @@ from typing import Literal
 import tensorflow as tf
 
 Length = int | tf.Tensor
-"""Samples along an axis: a Python integer where it is known when the graph is traced, else an int32 scalar."""
+"""Samples along an axis: a Python integer if it is known when the graph is traced, else an int32 scalar."""
 
 MASKS = ("released", "symmetric")
+"""Windows of DiffStride: as the code released with the paper computes them, or as the paper defines them."""
 
 NORMS = ("backward", "forward", "ortho")
+"""Normalizations of the two transforms, as in `numpy.fft`."""
 
 METHODS = ("auto", "fft", "matmul")
+"""Engines: the faster one, transforms, or matrix products."""
 
 DATA_FORMATS = ("channels_last", "channels_first")
+"""Orders of the axes: channels after or before height and width."""
 
 Mask = Literal["released", "symmetric"]
 

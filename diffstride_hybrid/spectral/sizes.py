@@ -1,4 +1,4 @@
-"""Strides and output sizes: least and effective strides, lengths after pooling."""
+"""Strides and output sizes: the least stride, the stride that takes effect, and lengths after pooling."""
 
 from __future__ import annotations
 
@@ -10,7 +10,23 @@ from diffstride_hybrid.spectral.options import Length
 
 
 def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = tf.float32) -> float | tf.Tensor:
-    """The stride `n / (n - R)` at which the window's ramp ends at the highest frequency; 1 where `n <= R`."""
+    """The least stride of an axis, at which the window's ramp ends at the highest frequency.
+
+    `s_min = n / (n - R)` if `n > R`, else 1. At a smaller stride the ramp would reach beyond the spectrum.
+
+    Args:
+        length: `n`, samples along the axis.
+        smoothness_factor: `R`, the length of the ramp in bins.
+        dtype: of the result if `length` is a tensor.
+
+    Returns:
+        A Python float, or a scalar tensor if `length` is a tensor.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.minimum_stride(16, 4.0)
+        1.3333333333333333
+    """
     if isinstance(length, int):
         return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
     length = tf.cast(length, dtype)
@@ -21,9 +37,19 @@ def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = t
 def effective_stride(
     stride: tf.Tensor, minimum: float | tf.Tensor, lower_limit: float | None, upper_limit: float | None
 ) -> tf.Tensor:
-    """Clips a stride to what the axis and the limits allow.
+    """Clips a stride to the values that the axis and the limits allow.
 
-    The gradient passes the minimum as if it were not there, so that a stride that has shrunk to it can grow again.
+    `s_eff = clip(max(s, s_min), lower or 1, upper or ∞)`. The gradient passes `max(s, s_min)` as if it were `s`, so
+    that a stride that has shrunk to the minimum can grow again.
+
+    Args:
+        stride: `s`, a float32 or float64 scalar.
+        minimum: `s_min`, the result of `minimum_stride`.
+        lower_limit: least value. 1 if None.
+        upper_limit: greatest value. Unlimited if None.
+
+    Returns:
+        A scalar in the dtype of `stride`.
     """
     minimum = tf.convert_to_tensor(minimum, stride.dtype)
     stride = stride + tf.stop_gradient(tf.maximum(stride, minimum) - stride)
@@ -32,19 +58,50 @@ def effective_stride(
 
 
 def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
-    """Size after `fixed_spectral_pooling`: rows are rounded down to an even number, both are at least 2."""
+    """The size that `fixed_spectral_pooling` gives: `max(2, floor(n / stride))`, and an even number of rows.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        strides: vertical and horizontal, at least 1.
+
+    Returns:
+        Rows, rounded down to an even number, and columns; both at least 2.
+    """
     rows = spectral_output_length(height, strides[0])
     return rows - rows % 2, spectral_output_length(width, strides[1])
 
 
 def spectral_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
-    """Size that `SpectralPooling` gives by its strides: `max(2, floor(n / stride))` along each axis."""
+    """The size that `SpectralPooling` gives for its strides: `max(2, floor(n / stride))` along each axis.
+
+    Args:
+        height: rows of the feature map.
+        width: columns of the feature map.
+        strides: vertical and horizontal, at least 1.
+
+    Returns:
+        Rows and columns.
+    """
     return spectral_output_length(height, strides[0]), spectral_output_length(width, strides[1])
 
 
 def spectral_output_length(length: Length, stride: float) -> Length:
-    """`max(2, floor(length / stride))`, where a stride of `length / n` has n for its result."""
-    rounding = 1e-6  # Of such a stride, and of a graph that multiplies by 1 / stride instead.
+    """`max(2, floor(length / stride))`; a stride of `length / n`, rounded or not, gives exactly `n`.
+
+    Args:
+        length: samples along the axis.
+        stride: at least 1.
+
+    Returns:
+        A Python integer, or an int32 scalar if `length` is a tensor.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.spectral_output_length(32, 1.5), spectral.spectral_output_length(32, 32 / 7)
+        (21, 7)
+    """
+    rounding = 1e-6  # Tolerates rounding in length / n, and graphs that multiply by 1 / stride.
     if isinstance(length, int):
         return max(2, math.floor(length / stride + rounding))
     return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float64) / stride + rounding), tf.int32))

@@ -13,17 +13,18 @@ from diffstride_hybrid.spectral.sizes import effective_stride, fixed_output_leng
 
 
 class Window(NamedTuple):
-    """The part of one axis's spectrum that pooling keeps.
+    """The part of one axis's spectrum that a pooling keeps.
 
     Attributes:
         length: samples along the axis before pooling.
         output_length: samples along the axis after pooling.
-        bins: int32 `[kept]`, the kept bins of the input's DFT. The i-th of them is bin i of the output's spectrum.
-        weights: `[kept]`, float32 or float64, what each kept bin is multiplied by. Carries the gradient to the stride.
+        bins: int32 `[kept]`, the kept bins of the input's DFT. Number i of them is bin i of the output's spectrum.
+        weights: float32 or float64 `[kept]`, the factor of each kept bin. Carries the gradient to the stride.
         negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
             lists only the non-negative frequencies, as `rfft` does.
-        unequal: of a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
-            how many of them there are at most. Beside them both signs weigh 1, or both 0. None where all are equal.
+        unequal: for a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
+            the greatest number of such frequencies. At all others both signs weigh 1, or both weigh 0. None if the
+            weights of both signs are equal everywhere.
         learned: whether the weights depend on a stride that is trained.
     """
 
@@ -34,6 +35,9 @@ class Window(NamedTuple):
     negatives: Length | None
     unequal: tuple[Length, int] | None
     learned: bool
+
+
+# --- DiffStride ------------------------------------------------------------------------------------------------------
 
 
 def diffstride_windows(
@@ -50,80 +54,225 @@ def diffstride_windows(
     trainable: bool = True,
     dtype: tf.DType = tf.float32,
 ) -> tuple[Window, Window]:
-    """The soft windows of DiffStride over rows and columns.
+    """The soft windows of DiffStride over rows and columns (ICLR 2022, arXiv 2202.01653, figure 1).
 
-    A bin's weight is `clip((R + t - position) / R, 0, 1)`: 1 up to the threshold `t`, then a ramp of length `R`.
+    A bin at position `p` has the weight `m(p) = clip((R + t - p) / R, 0, 1)`: 1 up to the threshold `t`, then a ramp of
+    length `R`. At `R = 0` the weight is 1 if `p < t`, else 0. For an axis of `n` samples with effective stride `s`:
 
-    `mask='symmetric'` follows the paper on both axes: a bin's position is its absolute frequency, `t` is half the
-    strided length. `mask='released'` gives what the released code computes: on rows, positive frequencies lie one
-    position further out than negative ones of the same size (on an odd number of rows zero lies at position 1, too),
-    and on columns `t` is 1 greater and the highest kept bin becomes the Nyquist bin of the output.
+    - `mask='symmetric'`, the paper's vertical formula, on both axes: `p = |k|` for the bin of frequency `k`, and
+      `t = max(n / s, 2) / 2`.
+    - `mask='released'`, as the released code computes it. Rows: `t` as above. For an even number of rows
+      `p = k` for `k >= 0` and `p = |k| - 1` for `k < 0`; for an odd number `p = k + 1` and `p = |k| - 1`, and the
+      highest positive frequency counts among the negative ones. Columns: `p = k` and `t = max(n / s, 2) / 2 + 1`.
+
+    The bins of positive weight are kept. The output has as many rows as rows are kept. With `c` columns kept it has
+    `2 (c - 1)` columns for 'released', whose highest bin becomes the output's Nyquist bin, and `min(2 c - 1, n)` for
+    'symmetric'.
 
     Args:
         height: rows of the feature map.
         width: columns of the feature map.
-        strides: `[2]` or `[1]`, see `diffstride`.
-        smoothness_factor: `R`.
+        strides: `[2]`, vertical and horizontal, or `[1]` for one stride that serves both axes and is at least the
+            larger of their minimum strides.
+        smoothness_factor: `R`, in bins.
         cropping: whether bins of weight 0 are dropped.
-        lower_limit_stride: least effective stride.
-        upper_limit_stride: greatest effective stride.
+        lower_limit_stride: least effective stride. 1 if None.
+        upper_limit_stride: greatest effective stride. Unlimited if None.
         mask: 'released' or 'symmetric'.
-        kept: a fixed number of kept bins (rows, columns), or None for those of positive weight.
+        kept: a fixed number of kept bins, (rows, columns), whatever their weight. None keeps those of positive weight.
         trainable: whether the strides are trained.
         dtype: float32 or float64, of the weights.
 
     Returns:
         The window over rows, two-sided, and the window over columns, one-sided.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> rows, columns = spectral.diffstride_windows(
+        ...     16, 16, tf.constant([4.0, 4.0]), smoothness_factor=2.0, cropping=True, lower_limit_stride=None,
+        ...     upper_limit_stride=None, mask="symmetric")
+        >>> columns.weights.numpy().tolist(), int(columns.output_length)
+        ([1.0, 1.0, 1.0, 0.5], 7)
     """
+    row_stride, column_stride = _effective_strides(
+        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, dtype
+    )
+    windows = _released_windows if mask == "released" else _symmetric_windows
+    thresholds = _threshold(height, row_stride), _threshold(width, column_stride)
+    return windows(height, width, thresholds, smoothness_factor, cropping, kept, trainable)
+
+
+def diffstride_window_1d(
+    length: Length, stride: tf.Tensor, *, kept: int | None = None, dtype: tf.DType = tf.float32, **options: Any
+) -> Window:
+    """The window of `diffstride_1d`: the one over the columns of a map of one row.
+
+    Args:
+        length: samples of the signal.
+        stride: `[1]`.
+        kept: a fixed number of kept bins, or None for those of positive weight.
+        dtype: float32 or float64, of the weights.
+        **options: `smoothness_factor`, `cropping`, `lower_limit_stride`, `upper_limit_stride`, `mask` and `trainable`,
+            for `diffstride_windows`.
+
+    Returns:
+        A one-sided window.
+    """
+    strides = tf.concat([[1.0], tf.cast(stride, tf.float32)], 0)
+    _, window = diffstride_windows(1, length, strides, kept=None if kept is None else (1, kept), dtype=dtype, **options)
+    return window
+
+
+def kept_bins(rows: Window | None, columns: Window) -> tuple[int, int]:
+    """How many bins two windows keep, as Python integers.
+
+    Args:
+        rows: the window over rows, made eagerly. None for signals, which are maps of one row.
+        columns: the window over columns, made eagerly.
+
+    Returns:
+        Kept rows and kept columns.
+    """
+    return 1 if rows is None else int(tf.size(rows.bins)), int(tf.size(columns.bins))
+
+
+def unequal_frequencies(smoothness_factor: float) -> int:
+    """The greatest number of row frequencies that `mask='released'` weighs differently by sign: those on its ramp."""
+    return math.ceil(smoothness_factor) + 2
+
+
+def _released_windows(
+    height: Length,
+    width: Length,
+    thresholds: tuple[tf.Tensor, tf.Tensor],
+    smoothness_factor: float,
+    cropping: bool,
+    kept: tuple[int, int] | None,
+    trainable: bool,
+) -> tuple[Window, Window]:
+    """The windows for `mask='released'`. `diffstride_windows` states them."""
+    row_threshold, column_threshold = thresholds
+    row_weights = _soft_window(_released_row_positions(height), row_threshold, smoothness_factor)
+    column_weights = _soft_window(tf.range(width // 2 + 1), column_threshold + 1.0, smoothness_factor)
+    if kept is None:
+        kept = _kept_counts(height, width, row_weights, column_weights, cropping)
+    # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
+    negatives = kept[0] - kept[0] // 2
+    first_unequal = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
+    unequal = first_unequal, unequal_frequencies(smoothness_factor)
+    return (
+        _lowest_rows(height, row_weights, kept[0], negatives, unequal, trainable),
+        _lowest_columns(width, column_weights, kept[1], 2 * (kept[1] - 1), trainable),
+    )
+
+
+def _symmetric_windows(
+    height: Length,
+    width: Length,
+    thresholds: tuple[tf.Tensor, tf.Tensor],
+    smoothness_factor: float,
+    cropping: bool,
+    kept: tuple[int, int] | None,
+    trainable: bool,
+) -> tuple[Window, Window]:
+    """The windows for `mask='symmetric'`. `diffstride_windows` states them."""
+    row_threshold, column_threshold = thresholds
+    row_weights = _soft_window(
+        tf.minimum(tf.range(height), height - tf.range(height)), row_threshold, smoothness_factor
+    )
+    column_weights = _soft_window(tf.range(width // 2 + 1), column_threshold, smoothness_factor)
+    if kept is None:
+        kept = _kept_counts(height, width, row_weights, column_weights, cropping)
+    at_most = min if isinstance(kept[1], int) and isinstance(width, int) else tf.minimum
+    return (
+        _lowest_rows(height, row_weights, kept[0], kept[0] // 2, None, trainable),
+        _lowest_columns(width, column_weights, kept[1], at_most(2 * kept[1] - 1, width), trainable),
+    )
+
+
+def _effective_strides(
+    height: Length,
+    width: Length,
+    strides: tf.Tensor,
+    smoothness_factor: float,
+    lower_limit: float | None,
+    upper_limit: float | None,
+    dtype: tf.DType,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The vertical and the horizontal effective stride, as scalars of `dtype`."""
     minima = [
         tf.convert_to_tensor(minimum_stride(length, smoothness_factor, dtype), dtype) for length in (height, width)
     ]
     if strides.shape[0] == 1:
         minima = [tf.maximum(*minima)] * 2
-    row_stride, column_stride = (
-        effective_stride(tf.cast(strides[i], dtype), minimum, lower_limit_stride, upper_limit_stride)
+    vertical, horizontal = (
+        effective_stride(tf.cast(strides[i], dtype), minimum, lower_limit, upper_limit)
         for i, minimum in zip((0, strides.shape[0] - 1), minima)
     )
-    row_threshold = _threshold(height, row_stride)
-    column_threshold = _threshold(width, column_stride)
-    if mask == "released":
-        row_positions = _released_row_positions(height)
-        column_threshold += 1.0
-    else:
-        row_positions = tf.minimum(tf.range(height), height - tf.range(height))
-    column_positions = tf.range(width // 2 + 1)
-    row_weights = _soft_window(row_positions, row_threshold, smoothness_factor)
-    column_weights = _soft_window(column_positions, column_threshold, smoothness_factor)
+    return vertical, horizontal
 
-    if kept is not None:
-        output_height, kept_columns = kept
-    elif cropping:
-        output_height, kept_columns = (tf.math.count_nonzero(w, dtype=tf.int32) for w in (row_weights, column_weights))
+
+def _threshold(length: Length, stride: tf.Tensor) -> tf.Tensor:
+    """`max(n / s, 2) / 2`: half the strided length, at least 1."""
+    return tf.maximum(tf.cast(length, stride.dtype) / stride, 2.0) / 2.0
+
+
+def _released_row_positions(length: Length) -> tf.Tensor:
+    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
+    bins = tf.range(length)
+    return tf.minimum(bins + length % 2, length - 1 - bins)
+
+
+def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
+    """The weight `clip((R + t - p) / R, 0, 1)` of each position; 1 if `p < t`, else 0, for a ramp of length 0."""
+    positions = tf.cast(positions[1:], threshold.dtype)
+    if smoothness_factor < np.finfo(np.float32).eps:  # Adding so short a ramp to a threshold changes nothing.
+        weights = tf.cast(positions < threshold, threshold.dtype)
     else:
-        output_height, kept_columns = height, width // 2 + 1
-    # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
-    negatives = output_height - output_height // 2 if mask == "released" else output_height // 2
-    row_bins = tf.concat([tf.range(output_height - negatives), tf.range(height - negatives, height)], 0)
-    column_bins = tf.range(kept_columns)
-    if mask == "released":
-        output_width = 2 * (kept_columns - 1)
-    else:
-        at_most = min if isinstance(kept_columns, int) and isinstance(width, int) else tf.minimum
-        output_width = at_most(2 * kept_columns - 1, width)
-    unequal = None
-    if mask == "released":
-        first = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
-        unequal = (first, unequal_frequencies(smoothness_factor))
-    return (
-        Window(height, output_height, row_bins, tf.gather(row_weights, row_bins), negatives, unequal, trainable),
-        Window(width, output_width, column_bins, tf.gather(column_weights, column_bins), None, None, trainable),
-    )
+        weights = tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
+    # Frequency 0 always weighs 1. On an odd number of rows its position is 1, which the least threshold would drop.
+    return tf.concat([[1.0], weights], 0)
+
+
+def _kept_counts(
+    height: Length, width: Length, row_weights: tf.Tensor, column_weights: tf.Tensor, cropping: bool
+) -> tuple[Length, Length]:
+    """How many rows and columns of the one-sided spectrum are kept: those of positive weight, or all."""
+    if not cropping:
+        return height, width // 2 + 1
+    rows, columns = (tf.math.count_nonzero(weights, dtype=tf.int32) for weights in (row_weights, column_weights))
+    return rows, columns
+
+
+def _lowest_rows(
+    height: Length,
+    weights: tf.Tensor,
+    kept: Length,
+    negatives: Length,
+    unequal: tuple[Length, int] | None,
+    learned: bool,
+) -> Window:
+    """The two-sided window of the `kept` lowest frequencies, `negatives` of them negative."""
+    bins = tf.concat([tf.range(kept - negatives), tf.range(height - negatives, height)], 0)
+    return Window(height, kept, bins, tf.gather(weights, bins), negatives, unequal, learned)
+
+
+def _lowest_columns(width: Length, weights: tf.Tensor, kept: Length, output_width: Length, learned: bool) -> Window:
+    """The one-sided window of the `kept` lowest frequencies."""
+    bins = tf.range(kept)
+    return Window(width, output_width, bins, tf.gather(weights, bins), None, None, learned)
+
+
+# --- Fixed poolings --------------------------------------------------------------------------------------------------
 
 
 def fixed_windows(
     height: Length, width: Length, strides: tuple[float, float], dtype: tf.DType = tf.float32
 ) -> tuple[Window, Window]:
-    """The hard windows of `fixed_spectral_pooling` over rows, two-sided, and over columns, one-sided.
+    """The hard windows of `fixed_spectral_pooling`: every kept bin weighs 1.
+
+    Rows keep the frequencies `-h / 2 … h / 2 - 1` of the `h` rows of the output, columns `0 … w / 2`. The row `-h / 2`
+    becomes the output's Nyquist row without its counterpart, as in the code released with DiffStride.
 
     Args:
         height: rows of the feature map.
@@ -132,7 +281,7 @@ def fixed_windows(
         dtype: float32 or float64, of the weights.
 
     Returns:
-        Both windows.
+        The window over rows, two-sided, and the window over columns, one-sided.
     """
     output_height, output_width = fixed_output_lengths(height, width, strides)
     low = output_height // 2
@@ -157,58 +306,26 @@ def fixed_windows(
     return rows, columns
 
 
-def diffstride_window_1d(
-    length: Length, stride: tf.Tensor, *, kept: int | None = None, dtype: tf.DType = tf.float32, **options: Any
-) -> Window:
-    """The window of `diffstride_1d`: the one over the columns of a map of one row.
+def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:
+    """The hard window of `spectral_pooling` (Rippel et al., NeurIPS 2015, arXiv 1506.03767), along one axis.
+
+    It keeps the frequencies `0 … m / 2` of the `m` samples of the output, each with weight 1. If `m` is even and below
+    the input's length, the bins `m / 2` and `-m / 2` fold into the output's Nyquist bin, which therefore weighs 2.
+    That makes the result equal to `scipy.signal.resample`, times the factor of the norm.
 
     Args:
-        length: samples of the signal.
-        stride: `[1]`.
-        kept: a fixed number of kept bins, or None for those of positive weight.
+        length: samples along the axis.
+        output_length: `m`, samples after pooling, at most `length`.
         dtype: float32 or float64, of the weights.
-        **options: see `diffstride_windows`.
 
     Returns:
         A one-sided window.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.resampling_window(8, 4).weights.numpy().tolist()
+        [1.0, 1.0, 2.0]
     """
-    strides = tf.concat([[1.0], tf.cast(stride, tf.float32)], 0)
-    _, window = diffstride_windows(1, length, strides, kept=None if kept is None else (1, kept), dtype=dtype, **options)
-    return window
-
-
-def kept_bins(rows: Window, columns: Window) -> tuple[int, int]:
-    """How many bins two windows keep, as Python integers. The windows must have been made eagerly."""
-    return int(tf.size(rows.bins)), int(tf.size(columns.bins))
-
-
-def _threshold(length: Length, stride: tf.Tensor) -> tf.Tensor:
-    return tf.maximum(tf.cast(length, stride.dtype) / stride, 2.0) / 2.0
-
-
-def _released_row_positions(length: Length) -> tf.Tensor:
-    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
-    bins = tf.range(length)
-    return tf.minimum(bins + length % 2, length - 1 - bins)
-
-
-def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
-    positions = tf.cast(positions[1:], threshold.dtype)
-    if smoothness_factor < np.finfo(np.float32).eps:  # Such a ramp is lost when it is added to a threshold.
-        weights = tf.cast(positions < threshold, threshold.dtype)
-    else:
-        weights = tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
-    # Frequency 0 weighs 1 even where it lies at position 1, of an odd number of rows, and the threshold is as low.
-    return tf.concat([[1.0], weights], 0)
-
-
-def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:
-    """The one-sided window of `spectral_pooling`. Its Nyquist bin counts twice where two input bins fold into it."""
     bins = tf.range(output_length // 2 + 1)
     folded = (2 * bins == output_length) & (output_length < length)
     return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, None, learned=False)
-
-
-def unequal_frequencies(smoothness_factor: float) -> int:
-    """How many row frequencies at most `mask='released'` weighs differently by sign: those on its ramp."""
-    return math.ceil(smoothness_factor) + 2

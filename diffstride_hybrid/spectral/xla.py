@@ -1,4 +1,8 @@
-"""Everything that leans on TensorFlow's internals for XLA and TPUs."""
+"""Everything that leans on TensorFlow's internals: what XLA compiles, and products at XLA's highest precision.
+
+`tensorflow.compiler.tf2xla.python.xla` and `control_flow_util` have no public counterpart. tests/spectral/test_xla.py
+names the version of TensorFlow in which one of them is missing or different.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,20 @@ from tensorflow.python.ops import control_flow_util
 
 
 def needs_static_shapes() -> bool:
-    """Whether shapes must be known when a graph is traced: it is for XLA, or a TPU's strategy is in scope."""
+    """Whether all shapes must be known now: a graph is being traced for XLA, or a TPU's strategy is in scope."""
     return compiled_by_xla() or on_tpu()
 
 
 def on_tpu() -> bool:
+    """Whether the strategy in scope is a TPU's."""
     return isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
 
 
 def compiled_by_xla() -> bool:
-    """Whether the current graph, or one around it, is traced for XLA: by `jit_compile=True` or for a TPU's replicas."""
+    """Whether the current graph, or a graph around it, is being traced for XLA.
+
+    That is so under `jit_compile=True` and in the replicas of a TPU.
+    """
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
 
 
@@ -29,10 +37,10 @@ def xla_einsum(equation: str, left: tf.Tensor, right: tf.Tensor, dtype: tf.DType
     `tf.einsum` and `tf.matmul` leave float32 at XLA's default, which on a TPU is one pass in bfloat16.
 
     Args:
-        equation: with every index in two of its three terms at least.
+        equation: such as "bnc,pn->bpc". Every index must stand in at least two of the three terms.
         left: the first operand.
-        right: the second. The product is taken in the coarser of the two dtypes.
-        dtype: of the result, that of `left` where None.
+        right: the second operand. The product is computed in the coarser of the two dtypes.
+        dtype: of the result. The dtype of `left` if None.
 
     Returns:
         The sums of products.
@@ -59,7 +67,7 @@ def xla_einsum(equation: str, left: tf.Tensor, right: tf.Tensor, dtype: tf.DType
                 xla_einsum(f"{first},{result}->{second}", left, upstream, right.dtype),
             )
 
-        # XLA for CPU has no product of bfloat16 operands with a float32 result.
+        # XLA on a CPU cannot multiply bfloat16 operands into a float32 result: cast afterwards.
         outputs = xla.dot_general(tf.cast(left, coarser), tf.cast(right, coarser), dimensions, precision)
         outputs = tf.cast(outputs, dtype or left.dtype)
         return tf.transpose(outputs, [order.index(axis) for axis in result]), gradient

@@ -1,1 +1,1 @@
-"""The training system: one loop for every distribution strategy."""
+"""Training and evaluation: one loop for every distribution strategy."""

@@ -1,8 +1,9 @@
-"""Checks of what `train` is given: whole numbers, the loss, the dtype policy."""
+"""Checks of the arguments of `train`, and the dtype policy that 'auto' stands for."""
 
 from __future__ import annotations
 
 import contextlib
+import reprlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,14 +14,80 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.arguments import is_whole
 from diffstride_hybrid.runs.folder import RunFolder
 
+ON_NOT_FINITE = ("stop", "roll_back")
+"""The allowed values of `on_not_finite`."""
 
-def check_whole(name: str, value: Any) -> None:
-    if not is_whole(value, least=1):
-        raise ValueError(f"train.train.{name} must be a whole number of at least 1, got {value!r}.")
+
+def check_counts(**counts: Any) -> None:
+    """Checks that arguments of `train` are whole numbers of at least 1.
+
+    Args:
+        **counts: the arguments by name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in counts.items():
+        if not is_whole(value, least=1):
+            raise ValueError(f"train.train.{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_optional_counts(**counts: Any) -> None:
+    """Checks that arguments of `train` are None or whole numbers of at least 1.
+
+    Args:
+        **counts: the arguments by name.
+
+    Raises:
+        ValueError: one is not.
+    """
+    check_counts(**{name: value for name, value in counts.items() if value is not None})
+
+
+def check_makers(**makers: Any) -> None:
+    """Checks that arguments of `train` can be called.
+
+    Args:
+        **makers: the arguments by name: classes and functions.
+
+    Raises:
+        TypeError: one cannot be called, or is an instance of a loss where its class is needed.
+    """
+    for name, maker in makers.items():
+        if not callable(maker) or isinstance(maker, keras.losses.Loss):
+            raise TypeError(f"train.train.{name} must be a class or a function, got {reprlib.repr(maker)}.")
+
+
+def check_choices(on_not_finite: Any, jit_compile: Any) -> None:
+    """Checks two arguments of `train`.
+
+    Args:
+        on_not_finite: one of `ON_NOT_FINITE`.
+        jit_compile: True or False.
+
+    Raises:
+        ValueError: `on_not_finite` is another value.
+        TypeError: `jit_compile` is no bool.
+    """
+    if on_not_finite not in ON_NOT_FINITE:
+        raise ValueError(
+            f"train.train.on_not_finite must be {' or '.join(map(repr, ON_NOT_FINITE))}, got {on_not_finite!r}."
+        )
+    if not isinstance(jit_compile, bool):
+        raise TypeError(f"train.train.jit_compile must be True or False, got {jit_compile!r}.")
 
 
 def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
-    """Refuses what Keras would compute nonsense of: such smoothing, and logits for probabilities or the reverse."""
+    """Refuses a cross-entropy of which Keras would compute nonsense without an error.
+
+    Args:
+        loss: any loss. Only `CategoricalCrossentropy` is checked.
+        model: a built model.
+
+    Raises:
+        ValueError: the label smoothing is out of range, or the loss takes logits and the model gives probabilities, or
+            the reverse.
+    """
     if not isinstance(loss, keras.losses.CategoricalCrossentropy):
         return
     smoothing, takes_logits = (loss.get_config()[name] for name in ("label_smoothing", "from_logits"))
@@ -40,8 +107,66 @@ def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
         )
 
 
+def check_replicas(
+    strategy: tf.distribute.Strategy,
+    batch_size: int,
+    model: keras.Model,
+    optimizer: keras.optimizers.Optimizer | None,
+    jit_compile: bool,
+) -> None:
+    """Refuses what several replicas cannot compute, or would compute differently from one.
+
+    Args:
+        strategy: of the run.
+        batch_size: of all replicas together.
+        model: a built model.
+        optimizer: a built optimizer; None for a loop that only evaluates.
+        jit_compile: whether XLA is to compile the steps.
+
+    Raises:
+        ValueError: the batch cannot be split evenly; or several replicas are to use XLA on CPUs, float64, or clipped
+            gradients.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise ValueError(
+            f"data.load_datasets.batch_size must be a multiple of the {replicas} replicas, got {batch_size}."
+        )
+    if replicas == 1:
+        return
+    if jit_compile and not distribution.is_tpu(strategy) and not tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            f"train.train.jit_compile = True needs one replica, or GPUs, or a TPU: TensorFlow cannot add up the "
+            f"gradients of {replicas} CPUs within compiled code."
+        )
+    if model.compute_dtype == "float64":
+        raise ValueError(
+            "train.train.dtype_policy = 'float64' needs one replica: strides stay float32, and TensorFlow adds up the "
+            "gradients of replicas in one precision only."
+        )
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    clips = [name for name in ("clipnorm", "global_clipnorm", "clipvalue") if getattr(inner, name, None)]
+    if clips:
+        raise ValueError(
+            f"{clips[0]} needs one replica: Keras would clip the gradients of each of the {replicas} by themselves."
+        )
+
+
 def resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFolder) -> str:
-    """What 'auto' stands for: what the run began with, or else what the devices compute natively."""
+    """The dtype policy of a run.
+
+    Args:
+        name: the argument `dtype_policy` of `train`.
+        strategy: of the run.
+        folder: of the run.
+
+    Returns:
+        `name`. For 'auto', the policy that the run began with; for a new run, the policy that suits the devices.
+
+    Raises:
+        ValueError: `name` is not allowed.
+        OSError: the folder's `run.json` is damaged.
+    """
     allowed = ("auto", "float32", "float64", "mixed_bfloat16", "mixed_float16")
     if name not in allowed:
         raise ValueError(f"train.train.dtype_policy must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
@@ -54,6 +179,11 @@ def resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFold
 
 @contextlib.contextmanager
 def global_dtype_policy(name: str) -> Iterator[None]:
+    """Sets Keras's dtype policy while the context lasts.
+
+    Args:
+        name: such as 'mixed_bfloat16'.
+    """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:

@@ -1,4 +1,4 @@
-"""How far a run has come, as its backups hold it."""
+"""How far a run has come, as its backups keep it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from diffstride_hybrid.training.loop import TrainingLoop
 
 
 class Progress(tf.train.experimental.PythonState):
-    """How far a run has come, as its backup holds it beside the variables: numbers, and the model's static crops.
+    """How far a run has come. A backup keeps it beside the variables, with the model's static crops.
+
+    Args:
+        loop: of the run.
 
     Attributes:
-        epochs_done: whole epochs, with their validation and their rows.
-        steps_done: of the epoch after those.
-        epoch_seconds: spent on these steps.
-        best_accuracy: on the validation images.
-        training_seconds: of all sittings, up to the last `tick`.
-        metrics: what the loss and accuracy of the epoch are made of so far, at the last `note_metrics`.
-        left_out: steps, counted over all epochs, whose batches are not trained on.
+        epochs_done: the epochs that are complete, with their validation and their rows.
+        steps_done: the steps done of the present epoch.
+        epoch_seconds: the time that these steps took.
+        best_accuracy: the highest accuracy on the validation images so far; None before the first validation.
+        training_seconds: the time of all sittings, up to the last `tick`.
+        metrics: the sums behind loss and accuracy of the present epoch, as of the last `note_metrics`.
+        left_out: the steps, counted over all epochs, whose batches the run leaves out.
     """
 
     def __init__(self, loop: TrainingLoop):
@@ -39,18 +42,18 @@ class Progress(tf.train.experimental.PythonState):
 
     @property
     def retraces(self) -> int:
-        """Of all sittings."""
+        """The retraces of all sittings."""
         return self._retraces_before + self._loop.retraces
 
     def tick(self) -> None:
-        """Counts the time since the last tick as training."""
+        """Adds the time since the last tick to `training_seconds`."""
         now = time.perf_counter()
         self.training_seconds += now - self._ticked
         self._ticked = now
 
     def note_metrics(self) -> None:
-        """Reads the metrics, which with several workers all of them must do together."""
-        self.metrics = self._loop.metric_state() if self.steps_done else []
+        """Reads the metrics. With several workers, all of them must call this together."""
+        self.metrics = self._loop.metrics.state() if self.steps_done else []
 
     def serialize(self) -> str:
         layers = diffstride_layers(self._loop.model)
@@ -71,9 +74,9 @@ class Progress(tf.train.experimental.PythonState):
         state = json.loads(string_value)
         for name in ("epochs_done", "steps_done", "epoch_seconds", "best_accuracy", "training_seconds", "metrics"):
             setattr(self, name, state[name])
-        self._loop.results()
+        self._loop.metrics.reset()
         if self.metrics:
-            self._loop.set_metric_state(self.metrics)
+            self._loop.metrics.restore(self.metrics)
         self.left_out = sorted({*self.left_out, *state["left_out"]})
         self._retraces_before = state["retraces"] - self._loop.retraces
         for layer, crops in zip(diffstride_layers(self._loop.model), state["crops"]):

@@ -1,11 +1,8 @@
-"""What a run writes about itself: `run.json` and `summary.json`."""
+"""The values of `run.json` and `summary.json`: how a run was computed, and its results."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import pathlib
 import platform
-import subprocess
 import sys
 from typing import Any
 
@@ -13,19 +10,31 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
-from diffstride_hybrid.model_tools.inspection import strides_by_path
+from diffstride_hybrid.common.versions import checkout_commit, versions_of
+from diffstride_hybrid.model_tools.inspection import short_path, strides_by_path
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.progress import Progress
 
+PACKAGES = ("diffstride_hybrid", "tensorflow", "keras", "numpy", "tensorflow-datasets")
+"""The packages whose versions a run records."""
+
 
 def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
+    """The values of `run.json`.
+
+    Args:
+        loop: of the run.
+        seed: of the run.
+
+    Returns:
+        Versions, command, devices, precision, the size of the model and the data set, as JSON can hold them.
+    """
     model, datasets = loop.model, loop.datasets
-    packages = ("diffstride_hybrid", "tensorflow", "keras", "numpy", "tensorflow-datasets")
     return {
         "seed": seed,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | versions_of(PACKAGES),
+        "commit": checkout_commit(),
         "command": sys.argv,
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "strategy": distribution.strategy_name(loop.strategy),
@@ -47,6 +56,16 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
 
 
 def summarize(loop: TrainingLoop, num_epochs: int, progress: Progress) -> dict[str, Any]:
+    """Evaluates the model on the test images and gives the values of `summary.json`.
+
+    Args:
+        loop: of the run, at its end.
+        num_epochs: of the run.
+        progress: of the run.
+
+    Returns:
+        Accuracies and losses as fractions, times in seconds, MACs for one image, and strides and sizes of the poolings.
+    """
     model, datasets = loop.model, loop.datasets
     test = loop.evaluate("test")
     cost = macs(model, datasets.image_shape)
@@ -64,7 +83,7 @@ def summarize(loop: TrainingLoop, num_epochs: int, progress: Progress) -> dict[s
         "pooling_macs": cost.pooling_macs,
         "poolings": [
             {
-                "layer": path.removeprefix(f"{model.name}/"),
+                "layer": short_path(model, path),
                 "strides": strides.get(path),
                 "input_size": list(input_size),
                 "output_size": list(output_size),
@@ -72,24 +91,3 @@ def summarize(loop: TrainingLoop, num_epochs: int, progress: Progress) -> dict[s
             for path, (input_size, output_size) in cost.pooling_sizes().items()
         ],
     }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package runs from, None where it is installed."""
-    package = pathlib.Path(__file__).parents[1]
-    changed = ("status", "--porcelain", "--untracked-files=no", "--", ".", "../gin_configs")
-    try:
-        head, changes = (
-            subprocess.run(["git", "-C", str(package), *command], capture_output=True, text=True, check=True).stdout
-            for command in (("rev-parse", "HEAD"), changed)
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head.strip()}-dirty" if changes.strip() else head.strip()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

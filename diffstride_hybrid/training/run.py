@@ -1,12 +1,11 @@
-"""Training and evaluation as plain functions: no flags, no gin.
+"""Training and evaluation as plain functions, without flags and without gin.
 
-One explicit loop serves every distribution strategy. Steps run inside a `tf.function`, many to a call, so that Python
-and the device never wait for each other within an epoch.
+One explicit loop serves every distribution strategy. A `tf.function` runs many steps in one call, so that the device
+does not wait for Python within an epoch.
 """
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,10 +18,19 @@ from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
 from diffstride_hybrid.runs import figures, model_card
 from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
-from diffstride_hybrid.training.checks import check_loss, check_whole, global_dtype_policy, resolved_policy
+from diffstride_hybrid.training.checks import (
+    check_choices,
+    check_counts,
+    check_loss,
+    check_makers,
+    check_optional_counts,
+    global_dtype_policy,
+    resolved_policy,
+)
 from diffstride_hybrid.training.loop import TrainingLoop
+from diffstride_hybrid.training.progress import Progress
 from diffstride_hybrid.training.records import run_record, summarize
-from diffstride_hybrid.training.runner import Runner
+from diffstride_hybrid.training.runner import Runner, Schedule
 
 
 def train(
@@ -43,66 +51,53 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     check_folder: Callable[[RunFolder], None] | None = None,
 ) -> dict[str, Any]:
-    """Trains a model where `tf.distribute.get_strategy()` says, and writes and returns what came out.
+    """Trains a model under `tf.distribute.get_strategy()`, and writes and returns the results.
 
-    A run that was stopped goes on from its last backup when it is started again in the same folder, and ends as it
-    would have ended. Where several machines train, each calls this function, and one of them writes; all must be able
-    to read the folder.
+    A run that was stopped goes on from its last backup when it is started again in the same folder, and ends with the
+    same results as a run that was not stopped. If several workers train, each of them calls this function, one of them
+    writes, and all of them must be able to read the folder.
 
     Args:
-        load_data_fn: called as `load_data_fn(seed=…)`.
+        load_data_fn: called as `load_data_fn(seed=…)`; returns `Datasets`.
         model_cls: called as `model_cls(num_output_classes=…)`.
         optimizer_cls: called without arguments.
-        loss_cls: called without arguments. Takes one-hot labels and the model's outputs.
-        num_epochs: how many epochs to train.
-        steps_per_epoch: training steps in an epoch; one pass over the training images where None.
-        steps_per_execution: training steps in one call of the compiled loop, between two looks at the progress.
-        dtype_policy: 'float32', 'mixed_bfloat16', 'mixed_float16' (with loss scaling), 'float64', or 'auto' for what
-            `distribution.default_dtype_policy` gives.
+        loss_cls: called without arguments. The loss takes one-hot labels and the model's outputs.
+        num_epochs: the epochs to train.
+        steps_per_epoch: training steps in an epoch; None for one pass over the training images.
+        steps_per_execution: training steps in one call of the compiled loop. Signals, callbacks and backups wait for
+            the end of the call.
+        dtype_policy: 'float32', 'mixed_bfloat16', 'mixed_float16' (with loss scaling), 'float64', or 'auto' for the
+            policy that `distribution.default_dtype_policy` returns.
         jit_compile: whether XLA compiles the steps. On a TPU it always does.
-        crop_refresh_steps: training steps between two looks at whether the static crops of `DiffStride` still are what
-            the strides ask for, rounded up to whole executions. An epoch where None. Crops are static on a TPU, with
-            `jit_compile`, and where a layer has `static_crop=True`.
-        backup_every: training steps between two backups within an epoch, rounded up to whole executions. Where None
-            there is one at the end of each epoch alone.
-        on_not_finite: what to do when the loss or a gradient is not finite: 'stop' the run, or 'roll_back' to the last
-            backup and go on without the batch, up to `MOST_LEFT_OUT` times.
+        crop_refresh_steps: training steps between two checks whether the static crops of `DiffStride` still fit the
+            strides, rounded up to whole executions; None for an epoch. Crops are static on a TPU, with `jit_compile`,
+            and in layers with `static_crop=True`.
+        backup_every: training steps between two backups within an epoch, rounded up to whole executions; None for
+            backups after each epoch only.
+        on_not_finite: what to do if the loss or a gradient is not finite: 'stop' the run, or 'roll_back' to the last
+            backup and go on without the batch, up to `runner.MOST_LEFT_OUT` (10) times.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
-        callbacks: more Keras callbacks. Those that record the run are always there.
-        check_folder: called once data, model and optimiser are made, before anything in the folder is read or changed.
-            It raises where the run must not go on there.
+        callbacks: more Keras callbacks, beside the ones that record the run.
+        check_folder: called with the run's folder after data, model and optimizer are made, and before anything in the
+            folder is read or changed. It raises an error if the run must not go on there.
 
     Returns:
-        What `summary.json` holds: test accuracy and loss, MACs, strides and sizes, parameters, time.
+        The values of `summary.json`: test accuracy and loss, MACs, strides and sizes, parameters, time.
 
     Raises:
+        TypeError: an argument is of a wrong type.
         ValueError: an argument is out of range, or the folder holds a finished run.
         OSError: the folder cannot be written to, another process trains there, or all its backups are damaged.
         NotFiniteError: the loss or a gradient is not finite.
         Stopped: the process got SIGTERM or SIGINT. The state is on the disk.
     """
-    check_whole("num_epochs", num_epochs)
-    check_whole("steps_per_execution", steps_per_execution)
-    for name, value in (
-        ("steps_per_epoch", steps_per_epoch),
-        ("crop_refresh_steps", crop_refresh_steps),
-        ("backup_every", backup_every),
-    ):
-        if value is not None:
-            check_whole(name, value)
-    if on_not_finite not in ("stop", "roll_back"):
-        raise ValueError(f"train.train.on_not_finite must be 'stop' or 'roll_back', got {on_not_finite!r}.")
-    if not isinstance(jit_compile, bool):
-        raise TypeError(f"train.train.jit_compile must be True or False, got {jit_compile!r}.")
-    for name, maker in (
-        ("load_data_fn", load_data_fn),
-        ("model_cls", model_cls),
-        ("optimizer_cls", optimizer_cls),
-        ("loss_cls", loss_cls),
-    ):
-        if not callable(maker) or isinstance(maker, keras.losses.Loss):
-            raise TypeError(f"train.train.{name} must be a class or a function, got {reprlib.repr(maker)}.")
+    check_counts(num_epochs=num_epochs, steps_per_execution=steps_per_execution)
+    check_optional_counts(
+        steps_per_epoch=steps_per_epoch, crop_refresh_steps=crop_refresh_steps, backup_every=backup_every
+    )
+    check_choices(on_not_finite, jit_compile)
+    check_makers(load_data_fn=load_data_fn, model_cls=model_cls, optimizer_cls=optimizer_cls, loss_cls=loss_cls)
     folder = RunFolder(workdir)
     if folder.is_finished():
         raise ValueError(f"{folder.path} holds a finished run: choose another workdir, or move that one away.")
@@ -118,35 +113,21 @@ def train(
     ):
         datasets = load_data_fn(seed=seed)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
-        steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
-        loop.start(0)  # Here what augmentation is bound to is read, and so becomes part of the config.
+        rolls_back, steps_per_epoch = on_not_finite == "roll_back", steps_per_epoch or datasets.steps_per_epoch
+        schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back)
+        loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
         if check_folder is not None:
             check_folder(folder)
-        run = Runner(
-            loop, folder, num_epochs, steps_per_epoch, steps_per_execution, backup_every, on_not_finite, request
-        )
-        run.resume()
-        own = [CropRefresh(crop_refresh_steps or steps_per_epoch, input_shape=datasets.image_shape)]
-        if folder.writes:
-            own += [
-                MetricsLog(folder, datasets.image_shape),
-                StrideLog(folder, datasets.image_shape),
-            ]
-        listeners = keras.callbacks.CallbackList(
-            [*callbacks, *own], model=loop.model, epochs=num_epochs, steps=steps_per_epoch
-        )
+        runner = Runner(loop, folder, schedule, request)
+        runner.resume()
+        listeners = _listeners(loop, folder, schedule, callbacks, crop_refresh_steps)
         listeners.on_train_begin()
         folder.write_json("run.json", run_record(loop, seed))
         request.can_wait = True
-        run.train(listeners)
+        runner.train(listeners)
         listeners.on_train_end()
-        folder.write_model(FINAL_MODEL, loop.model)
-        summary = summarize(loop, num_epochs, run.progress)
-        if folder.writes:
-            figures.write_figures(folder)
-            model_card.write_model_card(folder, summary)
-        folder.write_json("summary.json", summary)
-        # The others must not leave while the chief writes: it would take them for dead.
+        summary = _write_results(loop, folder, num_epochs, runner.progress)
+        # The other workers must not leave while the chief writes: it would take them for dead.
         distribution.wait_for_all_workers(strategy)
         return summary
 
@@ -158,21 +139,21 @@ def make_loop(
     loss_cls: Callable[..., keras.losses.Loss],
     jit_compile: bool = False,
 ) -> TrainingLoop:
-    """Builds a model and its optimiser under the current strategy and dtype policy, and the loop that trains them.
+    """Builds a model and its optimizer under the current strategy and dtype policy, and the loop that trains them.
 
     Args:
-        datasets: what to train on.
-        model_cls: see `train`.
-        optimizer_cls: see `train`.
-        loss_cls: see `train`.
-        jit_compile: see `train`.
+        datasets: the data set to train and evaluate on.
+        model_cls: called as `model_cls(num_output_classes=…)`.
+        optimizer_cls: called without arguments.
+        loss_cls: called without arguments. The loss takes one-hot labels and the model's outputs.
+        jit_compile: whether XLA compiles the steps. On a TPU it always does.
 
     Returns:
         The loop.
 
     Raises:
-        ValueError: the loss does not take what the model gives, its smoothing of the labels is out of range, or a layer
-            or the strategy cannot be compiled.
+        ValueError: the loss does not fit the model's outputs, its label smoothing is out of range, a layer cannot be
+            compiled, or the strategy cannot do what is asked.
     """
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
@@ -188,7 +169,7 @@ def make_loop(
 
 
 def evaluate(model: keras.Model, loss: keras.losses.Loss, datasets: Datasets, split: str = "test") -> dict[str, float]:
-    """Loss, weight decay included, and accuracy of a model on a split, every image counted once.
+    """Evaluates a model on a split, every image counted once.
 
     Args:
         model: a built model.
@@ -197,11 +178,50 @@ def evaluate(model: keras.Model, loss: keras.losses.Loss, datasets: Datasets, sp
         split: 'train', 'validation' or 'test'.
 
     Returns:
-        `loss` and `accuracy`.
+        `loss`, which includes weight decay, and `accuracy`, a fraction.
 
     Raises:
         ValueError: the split has no images.
+
+    Example:
+        >>> from diffstride_hybrid.data.loading import load_datasets
+        >>> from diffstride_hybrid.training.run import evaluate
+        >>> classifier = [keras.layers.Flatten(), keras.layers.Dense(10, activation="softmax")]
+        >>> model = keras.Sequential([keras.Input((8, 8, 1)), *classifier])
+        >>> datasets = load_datasets("digits", image_size=8)
+        >>> sorted(evaluate(model, keras.losses.CategoricalCrossentropy(), datasets))
+        ['accuracy', 'loss']
     """
     if datasets.splits[split].size == 0:
         raise ValueError(f"The {split} split of {datasets.name} has no images.")
     return TrainingLoop(model, None, loss, datasets, tf.distribute.get_strategy()).evaluate(split)
+
+
+def _listeners(
+    loop: TrainingLoop,
+    folder: RunFolder,
+    schedule: Schedule,
+    callbacks: Sequence[keras.callbacks.Callback],
+    crop_refresh_steps: int | None,
+) -> keras.callbacks.CallbackList:
+    """The user's callbacks, and after them the ones that refresh crops and record the run."""
+    shape = loop.datasets.image_shape
+    own: list[keras.callbacks.Callback] = [
+        CropRefresh(crop_refresh_steps or schedule.steps_per_epoch, input_shape=shape)
+    ]
+    if folder.writes:
+        own += [MetricsLog(folder, shape), StrideLog(folder, shape)]
+    return keras.callbacks.CallbackList(
+        [*callbacks, *own], model=loop.model, epochs=schedule.num_epochs, steps=schedule.steps_per_epoch
+    )
+
+
+def _write_results(loop: TrainingLoop, folder: RunFolder, num_epochs: int, progress: Progress) -> dict[str, Any]:
+    """Writes the final model, the figures, the model card and, last, the summary, which it returns."""
+    folder.write_model(FINAL_MODEL, loop.model)
+    summary = summarize(loop, num_epochs, progress)
+    if folder.writes:
+        figures.write_figures(folder)
+        model_card.write_model_card(folder, summary)
+    folder.write_json("summary.json", summary)
+    return summary

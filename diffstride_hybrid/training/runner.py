@@ -1,7 +1,8 @@
-"""One sitting of a run: its epochs, its backups, and what happens when something comes between."""
+"""One sitting of a run: its epochs and backups, and how it resumes, stops and rolls back."""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 
@@ -14,49 +15,53 @@ from diffstride_hybrid.common import distribution, signals
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.runs.backups import Backups
 from diffstride_hybrid.runs.folder import BEST_MODEL, RunFolder
-from diffstride_hybrid.training import diagnosis
+from diffstride_hybrid.training import not_finite
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.progress import Progress
 
 MOST_LEFT_OUT = 10
-"""How many batches whose step is not finite a run leaves out, before it takes itself for broken."""
+"""The number of batches that a run leaves out because their steps are not finite. It gives up at the next one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long a run trains, and what it does between its steps.
+
+    Attributes:
+        num_epochs: the epochs of the run.
+        steps_per_epoch: training steps in an epoch.
+        steps_per_execution: training steps in one call of the compiled loop.
+        backup_every: training steps between two backups within an epoch; None for backups after each epoch only.
+        rolls_back: whether the run goes back to its last backup after a step that is not finite. If not, it stops.
+    """
+
+    num_epochs: int
+    steps_per_epoch: int
+    steps_per_execution: int
+    backup_every: int | None
+    rolls_back: bool
 
 
 class Runner:
-    """One sitting of a run: epochs, backups within and after them, and what to do when something comes between.
+    """One sitting of a run: from the start of a process to the end of the run, or until something stops it.
 
     Args:
-        loop: what trains.
+        loop: the steps, and the state that they change.
         folder: of the run.
-        num_epochs: see `train`.
-        steps_per_epoch: see `train`.
-        steps_per_execution: see `train`.
-        backup_every: see `train`.
-        on_not_finite: see `train`.
-        request: whether the process was asked to end.
+        schedule: epochs, steps and backups.
+        request: notes whether a signal asks the process to end.
+
+    Attributes:
+        progress: how far the run has come.
     """
 
-    def __init__(
-        self,
-        loop: TrainingLoop,
-        folder: RunFolder,
-        num_epochs: int,
-        steps_per_epoch: int,
-        steps_per_execution: int,
-        backup_every: int | None,
-        on_not_finite: str,
-        request: signals.StopRequest,
-    ):
+    def __init__(self, loop: TrainingLoop, folder: RunFolder, schedule: Schedule, request: signals.StopRequest):
         self.progress = Progress(loop)
         self._loop = loop
         self._folder = folder
-        self._num_epochs = num_epochs
-        self._steps_per_epoch = steps_per_epoch
-        self._steps_per_execution = steps_per_execution
-        self._backup_every = backup_every
-        self._rolls_back = on_not_finite == "roll_back"
+        self._schedule = schedule
         self._request = request
-        # Variables are listed one by one: `tf.train.Checkpoint` does not find all of those of nested Keras models.
+        # A list of all variables: `tf.train.Checkpoint` does not find all variables of nested Keras models by itself.
         state = [*loop.model.variables, *loop.optimizer.variables]
         checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in state], progress=self.progress)
         self._backups = Backups(folder.backup, checkpoint)
@@ -64,10 +69,15 @@ class Runner:
     @property
     def step(self) -> int:
         """The next step, counted over all epochs."""
-        return self.progress.epochs_done * self._steps_per_epoch + self.progress.steps_done
+        return self.progress.epochs_done * self._schedule.steps_per_epoch + self.progress.steps_done
 
     def resume(self) -> None:
-        """Goes on from the last backup, where there is one."""
+        """Goes on from the last backup, if there is one.
+
+        Raises:
+            ValueError: the backup is of another model or optimizer, or the workers found different backups.
+            OSError: every backup is damaged, or a file of the run is.
+        """
         if self._folder.writes:
             self._folder.tidy()
             self._backups.tidy()
@@ -76,8 +86,8 @@ class Runner:
             for name in ("metrics.csv", "strides.csv"):
                 self._folder.check_epoch_rows(name, self.progress.epochs_done)
         if restored is None:
-            if self._rolls_back:
-                self._save()  # What to go back to in the first epoch.
+            if self._schedule.rolls_back:
+                self._save()  # The first epoch goes back to this one.
         elif self._folder.writes:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
             print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
@@ -86,43 +96,46 @@ class Runner:
             self._loop.start(self.step)
 
     def train(self, listeners: keras.callbacks.CallbackList) -> None:
-        """Trains all epochs that are left."""
-        progress = self.progress
+        """Trains the epochs that are left.
+
+        Args:
+            listeners: get the events of Keras's callbacks.
+
+        Raises:
+            NotFiniteError: a step is not finite, and the run does not roll back, or has done so too often.
+            Stopped: a signal asked the process to end. The state is on the disk.
+            OSError: a file cannot be written.
+        """
+        progress, num_epochs = self.progress, self._schedule.num_epochs
         progress.tick()
-        while progress.epochs_done < self._num_epochs:
+        while progress.epochs_done < num_epochs:
             epoch = progress.epochs_done
             listeners.on_epoch_begin(epoch)
             self._train_epoch(listeners)
-            logs = self._training_logs()
-            if self._loop.datasets.splits["validation"].size:
-                validation = self._loop.evaluate("validation", self._steps_per_execution, self._leave_if_asked)
-                logs |= {f"val_{name}": value for name, value in validation.items()}
-                if progress.best_accuracy is None or logs["val_accuracy"] > progress.best_accuracy:
-                    progress.best_accuracy = logs["val_accuracy"]
-                    self._folder.write_model(BEST_MODEL, self._loop.model)
+            logs = self._training_logs() | self._validate()
             listeners.on_epoch_end(epoch, logs)
-            self._loop.results()
+            self._loop.metrics.reset()
             progress.epochs_done, progress.steps_done, progress.epoch_seconds = epoch + 1, 0, 0.0
             self._save()
             if self._folder.writes:
-                print(_epoch_line(epoch + 1, self._num_epochs, logs), flush=True)
-            if progress.epochs_done < self._num_epochs:
+                print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
+            if progress.epochs_done < num_epochs:
                 self._leave_if_asked(saved=True)
 
     def _train_epoch(self, listeners: keras.callbacks.CallbackList) -> None:
-        progress = self.progress
+        progress, steps_per_epoch = self.progress, self._schedule.steps_per_epoch
         bar = tqdm.tqdm(
-            total=self._steps_per_epoch,
+            total=steps_per_epoch,
             initial=progress.steps_done,
-            desc=f"epoch {progress.epochs_done + 1}/{self._num_epochs}",
+            desc=f"epoch {progress.epochs_done + 1}/{self._schedule.num_epochs}",
             unit="step",
             leave=False,
             disable=not (self._folder.writes and sys.stderr.isatty()),
         )
         with bar:
-            while progress.steps_done < self._steps_per_epoch:
+            while progress.steps_done < steps_per_epoch:
                 began, first, step = time.perf_counter(), progress.steps_done, self.step
-                count = min(self._steps_per_execution, self._steps_per_epoch - first)
+                count = min(self._schedule.steps_per_execution, steps_per_epoch - first)
                 listeners.on_train_batch_begin(first)
                 failed = self._train_steps(step, count)
                 if failed is not None:
@@ -135,17 +148,22 @@ class Runner:
                 listeners.on_train_batch_end(progress.steps_done - 1)
                 bar.update(count)
                 self._leave_if_asked()
-                every = self._backup_every
-                # At the end of the epoch there is one anyway.
-                if (
-                    every is not None
-                    and self.step // every > step // every
-                    and progress.steps_done < self._steps_per_epoch
-                ):
+                if self._backup_is_due(step):
                     self._save()
 
+    def _backup_is_due(self, before: int) -> bool:
+        """Whether a backup within the epoch falls on the steps since `before`. The epoch's end has one anyway."""
+        every = self._schedule.backup_every
+        if every is None or self.progress.steps_done == self._schedule.steps_per_epoch:
+            return False
+        return self.step // every > before // every
+
     def _train_steps(self, step: int, count: int) -> int | None:
-        """Trains some steps but for those left out; returns the first that was not finite, None where all were."""
+        """Trains some steps, without those to leave out.
+
+        Returns:
+            The first step that was not finite; None if all were finite.
+        """
         last = step + count
         for left_out in (*(other for other in self.progress.left_out if step <= other < last), last):
             if left_out > step and not self._loop.train_steps(left_out - step):
@@ -158,40 +176,51 @@ class Runner:
     def _training_logs(self) -> dict[str, float]:
         loop, seconds = self._loop, self.progress.epoch_seconds
         return {
-            **loop.results(reset=False),
+            **loop.metrics.values(),
             "step": int(keras.ops.convert_to_numpy(loop.optimizer.iterations)),
             "learning_rate": keras.ops.convert_to_numpy(loop.optimizer.learning_rate).item(),
             "seconds": round(seconds, 3),
-            "images_per_second": round(self._steps_per_epoch * loop.datasets.images_per_step / seconds, 1),
+            "images_per_second": round(self._schedule.steps_per_epoch * loop.datasets.images_per_step / seconds, 1),
         }
 
+    def _validate(self) -> dict[str, float]:
+        """Evaluates on the validation images, if there are any, and saves the model if it is the best so far."""
+        if not self._loop.datasets.splits["validation"].size:
+            return {}
+        results = self._loop.evaluate("validation", self._schedule.steps_per_execution, self._leave_if_asked)
+        best = self.progress.best_accuracy
+        if best is None or results["accuracy"] > best:
+            self.progress.best_accuracy = results["accuracy"]
+            self._folder.write_model(BEST_MODEL, self._loop.model)
+        return {f"val_{name}": value for name, value in results.items()}
+
     def _not_finite(self, step: int) -> None:
-        """Says what happened, and ends the run or goes back to the last backup without the step's batch."""
+        """Ends the run, or goes back to the last backup and leaves the batch of the step out."""
         loop = self._loop
         images, labels = loop.batch(step)
-        epoch, within = divmod(step, self._steps_per_epoch)
+        epoch, within = divmod(step, self._schedule.steps_per_epoch)
         try:
-            first = diagnosis.first_not_finite(loop.model, loop.total_loss, images, labels)
-        except Exception as error:  # Whatever a model of the user's own does, it must not keep the run from going back.
-            first = f"what cannot be told as the step cannot be repeated: {one_line(error)}"
+            first = not_finite.first_not_finite(loop.model, loop.total_loss, images, labels)
+        except Exception as error:  # A user's model may raise anything. That must not keep the run from going back.
+            first = f"unknown, because repeating the step failed: {one_line(error)}"
         happened = (
             f"Step {step + 1:,} (step {within + 1:,} of epoch {epoch + 1}) is not finite, first {first}; "
-            f"{diagnosis.strides_in_words(loop.model)}."
+            f"{not_finite.strides_in_words(loop.model)}."
         )
-        if not self._rolls_back:
-            raise diagnosis.NotFiniteError(
+        if not self._schedule.rolls_back:
+            raise not_finite.NotFiniteError(
                 f"{happened} {self._folder.backup} has the state before, if there is one. Lower the learning rate, or "
                 "bind train.train.on_not_finite = 'roll_back' to go back to it and leave such batches out."
             )
         if len(self.progress.left_out) == MOST_LEFT_OUT:
-            raise diagnosis.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")
+            raise not_finite.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")
         self.progress.left_out = sorted([*self.progress.left_out, step])
         self._backups.restore()
         loop.start(self.step)
         logging.warning("%s Going back to step %d and leaving its batch out.", happened, self.step)
 
     def _leave_if_asked(self, saved: bool = False) -> None:
-        """Ends the sitting after a signal to this process or to another worker, with its state on the disk."""
+        """If a signal came to this process or to another worker, saves the state and ends the sitting."""
         strategy, name = self._loop.strategy, self._request.signal_name
         if not distribution.sum_over_replicas(strategy, int(name is not None)):
             return
@@ -211,7 +240,7 @@ class Runner:
 
 
 def _check_workers_agree(loop: TrainingLoop, next_step: int) -> None:
-    """Raises where not every worker found the same backup."""
+    """Raises an error if the workers found different backups."""
     replicas = loop.strategy.num_replicas_in_sync
     if distribution.sum_over_replicas(loop.strategy, next_step) != replicas * next_step:
         raise ValueError("The workers do not find the same backup: the workdir must be one folder that all can read.")

@@ -1,1 +1,1 @@
-"""Times the layers and the training step against the release."""
+"""Times the layers and the training step against the released code."""

@@ -1,4 +1,4 @@
-"""What the benchmark times: layers at the places of a ResNet-18, other sizes, and whole training steps."""
+"""The cases of the benchmark: layers at the places of a ResNet-18, other sizes, and whole training steps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ class Case:
     """One thing to time.
 
     Attributes:
-        part: 'layer', 'sizes', 'step' or 'machine'.
-        place: what is pooled or trained.
-        variant: which implementation.
+        part: 'layer', 'sizes', 'step', or 'machine' for a matrix product that shows how fast the machine is.
+        place: name of the map that is pooled or of the network that is trained.
+        variant: the implementation.
         dtype: 'float32' or 'bfloat16'.
-        batch: images.
-        height: of the map or image.
-        channels: of the map, or the network's width.
+        batch: how many images.
+        height: height and width of the map or image.
+        channels: channels of the map, or width of the network.
         stride: initial stride, the same on both axes.
     """
 
@@ -31,7 +31,11 @@ class Case:
     stride: float
 
 
+PARTS = ("layer", "sizes", "step")
+"""What `--parts` may name."""
+
 RESNET_PLACES = (("stem", 32, 64, 1.0), ("block 2", 32, 128, 2.0), ("block 3", 24, 256, 2.0), ("block 4", 20, 512, 2.0))
+"""Name, height, channels and stride of the maps that a ResNet-18 pools."""
 
 OTHER_SIZES = (
     ("112x112x64", 112, 64, 2.0, 4),
@@ -40,6 +44,7 @@ OTHER_SIZES = (
     ("33x33x64", 33, 64, 2.0, 1),
     ("448x448x16", 448, 16, 2.0, 16),
 )
+"""Name, height, channels and stride of other maps, and by how much their batch is smaller."""
 
 MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
 
@@ -49,7 +54,21 @@ DTYPES = ("float32", "bfloat16")
 
 
 def cases(parts: Sequence[str], batch: int) -> list[Case]:
-    """All cases of our own implementation, in the order of the table; `release_case` gives their counterparts."""
+    """Lists the cases of this package; `release_case` gives their counterparts in the released code.
+
+    Args:
+        parts: some of `PARTS`.
+        batch: batch size.
+
+    Returns:
+        The cases, in the order of the table, with those of one place together.
+
+    Raises:
+        ValueError: there is no such part.
+    """
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise ValueError(f"--parts must name some of {', '.join(PARTS)}, got {', '.join(unknown)}.")
     listed = [Case("machine", "matrix product 2048", "product", dtype, 1, 2048, 2048, 1.0) for dtype in DTYPES]
     if "layer" in parts:
         listed += [
@@ -75,9 +94,14 @@ def cases(parts: Sequence[str], batch: int) -> list[Case]:
 
 
 def release_case(case: Case) -> Case | None:
-    """The counterpart in the released code, in float32 since its FFT knows nothing smaller; None where there is none.
+    """Returns the counterpart of a case in the released code.
 
-    Only one case of each place has one, so that the release is timed once for each place.
+    Args:
+        case: a case of this package.
+
+    Returns:
+        A case in float32, the only precision of the release. None for all but one case of each place, so that the
+        release is timed once for each place.
     """
     if case.dtype == "float32" and case.variant in ("released", "diffstride"):
         return dataclasses.replace(case, variant="release")

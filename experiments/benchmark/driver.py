@@ -1,7 +1,8 @@
-"""Runs a worker process for each implementation, and measures the cases in turn."""
+"""Starts a worker process for each implementation, and measures the cases in turn."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -20,13 +21,14 @@ class Worker:
     """A process that runs cases of one implementation.
 
     Args:
-        name: 'ours' or 'release'.
-        environment: added to that of this process.
+        name: of the implementation, 'ours' or 'release': the module of this package that the process runs.
+        environment: variables to add to the environment of this process.
     """
 
     def __init__(self, name: str, environment: Mapping[str, str]):
+        self._name = name
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmark", f"--worker={name}"],
+            [sys.executable, "-m", f"experiments.benchmark.{name}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -34,75 +36,109 @@ class Worker:
         )
 
     def ask(self, do: str, case: Case) -> dict[str, Any]:
-        """Asks to 'build' or 'run' a case, and waits for the answer."""
-        self._process.stdin.write(json.dumps({"do": do, "case": dataclasses.asdict(case)}) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        """Sends a request and waits for the answer.
+
+        Args:
+            do: 'build', 'run' or 'memory'; a case must be built before it is run.
+            case: the case.
+
+        Returns:
+            The answer, as `worker.work` describes it.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
+        try:
+            self._process.stdin.write(json.dumps({"do": do, "case": dataclasses.asdict(case)}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            answer = ""
+        else:
+            answer = self._process.stdout.readline()
         if not answer:
-            raise RuntimeError(f"The benchmark process for {case} has ended.")
+            needed = "; it needs tf-keras, and --against must be a checkout of google-research/diffstride"
+            raise RuntimeError(
+                f"The process experiments.benchmark.{self._name} ended at {case}. Its own error stands above"
+                f"{needed if self._name == 'release' else ''}."
+            )
         return json.loads(answer)
 
     def close(self) -> None:
         """Ends the process."""
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None) -> list[dict[str, Any]]:
-    """Measures all cases, those of one place in turn.
+    """Measures all cases and prints a line for each. The cases of one place take turns.
 
     Args:
-        parts: which of 'layer', 'sizes', 'step'.
+        parts: some of 'layer', 'sizes' and 'step'.
         batch: batch size.
-        repeats: timed runs of each case.
-        against: a checkout of the released code, or None.
+        repeats: how often each case is timed.
+        against: a checkout of the released code to compare with, or None.
 
     Returns:
-        A row for each case: the case, MACs, milliseconds (median, least, most), peak memory and, where there is a
-        release, how many times faster than it the case is and its share of the release's memory.
+        A row for each case: the fields of `Case`, MACs, milliseconds (median, least, most), peak memory in megabytes,
+        and beside a release how many times faster than the release the case is, and its share of the release's memory.
+
+    Raises:
+        RuntimeError: a worker process has ended.
     """
     environments: dict[str, dict[str, str]] = {"ours": {}}
     if against is not None:
         path = os.pathsep.join([against, os.environ.get("PYTHONPATH", "")])
         environments["release"] = {"TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": path}
-    workers = {name: Worker(name, environment) for name, environment in environments.items()}
+    listed = cases(parts, batch)
     rows: list[dict[str, Any]] = []
-    for _, group in itertools.groupby(cases(parts, batch), key=lambda case: (case.part, case.place)):
-        listed = [("ours", case) for case in group]
-        if against is not None:
-            listed += [("release", other) for _, case in listed if (other := release_case(case))]
-        macs = [workers[name].ask("build", case)["macs"] for name, case in listed]
-        seconds: list[list[float]] = [[] for _ in listed]
-        for _ in range(repeats):
-            for (name, case), measured in zip(listed, seconds):
-                measured.append(workers[name].ask("run", case)["seconds"])
-        rows += [
-            {
-                **dataclasses.asdict(case),
-                "macs": counted,
-                "milliseconds": round(1e3 * statistics.median(measured), 3),
-                "least": round(1e3 * min(measured), 3),
-                "most": round(1e3 * max(measured), 3),
-                "megabytes": _memory(name, environments[name], case) if case.variant in MEASURED_IN_MEMORY else None,
-            }
-            for (name, case), counted, measured in zip(listed, macs, seconds)
-        ]
-        here = rows[-len(listed) :]
-        release = next((row for row in here if row["variant"] == "release"), None)
-        for row in here:
-            row["times_faster"] = release and round(release["milliseconds"] / row["milliseconds"], 2)
-            comparable = release and release["megabytes"] and row["megabytes"]
-            row["memory_ratio"] = round(row["megabytes"] / release["megabytes"], 3) if comparable else None
-            print(report.line(row), flush=True)
-    for worker in workers.values():
-        worker.close()
+    with contextlib.ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(contextlib.closing(Worker(name, environment)))
+            for name, environment in environments.items()
+        }
+        for _, group in itertools.groupby(listed, key=lambda case: (case.part, case.place)):
+            of_place = [("ours", case) for case in group]
+            if against is not None:
+                of_place += [("release", other) for _, case in of_place if (other := release_case(case))]
+            measured = _timed(workers, of_place, repeats)
+            for row, (name, case) in zip(measured, of_place):
+                measures_memory = case.variant in MEASURED_IN_MEMORY
+                row["megabytes"] = _memory(name, environments[name], case) if measures_memory else None
+            _compare(measured)
+            for row in measured:
+                print(report.line(row), flush=True)
+            rows += measured
     return rows
 
 
+def _timed(workers: Mapping[str, Worker], listed: Sequence[tuple[str, Case]], repeats: int) -> list[dict[str, Any]]:
+    """Times the cases in turn, each with the name of its worker."""
+    macs = [workers[name].ask("build", case)["macs"] for name, case in listed]
+    milliseconds: list[list[float]] = [[] for _ in listed]
+    for _ in range(repeats):
+        for (name, case), of_case in zip(listed, milliseconds):
+            of_case.append(1e3 * workers[name].ask("run", case)["seconds"])
+    return [
+        {
+            **dataclasses.asdict(case),
+            "macs": counted,
+            "milliseconds": round(statistics.median(of_case), 3),
+            "least": round(min(of_case), 3),
+            "most": round(max(of_case), 3),
+        }
+        for (_, case), counted, of_case in zip(listed, macs, milliseconds)
+    ]
+
+
 def _memory(name: str, environment: Mapping[str, str], case: Case) -> float | None:
-    """Peak memory, in a process of the case's own: TensorFlow's allocator hands out whole what it already has."""
-    worker = Worker(name, environment)
-    try:
+    """Measures peak memory in a new process: in a used one, TensorFlow's allocator reuses what it already holds."""
+    with contextlib.closing(Worker(name, environment)) as worker:
         return worker.ask("memory", case)["megabytes"]
-    finally:
-        worker.close()
+
+
+def _compare(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds to the rows of one place how they compare with the release, if there is one."""
+    release = next((row for row in rows if row["variant"] == "release"), None)
+    for row in rows:
+        row["times_faster"] = release and round(release["milliseconds"] / row["milliseconds"], 2)
+        comparable = release and release["megabytes"] and row["megabytes"]
+        row["memory_ratio"] = round(row["megabytes"] / release["megabytes"], 3) if comparable else None

@@ -1,13 +1,18 @@
-"""What `experiments.benchmark` makes of its rows: lines, a Markdown table, a CSV file and a figure."""
+"""The results of the benchmark as printed lines, Markdown tables, a CSV file and a figure."""
 
 from __future__ import annotations
 
-import csv
 import itertools
 import pathlib
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from matplotlib.figure import Figure
+
+from diffstride_hybrid.common.files import rows_as_text, write_whole
+from diffstride_hybrid.runs.figures import COLORS
+from experiments import markdown
 
 Row = Mapping[str, Any]
 
@@ -19,7 +24,14 @@ _VARIANTS = {
 
 
 def line(row: Row) -> str:
-    """A row for people to read while the benchmark goes on."""
+    """Writes a row for people to read while the benchmark runs.
+
+    Args:
+        row: as `driver.measure` returns it.
+
+    Returns:
+        One line.
+    """
     text = (
         f"{row['part']:<8}{row['place']:<20}{row['variant']:<20}{row['dtype']:<10}{row['milliseconds']:>9.2f} ms "
         f"({row['least']:.2f} to {row['most']:.2f})"
@@ -35,46 +47,65 @@ def line(row: Row) -> str:
     return text
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table of each part: times, and against the release how many times faster and with what share of its memory."""
-    tables = []
+def tables(rows: Sequence[Row]) -> str:
+    """Makes a table for each part: times, and beside a release how many times faster and with what share of its memory.
+
+    Args:
+        rows: as `driver.measure` returns them.
+
+    Returns:
+        Markdown tables with a column for each dtype.
+    """
+    texts = []
     for part, variants in _VARIANTS.items():
         here = [row for row in rows if row["part"] == part and row["variant"] in (*variants, "release")]
         if not here:
             continue
         dtypes = list(dict.fromkeys(row["dtype"] for row in here))
-        table = [f"| {part} | implementation | batch | MACs an image | {' | '.join(dtypes)} |"]
-        table.append("| --- " * (4 + len(dtypes)) + "|")
+        lines = []
         for (place, variant), found in itertools.groupby(here, key=lambda row: (row["place"], row["variant"])):
             cells = {row["dtype"]: row for row in found}
             first = next(iter(cells.values()))
             counted = "" if first["macs"] is None else f"{first['macs'] / 1e6:,.1f} M"
-            times = " | ".join(_cell(cells.get(dtype)) for dtype in dtypes)
-            table.append(f"| {place} | {variant} | {first['batch']} | {counted} | {times} |")
-        table += _mean_rows(part, here, variants, dtypes)
-        tables.append("\n".join(table))
-    return "\n\n".join(tables)
+            times = [_cell(cells.get(dtype)) for dtype in dtypes]
+            lines.append([place, variant, str(first["batch"]), counted, *times])
+        table = markdown.table([part, "implementation", "batch", "MACs an image", *dtypes], lines)
+        texts.append("\n".join([table, *_mean_lines(part, here, variants, dtypes)]))
+    return "\n\n".join(texts)
 
 
-def write_csv(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """Writes all rows."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    """Writes all rows to a CSV file, and beside it a PNG figure of the times.
+
+    Args:
+        path: of the CSV file. Its folder is made if it does not exist.
+        rows: at least one, as `driver.measure` returns them.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    write_whole(path, rows_as_text(list(rows[0]), rows))
+    figure = draw(rows)
+    if figure is not None:
+        figure.savefig(path.with_suffix(".png"), dpi=120)
 
 
-def write_figure(path: pathlib.Path, rows: Sequence[Row]) -> None:
-    """Draws the times of every place, one panel each, with the range of the repeats."""
-    from matplotlib.figure import Figure
+def draw(rows: Sequence[Row]) -> Figure | None:
+    """Draws the times of each place in a panel of its own, with the range of the repeats.
 
+    Args:
+        rows: as `driver.measure` returns them.
+
+    Returns:
+        A figure, or None if the rows have no place.
+    """
     places = list(dict.fromkeys((row["part"], row["place"]) for row in rows if row["part"] != "machine"))
     if not places:
-        return
+        return None
     columns = min(5, len(places))
     lines = -(-len(places) // columns)
     figure = Figure(figsize=(3.4 * columns, 3.6 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, (part, place) in zip(panels, places):
         here = [row for row in rows if (row["part"], row["place"]) == (part, place)]
         middle = [row["milliseconds"] for row in here]
@@ -82,17 +113,17 @@ def write_figure(path: pathlib.Path, rows: Sequence[Row]) -> None:
             [row["milliseconds"] - row["least"] for row in here],
             [row["most"] - row["milliseconds"] for row in here],
         ]
-        colours = ["#D55E00" if row["variant"] == "release" else "#0072B2" for row in here]
-        panel.barh([f"{row['variant']}, {row['dtype']}" for row in here], middle, color=colours)
+        colors = [COLORS[row["variant"] == "release"] for row in here]
+        panel.barh([f"{row['variant']}, {row['dtype']}" for row in here], middle, color=colors)
         panel.errorbar(middle, range(len(here)), xerr=spread, fmt="none", ecolor="black", elinewidth=0.8)
         panel.set_xlim(0, 1.15 * max(middle))
         panel.invert_yaxis()
         panel.set_xlabel("forward and backward (ms)")
         panel.set_title(f"{place}, batch {here[0]['batch']}", fontsize=9)
         panel.tick_params(axis="y", labelsize=7)
-    for panel in list(panels):
+    for panel in panels[len(places) :]:
         panel.set_visible(False)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def _cell(row: Row | None) -> str:
@@ -108,8 +139,8 @@ def _cell(row: Row | None) -> str:
     return ", ".join(parts)
 
 
-def _mean_rows(part: str, rows: Sequence[Row], variants: Sequence[str], dtypes: Sequence[str]) -> list[str]:
-    """Geometric means over the places of the layer, where there is a release to compare with."""
+def _mean_lines(part: str, rows: Sequence[Row], variants: Sequence[str], dtypes: Sequence[str]) -> list[str]:
+    """Writes the geometric means over the places of the layer as lines of its table, if there is a release."""
     means = []
     for variant in variants if part == "layer" else ():
         cells = []

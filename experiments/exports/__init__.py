@@ -1,1 +1,1 @@
-"""Every export format of a run, beside its Keras model."""
+"""Compares every export format of a run with its Keras model."""

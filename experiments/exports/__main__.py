@@ -1,9 +1,9 @@
-"""Exports the model of a run to every format, and runs each in a fresh environment that lacks this package.
+"""Exports the model of a run to every format, and runs each export in a fresh environment without this package.
 
 python -m experiments.exports --workdir=runs/fashion_mnist_hybrid
 
-Each runtime is installed by pip into a virtual environment of its own. The results are
-`experiments/results/exports.csv`, and a Markdown table.
+Pip installs each runtime into a virtual environment of its own, from the network. The results are a Markdown table and
+`experiments/results/exports.csv`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    command_line.workdir_flag()
     flags.DEFINE_integer("images", 1000, "How many test images to compare on.", lower_bound=1)
     flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Exports, installs, runs and compares."""
+    """Compares the exports with the Keras model, writes the CSV file and prints the table."""
     del argv
     workdir = pathlib.Path(FLAGS.workdir)
     run = saved_runs.load_run(workdir, FINAL_MODEL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import RESULTS
+from experiments import RESULTS, markdown
 
 CSV = RESULTS / "exports.csv"
 
@@ -20,19 +20,30 @@ COLUMNS = (
     "size_bytes",
     "milliseconds",
 )
+"""The columns of the CSV file."""
+
+HEAD = ("format", "precision", "runtime", "largest difference", "accuracy", "size", "time for an image")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The comparison as Markdown."""
-    lines = [
-        "| format | precision | runtime | largest difference | accuracy | size | time for an image |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    """Compares each export with its Keras model.
+
+    Args:
+        rows: of the CSV file, with the columns `COLUMNS`.
+
+    Returns:
+        A Markdown table with a row for each format and precision.
+    """
+    return markdown.table(HEAD, map(_cells, rows))
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        f"`{row['format']}`",
+        row["precision"],
+        row["runtime"],
+        f"{float(row['largest_difference']):.1e}" if row["largest_difference"] else "",
+        f"{float(row['accuracy']):.1%}",
+        f"{float(row['size_bytes']) / 1e6:.2f} MB",
+        f"{float(row['milliseconds']):.2f} ms",
     ]
-    for row in rows:
-        difference = f"{float(row['largest_difference']):.1e}" if row["largest_difference"] else ""
-        size, milliseconds = float(row["size_bytes"]) / 1e6, float(row["milliseconds"])
-        lines.append(
-            f"| `{row['format']}` | {row['precision']} | {row['runtime']} | {difference} | "
-            f"{float(row['accuracy']):.1%} | {size:.2f} MB | {milliseconds:.2f} ms |"
-        )
-    return "\n".join(lines)

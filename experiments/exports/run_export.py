@@ -1,9 +1,10 @@
-"""Runs an exported model by its own runtime, without this package, Keras or, but for a SavedModel, TensorFlow.
+"""Runs an exported model by its own runtime, without this package. Only a SavedModel needs TensorFlow and Keras.
 
 python run_export.py MODEL FORMAT IMAGES.npy OUTPUTS.npy
 
-A script by itself, for an environment that has nothing but NumPy and the runtime. It writes what the model gives for
-the images and prints, as JSON, the runtime's version and the median time for one image.
+This script must stand alone, because its environment has only NumPy and the runtime. So it loads LiteRT models itself,
+though `diffstride_hybrid.model_tools.exporting` does so too. It writes the model's outputs for the images and prints,
+as JSON, the runtime's version and the median time for one image.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TIMED = 100
 
 
 def load(path, format):
-    """A function from images `[batch, height, width, channels]` to outputs, and the package that runs it."""
+    """Loads a model; returns a function from images `[batch, height, width, channels]` to outputs, and its package."""
     if format == "saved_model":
         import tensorflow as tf
 
@@ -52,7 +53,7 @@ def load(path, format):
 
 
 def main(path, format, images_path, outputs_path):
-    """Runs the model on all images, then on single ones for the time."""
+    """Runs the model on all images for its outputs, then on single images for the time."""
     images = np.load(images_path)
     predict, package = load(path, format)
     outputs = [predict(images[first : first + BATCH]) for first in range(0, len(images), BATCH)]

@@ -11,12 +11,12 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from diffstride_hybrid.runs.figures import COLOURS
+from diffstride_hybrid.runs.figures import COLORS
 from experiments.picture.contents import SIZE, Pooling, StrideCourse, spectrum
 
-AFTER, BEFORE = COLOURS[:2]
+AFTER, BEFORE = COLORS[:2]
 STAGES = (("before", BEFORE, "--"), ("after", AFTER, "-"))
-"""When, its color and its style of line."""
+"""Each stage of the training, with its color and its line style."""
 WIDTH, HEIGHT = 900, 352
 """Size in which a page shows the picture. All places below are in these pixels, from the top left corner."""
 PIXELS_PER_SAMPLE = 1.5

@@ -1,1 +1,1 @@
-"""Voices in recorded speech, with 1-D poolings."""
+"""Tells voices in recorded speech apart, with 1-D poolings."""

@@ -3,7 +3,7 @@
 apt-get install asterisk-core-sounds-{en,es,fr,it,ru}-wav
 python -m experiments.speech --source=/usr/share/asterisk/sounds
 
-The results are `experiments/results/speech.csv`, and a Markdown table.
+The results are a Markdown table and `experiments/results/speech.csv`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("source", "/usr/share/asterisk/sounds", "Folder with a folder of wav files a voice.")
-    flags.DEFINE_integer("seeds", 3, "How many runs of each method.", lower_bound=1)
+    flags.DEFINE_string("source", "/usr/share/asterisk/sounds", "Folder with a folder of wav files for each voice.")
+    flags.DEFINE_integer("seeds", 3, "How many runs of each pooling.", lower_bound=1)
     flags.DEFINE_integer("epochs", 6, "Epochs of a run.", lower_bound=1)
     flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains all methods with all seeds, writes the CSV file after each run and prints the table."""
+    """Trains each pooling with each seed, writes the CSV file after each run and prints the table."""
     del argv
     command_line.keep_freed_memory()
     speech = recordings.load(pathlib.Path(FLAGS.source))

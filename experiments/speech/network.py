@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +10,10 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid import DiffStride1D, SpectralPooling1D
-from diffstride_hybrid.model_tools import macs
+from diffstride_hybrid.common.versions import versions_of
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
 from diffstride_hybrid.model_tools.inspection import strides_by_path
+from diffstride_hybrid.model_tools.macs import macs
 from experiments.speech.recordings import Speech
 from experiments.speech.report import Row
 
@@ -31,9 +31,17 @@ POOLINGS: dict[str, Callable[..., keras.layers.Layer]] = {
 
 
 def network(method: str, length: int, voices: int) -> keras.Model:
-    """Five convolutions with a pooling between each two, which is to leave a quarter of the samples.
+    """Makes a network of five convolutions, with a pooling at stride 4 after each but the last.
 
-    There is none behind the last: the average over the time would undo what a stride does, and leave it no gradient.
+    A pooling after the last convolution would make no difference to the average over time, and get no gradient.
+
+    Args:
+        method: name of the pooling, one of `POOLINGS`.
+        length: samples of a window.
+        voices: how many voices there are.
+
+    Returns:
+        A network from `[batch, length, 1]` to probabilities `[batch, voices]`.
     """
     layers: list[Any] = [keras.Input((length, 1))]
     for i, (filters, kernel) in enumerate(zip(FILTERS, KERNELS)):
@@ -45,7 +53,17 @@ def network(method: str, length: int, voices: int) -> keras.Model:
 
 
 def run(method: str, seed: int, speech: Speech, epochs: int) -> Row:
-    """Trains and tests one network; returns its row of the CSV file."""
+    """Trains and tests one network.
+
+    Args:
+        method: name of the pooling, one of `POOLINGS`.
+        seed: of the initial weights and of the order of the windows.
+        speech: the windows to train and to test on.
+        epochs: how often the network is trained on each window.
+
+    Returns:
+        The run's row of the CSV file.
+    """
     (train, train_labels), (test, test_labels) = speech.train, speech.test
     keras.utils.set_random_seed(seed)
     model = network(method, train.shape[1], len(speech.voices))
@@ -56,7 +74,7 @@ def run(method: str, seed: int, speech: Speech, epochs: int) -> Row:
     seconds = time.perf_counter() - start
     right = model.predict(test, BATCH, verbose=0).argmax(1) == test_labels
     recalls = [right[test_labels == i].mean() for i in range(len(speech.voices))]
-    cost = macs.macs(model)
+    cost = macs(model)
     strides = [stride for (stride,) in strides_by_path(model).values()] or [STRIDE] * len(FILTERS[1:])
     return {
         "method": method,
@@ -72,12 +90,12 @@ def run(method: str, seed: int, speech: Speech, epochs: int) -> Row:
         "training_seconds": f"{seconds:.1f}",
         "train_windows": len(train),
         "test_windows": len(test),
-        "versions": "; ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES),
+        "versions": "; ".join(f"{name} {version}" for name, version in versions_of(PACKAGES).items()),
     }
 
 
 def pooled_lengths(model: keras.Model) -> list[int]:
-    """Samples behind each pooling, as the strides stand."""
+    """Returns how many samples each pooling of a network leaves with its present strides."""
     lengths, outputs = [], tf.zeros([1, *model.input_shape[1:]])
     for layer in model.layers:
         outputs = layer(outputs)

@@ -1,4 +1,4 @@
-"""Recorded speech as windows of waveform with their voice."""
+"""Reads recorded speech as windows of waveform, each labeled with its voice."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from typing import NamedTuple
 import numpy as np
 
 RATE = 8000
+"""Samples a second."""
 
 WINDOW = 4096
+"""Samples of a window, about half a second."""
 
 MOST_WINDOWS = {"train": 1600, "test": 400}
-"""Of one voice. It bounds the training time and gives all voices the same share."""
+"""How many windows one voice has at most. The limit bounds the training time and gives all voices the same share."""
 
 LEAST_PEAK, LEAST_LEVEL = 0.01, 0.05
-"""Of a file, against full scale, and of a window's root mean square, against the file's peak. Below, nobody speaks."""
+"""Below these levels nobody speaks: the peak of a file relative to full scale, and the root mean square of a window
+relative to the peak of its file."""
 
 
 class Speech(NamedTuple):
-    """What there is to learn.
+    """Windows of speech.
 
     Attributes:
-        voices: names of the folders.
-        train: windows to train on, float32 of shape (windows, samples, 1), and the number of each one's voice.
-        test: likewise, of other prompts.
+        voices: names of the voices, which are those of their folders.
+        train: windows to train on, float32 `[windows, samples, 1]`, and for each window the number of its voice.
+        test: windows of other prompts to test on, in the same form.
     """
 
     voices: list[str]
@@ -36,20 +39,20 @@ class Speech(NamedTuple):
 
 
 def load(source: pathlib.Path, length: int = WINDOW, most: Mapping[str, int] = MOST_WINDOWS) -> Speech:
-    """Reads all voices.
+    """Reads the recordings of all voices.
 
     Args:
-        source: folder with a folder of wav files for each voice.
+        source: folder that holds a folder of wav files for each voice.
         length: samples of a window.
-        most: windows of one voice at most, for 'train' and 'test'. Where there are more, they are taken at even
-            distances from all of them, in the order of the files' names.
+        most: for 'train' and 'test', how many windows of one voice to keep at most. If there are more, evenly spaced
+            ones are kept, in the order of the files' names.
 
     Returns:
         The windows of both splits.
 
     Raises:
         ValueError: there are fewer than two voices, a file cannot be read, or a split of a voice is empty.
-        OSError: the folder is not there.
+        FileNotFoundError: there is no such folder.
     """
     needed = "--source must have a folder of wav files for each voice"
     if not source.is_dir():
@@ -78,12 +81,12 @@ def load(source: pathlib.Path, length: int = WINDOW, most: Mapping[str, int] = M
 
 
 def split_of(name: str) -> str:
-    """'test' for every fifth file or so, 'train' for the others, by the file's name alone."""
+    """Returns the split of a file by its name alone: 'test' for about every fifth file, else 'train'."""
     return "train" if int(hashlib.sha256(name.encode()).hexdigest(), 16) % 5 else "test"
 
 
 def read_wav(path: pathlib.Path) -> np.ndarray:
-    """The samples of a wav file, between -1 and 1; raises ValueError where it is not what this script can read."""
+    """Reads the samples of a wav file, from -1 to 1; raises ValueError if it is not of 16 bits at `RATE`."""
     try:
         with wave.open(str(path), "rb") as file:
             form = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()
@@ -99,7 +102,7 @@ def read_wav(path: pathlib.Path) -> np.ndarray:
 
 
 def cut(samples: np.ndarray, length: int) -> np.ndarray:
-    """The windows of a recording in which somebody speaks, (windows, length), each of mean 0 and mean square 1."""
+    """Cuts a recording into windows `[windows, length]` of mean 0 and mean square 1, and drops those without speech."""
     windows = samples[: len(samples) // length * length].reshape(-1, length)
     peak = np.abs(samples).max(initial=0.0)
     windows = windows - windows.mean(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What the runs of a study cost, and the settings that match one run to the cost or the map sizes of another."""
+"""The cost of a study's runs, and the settings that match one run to the cost or the map sizes of another."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import NamedTuple
 import keras
 
 from diffstride_hybrid.config import gin_files, gin_names
-from diffstride_hybrid.model_tools import macs
+from diffstride_hybrid.model_tools.inspection import short_path
+from diffstride_hybrid.model_tools.macs import macs
 from experiments.studies.study import Cell
 
 Size = tuple[int, int]
 
 
 class Cost(NamedTuple):
-    """What one image costs in a network.
+    """The cost of one image in a network.
 
     Attributes:
-        macs: of convolutions and dense layers.
-        pooling_sizes: input and output (height, width) of each pooling, by its path.
+        macs: multiply-accumulate operations of convolutions and dense layers.
+        pooling_sizes: input and output (height, width) of each pooling, by the layer's path within the model.
     """
 
     macs: int
@@ -30,24 +31,35 @@ class Cost(NamedTuple):
 
 @functools.cache
 def initial_cost(gin_file: str, bindings: tuple[str, ...]) -> Cost:
-    """The cost of a config's network at the strides that it starts with."""
+    """Returns the cost of a config's network before training.
+
+    Args:
+        gin_file: path of a gin file, or the name of a shipped config.
+        bindings: gin bindings that override the file.
+
+    Returns:
+        The cost at the initial strides.
+    """
     gin_files.parse([gin_files.find_gin_file(gin_file)], list(bindings))
     model, image_shape = gin_names.bound_model()
-    cost = macs.macs(model, image_shape)
-    sizes = {path.removeprefix(f"{model.name}/"): size for path, size in cost.pooling_sizes().items()}
+    cost = macs(model, image_shape)
+    sizes = {short_path(model, path): size for path, size in cost.pooling_sizes().items()}
     keras.utils.clear_session(free_memory=False)
     return Cost(cost.macs, sizes)
 
 
 def cell_cost(cell: Cell, runs: str) -> Cost:
-    """The cost of a cell: as it ended where it is finished, as it starts where not.
+    """Returns the cost of a cell's network: after training if the cell is finished, else before it.
 
     Args:
         cell: of a study.
-        runs: where the folders of all studies are.
+        runs: the folder that holds a folder for each study.
 
     Returns:
         The cost.
+
+    Raises:
+        OSError: the `summary.json` of the finished cell is damaged.
     """
     if cell.is_finished(runs):
         summary = cell.summary(runs)
@@ -60,14 +72,14 @@ def cell_cost(cell: Cell, runs: str) -> Cost:
 
 
 def matched_bindings(cell: Cell, runs: str) -> tuple[str, ...]:
-    """What binds the map sizes or the MACs of the cell that another one is matched to. Nothing for other cells.
+    """Finds the bindings that give a cell the map sizes or the MACs of its reference.
 
     Args:
         cell: of a study.
-        runs: where the folders of all studies are.
+        runs: the folder that holds a folder for each study.
 
     Returns:
-        Bindings.
+        Gin bindings; none for a cell without a reference.
     """
     if cell.reference is None:
         return ()
@@ -80,7 +92,7 @@ def matched_bindings(cell: Cell, runs: str) -> tuple[str, ...]:
 
 
 def _strides_of_sizes(sizes: Mapping[str, tuple[Size, Size]], blocks: int) -> list[float | Sequence[float]]:
-    """Strides of the first convolution and of each block that give the map sizes of a network."""
+    """Finds strides of the first convolution and of each block that lead to the given map sizes."""
     strides: list[float | Sequence[float]] = [1] * (1 + blocks)
     for path, (before, after) in sizes.items():
         first = path.split("/")[0]
@@ -90,16 +102,17 @@ def _strides_of_sizes(sizes: Mapping[str, tuple[Size, Size]], blocks: int) -> li
     return strides
 
 
-def _width_of_macs(cell: Cell, macs: int) -> int:
-    """The width at which a cell's network comes nearest to a number of MACs."""
+def _width_of_macs(cell: Cell, wanted: int) -> int:
+    """Finds the width at which the MACs of a cell's network come nearest to a wanted number."""
     widths = 8, 16
     costs = [
         initial_cost(cell.gin_file, (*cell.gin_bindings, f"{cell.model}.width = {width}")).macs for width in widths
     ]
-    # Two costs fix both coefficients, as every layer's is proportional to the width or to its square.
+    # Each layer's cost is proportional to the width or to its square, so two widths give both coefficients.
     square = (costs[1] / widths[1] - costs[0] / widths[0]) / (widths[1] - widths[0])
     linear = costs[0] / widths[0] - square * widths[0]
-    exact = (math.sqrt(linear**2 + 4 * square * macs) - linear) / (2 * square)
+    exact = (math.sqrt(linear**2 + 4 * square * wanted) - linear) / (2 * square)
     return min(
-        (max(1, math.floor(exact)), math.ceil(exact)), key=lambda width: abs(square * width**2 + linear * width - macs)
+        (max(1, math.floor(exact)), math.ceil(exact)),
+        key=lambda n: abs(square * n**2 + linear * n - wanted),
     )

@@ -1,4 +1,4 @@
-"""The figures of a study, drawn from the rows of its CSV files, from a trained network, and from images."""
+"""Draws the figures of a study, from the rows of its CSV files, a trained network and images."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import LogLocator
 
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling, spectral
-from diffstride_hybrid.model_tools.inspection import diffstride_layers, watched_calls
-from diffstride_hybrid.runs.figures import COLOURS
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, short_path, watched_calls
+from diffstride_hybrid.runs.figures import COLORS
 from experiments.studies.records import Row
 from experiments.studies.study import MEASURES, Study, column_title
 
 MARKERS = "osD^vPX*"
 
 WINDOW_LEVELS = (0.02, 0.5, 0.98)
+"""Weights of a window at which a line is drawn."""
 
 
 def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figure:
-    """Accuracy and loss against epoch: a column for each choice of strides, a line for the mean over the seeds.
+    """Draws accuracy (%) and loss (nats) against epoch, as the mean and the range over the seeds.
 
     Args:
-        study: which study.
-        epochs: rows of its runs' epochs, on one data set.
-        methods: those to draw.
+        study: the study whose strides or variants the figure has.
+        epochs: rows of the runs' epochs on one data set, as `records.record` returns them.
+        methods: names of the methods to draw, seven at most.
 
     Returns:
-        A figure.
+        A figure with a column for each choice of strides or variant.
     """
     axis, columns = study.columns()
     figure = Figure(figsize=(max(6.0, 3.2 * len(columns) + 0.6), 5.6), layout="constrained")
@@ -43,10 +45,10 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
         enumerate((("accuracy", "accuracy (%)", 100), ("loss", "loss (nats)", 1))), enumerate(columns)
     ):
         axes = grid[row][column]
-        for method, colour in zip(methods, COLOURS):
+        for method, color in zip(methods, COLORS):
             of_method = [line for line in epochs if line["method"] == method and line[axis] == value]
             for prefix, part, style in (("", "training", "--"), ("val_", "validation", "-")):
-                _band(axes, of_method, prefix + name, scale, colour, style, f"{method}, {part}")
+                _band(axes, of_method, prefix + name, scale, color, style, f"{method}, {part}")
         _finish(axes, "epoch" if row else "", label if column == 0 else "")
         if name == "loss":
             axes.set_yscale("log")
@@ -58,15 +60,15 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
 
 
 def learned_strides(study: Study, epochs: Sequence[Row], method: str) -> Figure:
-    """The strides of each layer against epoch: a column for each choice of strides, the mean and range over the seeds.
+    """Draws the strides of each layer against epoch, as the mean and the range over the seeds.
 
     Args:
-        study: which study.
-        epochs: rows of its runs' epochs, on one data set.
-        method: one whose strides are learned.
+        study: the study whose strides or variants the figure has.
+        epochs: rows of the runs' epochs on one data set, as `records.record` returns them.
+        method: name of a method with learned strides.
 
     Returns:
-        A figure.
+        A figure with a column for each choice of strides or variant.
     """
     axis, columns = study.columns()
     of_method = [line for line in epochs if line["method"] == method]
@@ -75,10 +77,10 @@ def learned_strides(study: Study, epochs: Sequence[Row], method: str) -> Figure:
     grid = figure.subplots(1, len(columns), sharey=True, squeeze=False)
     for axes, value in zip(grid[0], columns):
         lines = [line for line in of_method if line[axis] == value]
-        for layer, colour in zip(layers, COLOURS):
+        for layer, color in zip(layers, COLORS):
             label = layer.replace("/layer_1/pooling", "").replace("pooling", "first convolution").replace("_", " ")
             for way, style in (("vertical", "-"), ("horizontal", "--")):
-                _band(axes, lines, f"{layer}/{way}_stride", 1, colour, style, f"{label}, {way}")
+                _band(axes, lines, f"{layer}/{way}_stride", 1, color, style, f"{label}, {way}")
         _finish(axes, "epoch", "stride (input over output samples)" if axes is grid[0][0] else "")
         axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=4)
@@ -86,21 +88,21 @@ def learned_strides(study: Study, epochs: Sequence[Row], method: str) -> Figure:
 
 
 def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
-    """Accuracy against MACs: colour tells the method, marker the strides or the variant; bars are standard deviations.
+    """Draws accuracy (%) against the MACs of an image (millions), as means over the seeds with standard deviations.
 
     Args:
-        study: which study.
-        rows: of its runs, on one data set.
+        study: the study whose methods, strides and variants the figure has.
+        rows: rows of the runs on one data set, as `records.record` returns them.
 
     Returns:
-        A figure.
+        A figure in which the color shows the method, and the marker the strides or the variant.
     """
     axis, columns = study.columns()
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    methods = list(zip((method.name for method in study.methods), itertools.cycle(COLOURS)))
+    methods = list(zip((method.name for method in study.methods), itertools.cycle(COLORS)))
     marked = list(zip(columns, itertools.cycle(MARKERS)))
-    for (method, colour), (value, marker) in itertools.product(methods, marked):
+    for (method, color), (value, marker) in itertools.product(methods, marked):
         cell = [row for row in rows if row["method"] == method and row[axis] == value]
         if not cell:
             continue
@@ -109,14 +111,14 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
             statistics.fmean(float(row["macs"]) / 1e6 for row in cell),
             statistics.fmean(accuracies),
             yerr=statistics.stdev(accuracies) if len(cell) > 1 else None,
-            color=colour,
+            color=color,
             marker=marker,
             markersize=8,
             capsize=3,
             linestyle="none",
         )
-    for method, colour in methods:
-        axes.plot([], [], color=colour, marker="s", linestyle="none", label=method)
+    for method, color in methods:
+        axes.plot([], [], color=color, marker="s", linestyle="none", label=method)
     for value, marker in marked:
         axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=column_title(axis, value))
     least, *_, most = sorted(float(row["macs"]) for row in [*rows, *rows])
@@ -129,55 +131,25 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
 
 
 def windows(model: keras.Model, images: np.ndarray, strides_at_start: Mapping[str, Sequence[float]]) -> Figure:
-    """Each `DiffStride` layer's window over the spectrum of the map that it pools, before and after training.
+    """Draws each `DiffStride` layer's window over the spectrum of the map that it pools, before and after training.
 
     Args:
         model: a trained network.
-        images: `[batch, height, width, channels]`, normalised.
-        strides_at_start: (vertical, horizontal) of each layer where training started, by its path in the model.
+        images: float32 `[batch, height, width, channels]`, normalized as the network takes them.
+        strides_at_start: (vertical, horizontal) strides of each layer before training, by its path within the model.
 
     Returns:
-        A figure.
+        A figure with a column for each layer.
     """
     maps = _pooled_maps(model, images)
     figure = Figure(figsize=(2.6 * len(maps) + 0.8, 5.8), layout="constrained")
     grid = figure.subplots(2, len(maps), squeeze=False)
     for column, (path, (layer, feature_map)) in enumerate(maps.items()):
-        height, width = feature_map.shape[1:3]
-        spectrum = np.abs(np.fft.rfft2(feature_map, axes=(1, 2))).mean((0, 3))
-        decibels = 20 * np.log10(np.fft.fftshift(spectrum, 0) / spectrum.max() + 1e-6)
-        for row, (when, strides) in enumerate(
-            (("before training", strides_at_start[path]), ("after training", layer.strides.numpy()))
-        ):
+        stages = (("before training", strides_at_start[path]), ("after training", layer.strides.numpy()))
+        for row, (when, strides) in enumerate(stages):
             axes = grid[row][column]
-            image = axes.imshow(
-                decibels,
-                cmap="cividis",
-                vmin=-50,
-                vmax=0,
-                aspect="auto",
-                origin="lower",
-                extent=(-0.5, width // 2 + 0.5, -(height // 2) - 0.5, height - height // 2 - 0.5),
-            )
-            rows, columns = spectral.diffstride_windows(
-                height,
-                width,
-                np.asarray(strides, "float32"),
-                smoothness_factor=layer.smoothness_factor,
-                cropping=False,
-                lower_limit_stride=layer.lower_limit_stride,
-                upper_limit_stride=layer.upper_limit_stride,
-                mask=layer.mask,
-            )
-            weights = np.fft.fftshift(rows.weights.numpy())[:, None] * columns.weights.numpy()
-            axes.contour(
-                np.arange(width // 2 + 1),
-                np.arange(height) - height // 2,
-                weights,
-                levels=WINDOW_LEVELS,
-                colors="white",
-                linestyles=("-", "--", ":"),
-            )
+            image = _draw_spectrum(axes, feature_map)
+            _draw_window(axes, layer, strides, feature_map.shape[1:3])
             axes.set_title(f"{_layer_title(path)}\n{when}: {strides[0]:.2f}, {strides[-1]:.2f}", fontsize=9)
             axes.set_xlabel("horizontal frequency (cycles)" if row else "")
             axes.set_ylabel("" if column else "vertical frequency (cycles)")
@@ -191,13 +163,13 @@ def windows(model: keras.Model, images: np.ndarray, strides_at_start: Mapping[st
 
 
 def poolings(images: np.ndarray) -> Figure:
-    """Images before and after each pooling at stride 2.
+    """Draws images before and after each pooling at stride 2.
 
     Args:
-        images: `[batch, height, width, channels]`, of one channel or three, 0..1.
+        images: float32 `[batch, height, width, channels]` with one channel or three, from 0 to 1.
 
     Returns:
-        A figure.
+        A figure with a row for each image.
     """
     keeps_mean = {"norm": "forward"}
     layers: dict[str, Callable[[np.ndarray], Any]] = {
@@ -222,13 +194,51 @@ def poolings(images: np.ndarray) -> Figure:
     return figure
 
 
+def _draw_spectrum(axes: Axes, feature_map: np.ndarray) -> AxesImage:
+    """Draws the mean magnitude of the one-sided spectrum of `[batch, height, width, channels]`, in decibels."""
+    height, width = feature_map.shape[1:3]
+    spectrum = np.abs(np.fft.rfft2(feature_map, axes=(1, 2))).mean((0, 3))
+    return axes.imshow(
+        20 * np.log10(np.fft.fftshift(spectrum, 0) / spectrum.max() + 1e-6),
+        cmap="cividis",
+        vmin=-50,
+        vmax=0,
+        aspect="auto",
+        origin="lower",
+        extent=(-0.5, width // 2 + 0.5, -(height // 2) - 0.5, height - height // 2 - 0.5),
+    )
+
+
+def _draw_window(axes: Axes, layer: DiffStride, strides: Sequence[float], size: tuple[int, int]) -> None:
+    """Draws lines of equal weight of the window that a layer would have with some strides on a map of some size."""
+    height, width = size
+    rows, columns = spectral.diffstride_windows(
+        height,
+        width,
+        np.asarray(strides, "float32"),
+        smoothness_factor=layer.smoothness_factor,
+        cropping=False,
+        lower_limit_stride=layer.lower_limit_stride,
+        upper_limit_stride=layer.upper_limit_stride,
+        mask=layer.mask,
+    )
+    axes.contour(
+        np.arange(width // 2 + 1),
+        np.arange(height) - height // 2,
+        np.fft.fftshift(rows.weights.numpy())[:, None] * columns.weights.numpy(),
+        levels=WINDOW_LEVELS,
+        colors="white",
+        linestyles=("-", "--", ":"),
+    )
+
+
 def _pooled_maps(model: keras.Model, images: np.ndarray) -> dict[str, tuple[DiffStride, np.ndarray]]:
-    """What each `DiffStride` layer pools on the main path, by its path in the model."""
+    """Finds each `DiffStride` layer and the map that it pools on the main path, by its path within the model."""
     found: dict[str, tuple[DiffStride, np.ndarray]] = {}
 
     def keep(layer: DiffStride, inputs: Any, outputs: Any) -> None:
         del outputs
-        found.setdefault(layer.path.removeprefix(f"{model.name}/"), (layer, np.asarray(inputs)))
+        found.setdefault(short_path(model, layer.path), (layer, np.asarray(inputs)))
 
     with watched_calls(diffstride_layers(model), keep):
         model(images, training=False)
@@ -239,8 +249,8 @@ def _layer_title(path: str) -> str:
     return "first convolution" if path == "pooling" else path.split("/")[0].replace("_", " ")
 
 
-def _band(axes: Axes, lines: Sequence[Row], name: str, scale: float, colour: str, style: str, label: str) -> None:
-    """The mean over the seeds as a line, and their range as a band."""
+def _band(axes: Axes, lines: Sequence[Row], name: str, scale: float, color: str, style: str, label: str) -> None:
+    """Draws the mean over the seeds as a line and their range as a band."""
     values: dict[int, list[float]] = {}
     for line in lines:
         if line.get(name):
@@ -248,12 +258,12 @@ def _band(axes: Axes, lines: Sequence[Row], name: str, scale: float, colour: str
     if not values:
         return
     epochs = sorted(values)
-    axes.plot(epochs, [statistics.fmean(values[epoch]) for epoch in epochs], color=colour, linestyle=style, label=label)
+    axes.plot(epochs, [statistics.fmean(values[epoch]) for epoch in epochs], color=color, linestyle=style, label=label)
     axes.fill_between(
         epochs,
         [min(values[epoch]) for epoch in epochs],
         [max(values[epoch]) for epoch in epochs],
-        color=colour,
+        color=color,
         alpha=0.15,
         linewidth=0,
     )

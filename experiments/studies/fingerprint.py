@@ -1,4 +1,4 @@
-"""What tells the run of a cell from that of another version of its study."""
+"""Tells whether the run of a cell was made by this version of its study."""
 
 from __future__ import annotations
 
@@ -11,20 +11,30 @@ import gin
 
 from diffstride_hybrid.common.files import write_whole
 from diffstride_hybrid.config import gin_files
+from diffstride_hybrid.runs.folder import read_json
 from experiments.studies.study import Cell, format_strides
 
 CELL_FILE = "cell.json"
+"""The file in the folder of a cell that holds its description."""
 
 
 @functools.cache
 def config_fingerprint(gin_file: str, bindings: tuple[str, ...]) -> str:
-    """Twelve digits that differ where a config binds something else, in its own file or in one that it includes."""
+    """Hashes everything that a config binds, in its own file and in the files that it includes.
+
+    Args:
+        gin_file: path of a gin file, or the name of a shipped config.
+        bindings: gin bindings that override the file.
+
+    Returns:
+        Twelve hexadecimal digits.
+    """
     gin_files.parse([gin_files.find_gin_file(gin_file)], list(bindings))
     return hashlib.sha256(gin.config_str().encode()).hexdigest()[:12]
 
 
 def description(cell: Cell) -> dict[str, Any]:
-    """What the folder of a cell keeps of it."""
+    """Describes a cell in plain values, as its folder keeps them in `CELL_FILE`."""
     return {
         "data": cell.data,
         "method": cell.method.name,
@@ -38,16 +48,25 @@ def description(cell: Cell) -> dict[str, Any]:
 
 
 def write_description(cell: Cell, runs: str) -> None:
-    """Writes `CELL_FILE` into the folder of a cell."""
+    """Writes the description of a cell into its folder, under the folder `runs` of all studies."""
     write_whole(cell.folder(runs) / CELL_FILE, json.dumps(description(cell), indent=2) + "\n")
 
 
 def check_unchanged(cell: Cell, runs: str) -> None:
-    """Raises ValueError where the folder of a cell was made by another version of its study or of its config."""
+    """Refuses the folder of a cell that another version of its study or of its config has made.
+
+    Args:
+        cell: of a study.
+        runs: the folder that holds a folder for each study.
+
+    Raises:
+        ValueError: the folder describes another cell than this one.
+        OSError: the description is damaged.
+    """
     path = cell.folder(runs) / CELL_FILE
     if not path.exists():
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), description(cell)
+    before, now = read_json(path), description(cell)
     changed = [f"{name} was {value}, is {now[name]}" for name, value in before.items() if value != now[name]]
     if changed:
         raise ValueError(

@@ -8,18 +8,19 @@ from experiments import RESULTS
 from experiments.studies.study import Study, load_study, study_names
 
 FLAGS = flags.FLAGS
-flags.disclaim_key_flags()  # So that --help lists them under the command that calls `define_study_flags`.
+# Makes --help list the flags under the command that calls `define_study_flags`.
+flags.disclaim_key_flags()
 
 
 def define_study_flags() -> None:
     """Defines `--study`, `--runs` and `--results`."""
-    flags.DEFINE_string("study", None, "Name of the study: a module of experiments/studies.")
-    flags.DEFINE_string("runs", "runs", "Where the folders of the runs are, one folder for each study.")
+    flags.DEFINE_string("study", None, "Name of the study: a module of experiments/studies/grids.")
+    flags.DEFINE_string("runs", "runs", "Folder of the runs, with a folder for each study.")
     flags.DEFINE_string("results", str(RESULTS), "Folder of the CSV files and of the figures.")
 
 
 def chosen_study() -> Study:
-    """The study that `--study` names; raises ValueError where it names none."""
+    """Returns the study that `--study` names; raises ValueError if it is not given or names no study."""
     if FLAGS.study is None:
         raise ValueError(f"--study must name a study: there are {', '.join(study_names())}.")
     return load_study(FLAGS.study)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from experiments import markdown
+
 ICLR = "Riad et al., ICLR 2022"
 
 RELEASE = "README of the DiffStride release"
@@ -14,15 +16,15 @@ SIX, SEVERAL = "mean of six", "mean of several"
 
 
 class Figure(NamedTuple):
-    """One published line.
+    """The accuracies of one method in one publication.
 
     Attributes:
-        source: who published it.
-        method: how downsampling is done.
-        strides: of the last three blocks where training starts, or `SIX` for the mean over `study.PAPER_STRIDES`, or
-            `SEVERAL` for a mean over choices that the source does not number.
-        cifar10: accuracy, with a standard deviation where one is given.
-        cifar100: likewise.
+        source: the publication.
+        method: the downsampling.
+        strides: of the last three blocks before training; `SIX` for the mean over `study.PAPER_STRIDES`; `SEVERAL` for
+            a mean over choices whose number the source does not give.
+        cifar10: accuracy on CIFAR-10 in percent, with its standard deviation if the source gives one.
+        cifar100: accuracy on CIFAR-100, in the same form.
     """
 
     source: str
@@ -48,7 +50,14 @@ FIGURES = (
 
 
 def means_over_strides(data: str) -> dict[tuple[str, str], str]:
-    """What stands in the tables of a study of all six choices of strides: the figure of the method's own paper."""
+    """Collects the published means over all six choices of strides, for the tables of a study.
+
+    Args:
+        data: 'cifar10' or 'cifar100'.
+
+    Returns:
+        The accuracy that each method's own paper reports, by data set and method.
+    """
     return {
         (data, figure.method): f"{getattr(figure, data)} %"
         for figure in FIGURES
@@ -57,13 +66,6 @@ def means_over_strides(data: str) -> dict[tuple[str, str], str]:
 
 
 def table() -> str:
-    """All figures, as Markdown."""
-    lines = [
-        "| source | method | strides at the start | CIFAR-10 (%) | CIFAR-100 (%) |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {figure.source} | `{figure.method}` | {figure.strides} | {figure.cifar10} | {figure.cifar100} |"
-        for figure in FIGURES
-    ]
-    return "\n".join(lines)
+    """Returns all published accuracies as a Markdown table."""
+    head = ("source", "method", "strides at the start", "CIFAR-10 (%)", "CIFAR-100 (%)")
+    return markdown.table(head, [figure._replace(method=f"`{figure.method}`") for figure in FIGURES])

@@ -1,32 +1,32 @@
 """The results of a study as two CSV files: a row for each run, and a row for each epoch of each run.
 
-They are made from the folders of the runs. Rows of runs whose folders are not here, because another machine has them,
-stay as they are, as long as the study and the config are what they were.
+The rows are made from the folders of the runs. If a folder is missing because the run is on another machine, its rows
+stay as they are, unless the study or the config has changed since.
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
+from diffstride_hybrid.runs.folder import read_json
 from experiments.studies import fingerprint
 from experiments.studies.study import Cell, Study, format_strides
 
 KEY = ("data", "method", "variant", "strides", "seed")
-"""The columns that tell one run from another, in both files."""
+"""The columns that identify a run, in both files."""
 
 Row = dict[str, str]
 
 
 def runs_path(study: Study, results: pathlib.Path) -> pathlib.Path:
-    """The file with a row for each run."""
+    """Returns the path of the CSV file with a row for each run, in the folder `results`."""
     return results / f"{study.name}.csv"
 
 
 def epochs_path(study: Study, results: pathlib.Path) -> pathlib.Path:
-    """The file with a row for each epoch of each run."""
+    """Returns the path of the CSV file with a row for each epoch of each run, in the folder `results`."""
     return results / f"{study.name}_epochs.csv"
 
 
@@ -34,16 +34,17 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     """Brings both files up to date with the folders of the finished runs.
 
     Args:
-        study: which study.
-        runs: where the folders of all studies are. They need not exist.
-        results: the folder of the files.
+        study: the study whose cells the runs are.
+        runs: the folder that holds a folder for each study. It need not exist.
+        results: the folder of the CSV files.
 
     Returns:
-        The rows of both files.
+        The rows of the runs and the rows of the epochs.
 
     Raises:
-        ValueError: a run was made by another version of the study.
-        OSError: a file cannot be read or written.
+        ValueError: a run was made by another version of the study, or the study compares validation images and a run
+            has none.
+        OSError: a file of a run is damaged, or a CSV file cannot be written.
     """
     cells = study.cells()
     finished = [cell for cell in cells if cell.is_finished(runs)]
@@ -53,10 +54,13 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     configs = {_key(cell): _config(cell) for cell in cells}
     here = {_key(cell) for cell in finished}
     files = []
-    for path, rows_of in ((runs_path(study, results), _run_rows), (epochs_path(study, results), _epoch_rows)):
+    for path, rows_of in (
+        (runs_path(study, results), lambda cell: [_run_row(study, cell, runs)]),
+        (epochs_path(study, results), lambda cell: _epoch_rows(cell, runs)),
+    ):
         kept = [row for row in read_rows(path) if configs.get(_row_key(row)) == row.get("config")]
         kept = [row for row in kept if _row_key(row) not in here]
-        rows = [*kept, *(row for cell in finished for row in rows_of(study, cell, runs))]
+        rows = [*kept, *(row for cell in finished for row in rows_of(cell))]
         rows.sort(key=lambda row: (places[_row_key(row)], int(row.get("epoch", 0))))
         if finished:
             columns = dict.fromkeys(name for row in rows for name in row)
@@ -66,7 +70,7 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
 
 
 def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
-    """(vertical, horizontal) of each layer by its path, from a row of a run's `strides.csv`."""
+    """Reads the (vertical, horizontal) strides of each layer, by its path, from a row of a run's `strides.csv`."""
     layers = [name.removesuffix("/vertical_stride") for name in row if name.endswith("/vertical_stride")]
     return {
         layer: (float(row[f"{layer}/vertical_stride"]), float(row[f"{layer}/horizontal_stride"])) for layer in layers
@@ -85,15 +89,16 @@ def _row_key(row: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def _run_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
+def _run_row(study: Study, cell: Cell, runs: str) -> Row:
     folder = cell.folder(runs)
-    summary, run = cell.summary(runs), json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    summary, run = cell.summary(runs), read_json(folder / "run.json")
     (*_, last_epoch), (start, *_) = read_rows(folder / "metrics.csv"), read_rows(folder / "strides.csv")
     values = {
         "validation_accuracy": _rounded(last_epoch.get("val_accuracy", "")),
         "validation_loss": _rounded(last_epoch.get("val_loss", "")),
     }
-    if study.measure == "test":  # What is chosen by the validation images shall not be seen on the others.
+    # A study that chooses settings by validation images must not see the test images.
+    if study.measure == "test":
         values |= {name: _rounded(str(summary[name])) for name in ("test_accuracy", "test_loss")}
     elif not values["validation_accuracy"]:
         raise ValueError(f"{folder} has no validation images, which study {study.name} compares.")
@@ -119,11 +124,10 @@ def _run_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
         "commit": run["commit"],
         "config": _config(cell),
     }
-    yield {**dict(zip(KEY, _key(cell))), **{name: str(value) for name, value in values.items()}}
+    return {**dict(zip(KEY, _key(cell))), **{name: str(value) for name, value in values.items()}}
 
 
-def _epoch_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
-    del study
+def _epoch_rows(cell: Cell, runs: str) -> Iterator[Row]:
     folder = cell.folder(runs)
     metrics = {row["epoch"]: row for row in read_rows(folder / "metrics.csv")}
     for sizes in read_rows(folder / "strides.csv"):
@@ -134,7 +138,7 @@ def _epoch_rows(study: Study, cell: Cell, runs: str) -> Iterable[Row]:
 
 
 def _rounded(text: str) -> str:
-    """A number to five decimals, other text as it is."""
+    """Rounds a number that is not whole to five decimals; other text stays as it is."""
     return f"{float(text):.5f}" if "." in text or "e" in text else text
 
 

@@ -1,4 +1,4 @@
-"""Runs the cells of a study as processes, some at a time, each at most once."""
+"""Runs the cells of a study as training processes, several at a time, and each cell only once."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from experiments.studies.study import Cell
 TRAIN = [sys.executable, "-m", "diffstride_hybrid.train"]
 
 LOG_FILE = "train.log"
+"""The file in the folder of a cell that holds the output of its training."""
 
 ATTEMPTS = 2
+"""How often a cell is started at most."""
 
 POLL_SECONDS = 0.5
 
 
 class Running(NamedTuple):
-    """A cell whose training is under way.
+    """A cell that is being trained.
 
     Attributes:
         process: the training.
-        lock: held by this process and by the training, so that no other sweep starts the cell while either lives.
-        began: when, by `time.monotonic`.
+        lock: held by this process and by the training, so no other sweep starts the cell while either lives.
+        began: when the training began, in seconds of `time.monotonic`.
     """
 
     process: subprocess.Popen[bytes]
@@ -42,17 +44,17 @@ class Running(NamedTuple):
 
 
 class Sweep:
-    """Runs cells, several at a time.
+    """Runs cells, several at a time. A cell that fails is started once more.
 
     Args:
-        cells: in the order in which they start.
-        runs: where the folders of all studies are.
-        jobs: how many run at a time.
-        train_flags: for `diffstride_hybrid.train`.
-        measure: what is said of a finished run: its accuracy on the 'test' or on the 'validation' images.
+        cells: the cells, in the order in which they start.
+        runs: the folder that holds a folder for each study.
+        jobs: how many cells run at a time.
+        train_flags: flags that are passed to `diffstride_hybrid.train`.
+        measure: which accuracy of a finished run is printed, that on the 'test' or on the 'validation' images.
 
     Attributes:
-        broken: cells that failed twice, and why.
+        broken: the cells that failed twice or whose reference did, each with the reason.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Sweep:
         self._line = _StatusLine()
 
     def run(self) -> None:
-        """Runs what is not finished, until nothing is left that can run."""
+        """Runs every unfinished cell, until each is finished or broken."""
         try:
             while self._waiting or self._running:
                 self._start_what_can()
@@ -90,7 +92,7 @@ class Sweep:
         for cell in list(self._waiting):
             if len(self._running) + elsewhere >= self._jobs:
                 return
-            if cell.is_finished(self._runs):  # By a process that an earlier sweep has left.
+            if cell.is_finished(self._runs):  # Its training may have outlived a killed sweep.
                 self._waiting.remove(cell)
             elif cell.reference in self.broken:
                 self._waiting.remove(cell)
@@ -99,7 +101,7 @@ class Sweep:
                 lock = _locked(cell, self._runs)
                 if lock is None:
                     elsewhere += 1
-                elif cell.is_finished(self._runs):  # Between the look above and the lock.
+                elif cell.is_finished(self._runs):  # Another sweep finished it before we took the lock.
                     lock.close()
                 else:
                     self._waiting.remove(cell)
@@ -167,7 +169,7 @@ class Sweep:
         return left / self._jobs
 
     def _expected_seconds(self, cell: Cell) -> float:
-        """The mean of the runs that are most alike."""
+        """Averages the finished runs that are most like the cell."""
 
         def likeness(other: Cell) -> tuple[bool, bool, bool, bool]:
             return (
@@ -182,7 +184,7 @@ class Sweep:
 
 
 class _StatusLine:
-    """A line that changes in place on a terminal. Elsewhere nothing but events is printed."""
+    """A line that changes in place on a terminal. If the output is no terminal, only events are printed."""
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
@@ -203,10 +205,10 @@ class _StatusLine:
 
 
 def _locked(cell: Cell, runs: str) -> IO[str] | None:
-    """Makes and locks the folder of a cell. None where another process has it locked."""
+    """Makes and locks the folder of a cell; returns None if another process holds the lock."""
     folder = cell.folder(runs)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  Held as long as the training lives.
+    lock = open(folder / ".lock", "w", encoding="utf-8")  # noqa: SIM115  The lock outlives this function.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -223,6 +225,16 @@ def _environment(jobs: int) -> Mapping[str, str]:
 
 
 def outcome(cell: Cell, runs: str, measure: str) -> str:
+    """Describes a finished run in a few words.
+
+    Args:
+        cell: a finished cell.
+        runs: the folder that holds a folder for each study.
+        measure: which accuracy to name, that on the 'test' or on the 'validation' images.
+
+    Returns:
+        Its accuracy, MACs and training time.
+    """
     summary = cell.summary(runs)
     accuracy = summary["test_accuracy"]
     if measure == "validation":
@@ -248,5 +260,6 @@ def _last_line(cell: Cell, runs: str) -> str:
 
 
 def progress(cell: Cell, runs: str) -> str:
+    """Returns how far the log of a run has come, such as '(epoch 2/5)', or '' before the first epoch has ended."""
     epochs = [match[0] for match in map(re.compile(r"epoch \d+/\d+").match, _log_lines(cell, runs)) if match]
     return f"({epochs[-1]})" if epochs else ""

@@ -1,30 +1,32 @@
-"""What a study is: a grid of training runs, each with a folder of its own.
+"""Studies: grids of training runs, each run with a folder of its own.
 
-A study file is a module of `experiments.studies.grids` whose `STUDY` holds a `Study`. Nothing here needs TensorFlow.
+A module of `experiments.studies.grids` is a study if its `STUDY` holds a `Study`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import itertools
-import json
 import pathlib
 import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffstride_hybrid.common.errors import did_you_mean
+from diffstride_hybrid.runs.folder import read_json
+
 GRIDS_PACKAGE = "experiments.studies.grids"
 
 MEASURES = {"test": "test_accuracy", "validation": "validation_accuracy"}
-"""What a study compares, and the column of its CSV file that holds it."""
+"""The accuracies that a study may compare, each with its column in the CSV file."""
 
 Strides = tuple[float, float, float]
-"""The strides of a network's last three blocks where training starts."""
+"""The strides of a network's last three blocks before training."""
 
 MATCHES = ("maps", "macs")
+"""In what a method may be matched to another: the sizes of its maps, or its MACs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Method:
     """One way to downsample.
 
     Attributes:
-        name: in tables and folder names.
-        gin_file: the config, with `{data}` where the name of the data set stands.
-        bindings: on top of it.
-        matched_to: the method whose finished run of the same data, variant, strides and seed this one is matched to.
-        match: 'maps' for strided convolutions with the map sizes that the other has after training, or 'macs' for
-            strided convolutions at the usual strides, so wide that they cost as much as the other after training.
+        name: used in tables and folder names.
+        gin_file: name of the config; `{data}` stands for the name of the data set.
+        bindings: gin bindings that override the config.
+        matched_to: name of another method. A run of this method is matched to the finished run of the other method with
+            the same data, variant, strides and seed.
+        match: 'maps' for strided convolutions with the map sizes that the other run has after training, or 'macs' for
+            strided convolutions at the usual strides, so wide that they cost as much as the other run after training.
     """
 
     name: str
@@ -49,11 +52,11 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One setting that all methods of a study are run with, such as a learning rate.
+    """One setting that every method of a study runs with, such as a learning rate.
 
     Attributes:
-        name: in tables and folder names.
-        bindings: on top of those of the method.
+        name: used in tables and folder names.
+        bindings: gin bindings that are added to those of the method.
     """
 
     name: str = ""
@@ -67,13 +70,13 @@ class Cell:
     Attributes:
         study: name of the study.
         data: name of the data set.
-        method: how to downsample.
-        variant: with which setting.
-        strides: of the last three blocks.
+        method: the way to downsample.
+        variant: the setting.
+        strides: of the last three blocks before training.
         seed: of the run.
         model: the network's name in gin.
-        gin_bindings: what is bound on top of the config, but for what a match with another run adds.
-        reference: the cell that this one is matched to, which must be run before.
+        gin_bindings: all bindings that override the config, except those that a match adds.
+        reference: the cell that this one is matched to. It must run first.
     """
 
     study: str
@@ -88,25 +91,25 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of the folder, unlike that of any other cell of the study."""
+        """The name of the run's folder. No other cell of the study has it."""
         parts = (self.data, self.method.name, self.variant.name, format_strides(self.strides), f"seed{self.seed}")
         return "-".join(part for part in parts if part)
 
     @property
     def gin_file(self) -> str:
-        """Name of the shipped config."""
+        """The name of the shipped config."""
         return self.method.gin_file.format(data=self.data)
 
     def folder(self, runs: str | pathlib.Path) -> pathlib.Path:
-        """The folder of the run among those of all studies."""
+        """Returns the folder of the run; `runs` holds a folder for each study."""
         return pathlib.Path(runs) / self.study / self.name
 
     def summary(self, runs: str | pathlib.Path) -> dict[str, Any]:
-        """What a finished run has written last."""
-        return json.loads((self.folder(runs) / "summary.json").read_text(encoding="utf-8"))
+        """Reads the `summary.json` of a finished run; raises OSError if the file is missing or damaged."""
+        return read_json(self.folder(runs) / "summary.json")
 
     def is_finished(self, runs: str | pathlib.Path) -> bool:
-        """Whether the run has ended well."""
+        """Tells whether the run has ended well."""
         return (self.folder(runs) / "summary.json").exists()
 
 
@@ -115,19 +118,23 @@ class Study:
     """A grid of runs: data sets x variants x strides x methods, for each seed.
 
     Attributes:
-        name: of the study.
-        purpose: what it answers, in one line.
-        methods: those compared. One that is matched to another comes after it.
+        name: of the study and of its module.
+        purpose: the question that the study answers, in one line.
+        methods: the methods to compare. A matched method comes after the method that it is matched to.
         data: names of data sets.
-        strides: of the last three blocks where training starts.
+        strides: choices of the strides of the last three blocks before training.
         seeds: of the runs.
-        bindings: of all runs.
-        variants: settings that all methods are run with.
-        first_stride: of the first convolution.
+        bindings: gin bindings of all runs.
+        variants: settings that every method runs with.
+        first_stride: stride of the first convolution.
         model: the network's name in gin.
-        measure: what the tables compare: accuracy on the 'test' or on the 'validation' images, after training.
-        baseline: the method whose runs those of the others are compared to one by one, or None.
-        published: figures of others, by data set and method, as they stand in the tables.
+        measure: the accuracy that the tables compare after training, on the 'test' or on the 'validation' images.
+        baseline: the method that the others are compared with, run by run, or None.
+        published: accuracies from publications, by data set and method, as the tables show them.
+
+    Raises:
+        ValueError: a name has a character that a folder name must not have, the study varies both strides and settings,
+            or a method is matched to a method that does not stand before it.
     """
 
     name: str
@@ -162,13 +169,13 @@ class Study:
                 )
 
     def columns(self) -> tuple[str, list[str]]:
-        """What the columns of the tables are: 'variant' or 'strides', and their values in the CSV file."""
+        """Returns the quantity that the table columns vary, 'variant' or 'strides', and its values in the CSV file."""
         if len(self.variants) > 1:
             return "variant", [variant.name for variant in self.variants]
         return "strides", [format_strides(strides) for strides in self.strides]
 
     def cells(self) -> list[Cell]:
-        """All runs. Seeds come last, so that a study that is not finished has whole seeds."""
+        """Returns all runs, seed by seed, so that an unfinished study has complete seeds."""
         cells: dict[tuple[Any, ...], Cell] = {}
         for seed, data, variant, strides in itertools.product(self.seeds, self.data, self.variants, self.strides):
             for method in self.methods:
@@ -187,7 +194,7 @@ class Study:
 
 
 PAPER_STRIDES: tuple[Strides, ...] = ((2, 2, 2), (2, 2, 3), (1, 3, 1), (3, 1, 3), (3, 1, 2), (3, 2, 3))
-"""Those that both papers start from on CIFAR-10 and CIFAR-100."""
+"""The initial strides that both papers use on CIFAR-10 and CIFAR-100."""
 
 PAPER_METHODS = (
     Method("strided", "{data}_strided"),
@@ -198,24 +205,24 @@ PAPER_METHODS = (
     Method("strided_matched_maps", "{data}_strided", matched_to="diffstride", match="maps"),
     Method("strided_matched_macs", "{data}_strided", matched_to="diffstride", match="macs"),
 )
-"""The five methods of the papers' comparison, and two baselines that tell a gain of the method from one of compute.
+"""The five methods of the papers' comparison, and two baselines that tell a gain of the method from a gain of compute.
 
-Both are strided convolutions matched to the `diffstride` run of the same seed. One samples its maps to the sizes that
-DiffStride ended with, so that maps and the MACs of convolutions are equal. The other is wider until those MACs are as
-near as a whole width gets, and has more parameters for it.
+Both baselines are strided convolutions, matched to the `diffstride` run of the same strides and seed. One samples its
+maps to the sizes that DiffStride ended with, so the maps and the MACs of the convolutions are equal. The other is
+wider, so that its MACs come as near as a whole width allows, and has more parameters.
 """
 
 
 def shard_of(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
-    """The cells of one of several machines. A cell is always with the one that it is matched to.
+    """Selects the cells that one of several machines runs. Matched cells stay with their references.
 
     Args:
-        cells: all of a study.
-        index: which machine, from 1.
-        count: how many machines.
+        cells: all cells of a study.
+        index: number of the machine, from 1.
+        count: how many machines there are.
 
     Returns:
-        About the same number for each machine.
+        The machine's cells, in the order of `cells`. All machines get about the same number.
     """
     groups: dict[Cell, list[Cell]] = {}
     for cell in cells:
@@ -227,35 +234,39 @@ def shard_of(cells: Sequence[Cell], index: int, count: int) -> list[Cell]:
 
 
 def column_title(axis: str, value: str) -> str:
-    """What stands above a column of a table or figure."""
+    """Returns the title of a table column or figure panel, from what `Study.columns` returns."""
     return f"strides {value}" if axis == "strides" else value
 
 
 def format_strides(strides: Sequence[float]) -> str:
-    """Strides as they stand in names and tables, such as '2,2,2'."""
+    """Writes strides as names and tables show them, such as '2,2,2'."""
     return ",".join(f"{stride:g}" for stride in strides)
 
 
 def study_names() -> list[str]:
-    """The names of all studies."""
-    return sorted(module.name for module in pkgutil.iter_modules(importlib.import_module(GRIDS_PACKAGE).__path__))
+    """Returns the names of all studies in alphabetical order. A module of the folder without a `STUDY` is left out."""
+    modules = pkgutil.iter_modules(importlib.import_module(GRIDS_PACKAGE).__path__)
+    return sorted(module.name for module in modules if isinstance(_study_of(module.name), Study))
+
+
+def _study_of(module: str) -> Any:
+    return getattr(importlib.import_module(f"{GRIDS_PACKAGE}.{module}"), "STUDY", None)
 
 
 def load_study(name: str) -> Study:
     """Loads a study by its name.
 
     Args:
-        name: of a module of `experiments.studies.grids`.
+        name: name of its module in `experiments.studies.grids`.
 
     Returns:
         The study.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such study.
     """
     names = study_names()
     if name not in names:
-        near = difflib.get_close_matches(name, names)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}."
+        hint = did_you_mean(name, names) or f"there are {', '.join(names)}."
         raise ValueError(f"No study {name!r}: {hint}")
-    return importlib.import_module(f"{GRIDS_PACKAGE}.{name}").STUDY
+    return _study_of(name)

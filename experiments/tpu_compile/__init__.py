@@ -1,1 +1,1 @@
-"""What XLA's compiler for TPUs estimates of a training step, without a TPU."""
+"""Compiles training steps and layers for a TPU without one, for the compiler's estimates."""

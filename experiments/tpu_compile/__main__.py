@@ -1,13 +1,13 @@
-"""Compiles training steps for a TPU that is not there, and prints what its compiler says of each: a JSON line each.
+"""Compiles training steps and layers for a TPU without having one, and prints the compiler's figures as JSON lines.
 
 python -m experiments.tpu_compile --gin_file=cifar10_hybrid --topology=v5e:2x2
 python -m experiments.tpu_compile --gin_file=cifar10_hybrid --topology=v5e:2x2 --part=layer
 python -m experiments.tpu_compile --tables_of=experiments/results/tpu_compile.jsonl
 
-`--part=step` compiles the whole training step of the config, forward, backward, optimiser and metrics, for one chip and
+`--part=step` compiles the whole training step of a config (forward, backward, optimizer and metrics) for one chip and
 the whole batch. `--part=layer` compiles each of its `DiffStride` layers alone, forward and backward, by both methods.
 Cycles, operations and memory are the compiler's estimates: nothing runs. Needs `pip install -e '.[tpu-aot]'`.
-`--tables_of` makes the README's tables of lines that `--output` has kept.
+`--tables_of` makes Markdown tables from the lines that `--output` has kept, and needs no compiler.
 """
 
 from __future__ import annotations
@@ -35,30 +35,32 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     flags.DEFINE_multi_string(
-        "gin_file", [], "A gin file: its path, or the name of a shipped one. Each one given is compiled."
+        "gin_file", [], "A gin file: its path, or the name of a shipped one. Repeat it for more files."
     )
     flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files.")
-    flags.DEFINE_multi_string("topology", ["v5e:2x2"], "The TPU, in JAX's notation. May be given again.")
-    flags.DEFINE_multi_string(
-        "dtype_policy", ["float32", "mixed_bfloat16"], "Dtype policy. Both are compiled where none is given."
-    )
-    flags.DEFINE_multi_enum("part", ["step"], ["step", "layer"], "What to compile. May be given again.")
-    flags.DEFINE_string("output", None, "File that the JSON lines are added to as well.")
-    flags.DEFINE_string("tables_of", None, "Print tables of the lines of this file, and compile nothing.")
+    flags.DEFINE_multi_string("topology", ["v5e:2x2"], "The TPU, in JAX's notation. Repeat it for more.")
+    flags.DEFINE_multi_string("dtype_policy", ["float32", "mixed_bfloat16"], "Dtype policy. Repeat it for more.")
+    flags.DEFINE_multi_enum("part", ["step"], ["step", "layer"], "What to compile. Repeat it for both.")
+    flags.DEFINE_string("output", None, "A file to which the JSON lines are appended as well.")
+    flags.DEFINE_string("tables_of", None, "Print tables of the lines in this file, and compile nothing.")
 
 
 GIB = 2**30
 
-# Of each chip: its memory (cloud.google.com/tpu/docs/system-architecture), and the machine that the compiler is told.
 CHIPS = {
     "v4": {"memory_bytes": 32 * GIB, "accelerator": "v4-8"},
     "v5e": {"memory_bytes": 16 * GIB, "accelerator": "v5litepod-4"},
     "v6e": {"memory_bytes": 32 * GIB, "accelerator": "v6e-4"},
 }
+"""Memory of each chip (cloud.google.com/tpu/docs/system-architecture), and the machine that the compiler is told."""
 
 
 def requests() -> Iterator[dict[str, Any]]:
-    """What the flags ask for, one compilation each."""
+    """Lists the compilations that the flags ask for.
+
+    Yields:
+        A request for `compile_one`. Its key 'part' is 'step' or 'layer'; a layer has 'place' and 'method' too.
+    """
     for gin_file, topology, policy, part in itertools.product(
         FLAGS.gin_file, FLAGS.topology, FLAGS.dtype_policy, FLAGS.part
     ):
@@ -78,13 +80,16 @@ def requests() -> Iterator[dict[str, Any]]:
 
 
 def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Has a process of its own answer a request.
+    """Compiles one function in a process of its own, since a refusal may end the process.
 
     Args:
-        request: see `requests`.
+        request: one of those that `requests` yields.
 
     Returns:
-        The request, whether it was compiled, and the compiler's figures or the reason for its refusal.
+        The request with 'compiled', and either the compiler's figures or its reason under 'refused'.
+
+    Raises:
+        ValueError: the process failed before it came to compile. The message is its last line.
     """
     chip = CHIPS[request["topology"].split(":")[0]]
     environment = {
@@ -115,11 +120,10 @@ def compile_one(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Compiles what the flags ask for."""
+    """Compiles what the flags ask for and prints a JSON line for each compilation, or prints tables of such lines."""
     del argv
     if FLAGS.tables_of:
-        lines = pathlib.Path(FLAGS.tables_of).read_text(encoding="utf-8").splitlines()
-        print(report.tables([json.loads(line) for line in lines]))
+        print(report.tables(report.read_lines(pathlib.Path(FLAGS.tables_of))))
         return
     if not FLAGS.gin_file:
         raise ValueError("--gin_file must be given: a path, or the name of a shipped config.")

@@ -1,8 +1,8 @@
-"""Compiles one function for a TPU that is not there. `experiments.tpu_compile` runs this in a process of its own.
+"""Compiles one function for a TPU, without a TPU. `experiments.tpu_compile` runs this module as a process.
 
-Its argument is a request in JSON, its last line of output the answer. TensorFlow lowers the function to StableHLO as
-for a CPU, and the TPU's own compiler, which `jax[tpu]` brings, does the rest. This leans on private modules of JAX,
-whose version the extra `tpu-aot` therefore fixes. What the compiler refuses may end the process.
+The argument is a request in JSON, and the last line of output is the answer. TensorFlow lowers the function to
+StableHLO as for a CPU, and the TPU's own compiler from `jax[tpu]` compiles that. This uses private modules of JAX, so
+the extra `tpu-aot` fixes the version of JAX. A function that the compiler refuses may end the process.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.config import gin_files
+from diffstride_hybrid.config import gin_files, gin_names
 from diffstride_hybrid.data.datasets import Datasets
-from diffstride_hybrid.data.loading import shapes
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, short_path
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.run import make_loop
 
@@ -52,9 +51,9 @@ def main() -> None:
 
 
 def _datasets_of_shapes() -> Datasets:
-    """A set that need not be here, without images: its shapes are all that a step depends on."""
+    """Makes a data set without images, because a compiled step depends only on shapes. The real set may be missing."""
     bound = gin.get_bindings("data.load_datasets")
-    image_shape, num_classes = shapes(**bound)
+    image_shape, num_classes = gin_names.bound_shapes()
     return Datasets(
         name=bound["name"],
         image_shape=image_shape,
@@ -71,12 +70,12 @@ def _datasets_of_shapes() -> Datasets:
 
 
 def _places(model: keras.Model, image_shape: tuple[int, int, int]) -> dict[str, tuple[Any, tuple[int, ...]]]:
-    """Each `DiffStride` of a model and the map that it pools on the main path, by the layer's path."""
+    """Finds each `DiffStride` layer and the shape of the map that it pools on the main path, by the layer's path."""
     found: dict[str, tuple[Any, tuple[int, ...]]] = {}
     learned = diffstride_layers(model)
     for cost in macs(model, image_shape).layers:
         if cost.layer in learned:
-            found.setdefault(cost.layer.path.removeprefix(f"{model.name}/"), (cost.layer, cost.input_shape))
+            found.setdefault(short_path(model, cost.layer.path), (cost.layer, cost.input_shape))
     return found
 
 
@@ -95,44 +94,27 @@ def _forward_and_backward(layer: Any, method: str) -> Callable[[tf.Tensor], Any]
 def _compile(
     function: Any, specs: tuple[tf.TensorSpec, ...], topology: str, own_layouts: bool = False
 ) -> dict[str, Any]:
-    """Compiles for one chip, and reads what the compiler says of the result.
+    """Compiles a function for one chip.
 
     Args:
-        function: with static shapes, for XLA.
-        specs: of its arguments.
-        topology: in JAX's notation.
-        own_layouts: whether the compiler may lay out arguments and results as it likes, as it may within a network.
+        function: a `tf.function` that XLA can compile, with static shapes.
+        specs: shapes and dtypes of its arguments.
+        topology: the TPU, in JAX's notation.
+        own_layouts: whether the compiler may choose the layouts of arguments and results, as it may within a network.
 
     Returns:
-        What the compiler says.
+        The compiler's figures, or its reason for refusing the function under the key 'refused'.
     """
-    from jax._src import compiler
-    from jax._src.interpreters import mlir
-    from jax._src.lib import xla_client
-    from jax._src.lib.mlir import ir
     from jax.experimental import topologies
 
-    text = function.experimental_get_compiler_ir(*specs)(stage="stablehlo")
-    # TensorFlow leaves copies behind, of a dialect that this compiler does not know, where a variable is updated.
-    text = re.sub(
-        r'"?mhlo\.copy"?\(?\s*(%\w+)\)?( \{[^}]*\})? : (?:\(tensor<[^>]*>\) -> )?(tensor<[^>]*>)',
-        r"stablehlo.reshape \1 : (\3) -> \3",
-        text,
-    )
+    text = _stablehlo(function, specs)
     if own_layouts:
         text = re.sub(r"func\.func (public )?@main\(.*", _with_own_layouts, text)
     chip = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-    options = compiler.get_compile_options(
-        num_replicas=1, num_partitions=1, device_assignment=np.array([[chip.id]]), backend=chip.client
-    )
     began = time.perf_counter()
     try:
-        with mlir.make_ir_context():
-            module = ir.Module.parse(text)
-            executable = chip.client.compile(
-                module, executable_devices=xla_client.DeviceList((chip,)), compile_options=options
-            )
-    except Exception as error:  # Of many kinds: whatever the compiler says, it is an answer.
+        executable = _executable(text, chip)
+    except Exception as error:  # Of many kinds: every message of the compiler is an answer.
         return {"refused": " ".join(str(error).split())[:400]}
     seconds = time.perf_counter() - began
     cost, memory = executable.cost_analysis(), executable.get_compiled_memory_stats()
@@ -151,14 +133,40 @@ def _compile(
     }
 
 
+def _stablehlo(function: Any, specs: tuple[tf.TensorSpec, ...]) -> str:
+    """Lowers a function to StableHLO, as for a CPU."""
+    text = function.experimental_get_compiler_ir(*specs)(stage="stablehlo")
+    # If the function updates a variable, TensorFlow leaves copies in a dialect that the TPU's compiler does not know.
+    return re.sub(
+        r'"?mhlo\.copy"?\(?\s*(%\w+)\)?( \{[^}]*\})? : (?:\(tensor<[^>]*>\) -> )?(tensor<[^>]*>)',
+        r"stablehlo.reshape \1 : (\3) -> \3",
+        text,
+    )
+
+
+def _executable(text: str, chip: Any) -> Any:
+    """Compiles StableHLO for a chip."""
+    from jax._src import compiler
+    from jax._src.interpreters import mlir
+    from jax._src.lib import xla_client
+    from jax._src.lib.mlir import ir
+
+    options = compiler.get_compile_options(
+        num_replicas=1, num_partitions=1, device_assignment=np.array([[chip.id]]), backend=chip.client
+    )
+    with mlir.make_ir_context():
+        module = ir.Module.parse(text)
+        return chip.client.compile(module, executable_devices=xla_client.DeviceList((chip,)), compile_options=options)
+
+
 def _estimated_cycles(program: str) -> int | None:
-    """The sum over the program's instructions; None where one of them has none that can be, as some in bfloat16."""
+    """Sums the cycles of a program's instructions; None if the compiler gives one of them an impossible number."""
     cycles = [int(cycles) for cycles in re.findall(r'"estimated_cycles":"?(\d+)', program)]
     return sum(cycles) if max(cycles, default=2**48) < 2**48 else None
 
 
 def _with_own_layouts(signature: re.Match[str]) -> str:
-    """The first line of a function in StableHLO, every argument and result of it with the layout mode 'auto'."""
+    """Adds the layout mode 'auto' to each argument and result in the first line of a StableHLO function."""
     arguments, results = signature[0].split(" -> ")
     mode = r'\1 {mhlo.layout_mode = "auto"}'
     return f"{re.sub(r'(tensor<[^>]*>)', mode, arguments)} -> {re.sub(r'(tensor<[^>]*>)', mode, results)}"

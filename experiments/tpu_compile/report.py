@@ -1,43 +1,80 @@
-"""What `experiments.tpu_compile` makes of its lines: Markdown tables."""
+"""The tables of `experiments.tpu_compile`, made from its JSON lines."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from experiments import markdown
 
 Line = Mapping[str, Any]
 
 METHODS = ("fft", "matmul")
 
 
-def tables(lines: Sequence[Line]) -> str:
-    """Markdown tables of steps and of layers, a row for each program and a column for each dtype policy.
+def read_lines(path: pathlib.Path) -> list[Line]:
+    """Reads a file of JSON lines.
 
     Args:
-        lines: what `tpu_compile.compile_one` gave.
+        path: of the file that `--output` has written.
 
     Returns:
-        The tables, steps first.
+        The lines.
+
+    Raises:
+        ValueError: a line is not JSON.
+        OSError: there is no such file.
     """
-    policies = list(dict.fromkeys(line["dtype_policy"] for line in lines))
-    texts = []
-    for part, columns, cell in (
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines.append(json.loads(text))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is not JSON ({error}): put it right, or remove it.") from error
+    return lines
+
+
+def tables(lines: Sequence[Line]) -> str:
+    """Makes a table of the training steps and one of the layers: a row for each program, a column for each precision.
+
+    Args:
+        lines: what `compile_one` returned for each request.
+
+    Returns:
+        Markdown tables, that of the steps first. A part without lines has no table.
+    """
+    parts = (
         ("step", ("gin_file", "topology", "batch"), _step_cell),
         ("layer", ("gin_file", "map", "topology", "batch"), _layer_cell),
-    ):
-        rows: dict[tuple[Any, ...], dict[str, list[Line]]] = {}
-        for line in lines:
-            if line["part"] == part:
-                programs = rows.setdefault(tuple(line.get(column, "") for column in columns), {})
-                programs.setdefault(line["dtype_policy"], []).append(line)
-        if rows:
-            heads = [column.replace("gin_file", "config").replace("topology", "TPU") for column in columns]
-            table = [f"| {' | '.join([*heads, *policies])} |", "| --- " * (len(heads) + len(policies)) + "|"]
-            for names, programs in rows.items():
-                cells = [cell(programs[policy]) if policy in programs else "" for policy in policies]
-                table.append(f"| {' | '.join(map(str, [*names, *cells]))} |")
-            texts.append("\n".join(table))
-    return "\n\n".join(texts)
+    )
+    texts = [
+        _table([line for line in lines if line["part"] == part], _policies(lines), columns, cell)
+        for part, columns, cell in parts
+    ]
+    return "\n\n".join(text for text in texts if text)
+
+
+def _policies(lines: Sequence[Line]) -> list[str]:
+    return list(dict.fromkeys(line["dtype_policy"] for line in lines))
+
+
+def _table(
+    lines: Sequence[Line], policies: Sequence[str], columns: Sequence[str], cell: Callable[[Sequence[Line]], str]
+) -> str:
+    programs: dict[tuple[str, ...], dict[str, list[Line]]] = {}
+    for line in lines:
+        by_policy = programs.setdefault(tuple(str(line.get(column, "")) for column in columns), {})
+        by_policy.setdefault(line["dtype_policy"], []).append(line)
+    if not programs:
+        return ""
+    head = [column.replace("gin_file", "config").replace("topology", "TPU") for column in columns]
+    rows = [
+        [*names, *(cell(by_policy[policy]) if policy in by_policy else "" for policy in policies)]
+        for names, by_policy in programs.items()
+    ]
+    return markdown.table([*head, *policies], rows)
 
 
 def _step_cell(lines: Sequence[Line]) -> str:

@@ -1,1 +1,1 @@
-"""A network with max pooling, swapped for spectral poolings and trained on."""
+"""Replaces the max poolings of a trained network by spectral poolings, and trains it on."""

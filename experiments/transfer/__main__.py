@@ -1,8 +1,8 @@
-"""Trains a small Keras network with max pooling, swaps its poolings, and trains it on, beside the network as it was.
+"""Trains a small Keras network with max pooling, replaces its poolings and trains on, with and without new poolings.
 
 python -m experiments.transfer --data=fashion_mnist --epochs=3 --seeds=3
 
-The results are `experiments/results/transfer.csv`, and a Markdown table.
+The results are a Markdown table and `experiments/results/transfer.csv`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Sequence
 
-import keras
 import tensorflow as tf
 from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import rows_as_text, write_whole
+from diffstride_hybrid.common.versions import versions_of
 from diffstride_hybrid.data.loading import load_datasets
 from experiments.transfer import experiment, report
 
@@ -25,17 +25,19 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     flags.DEFINE_string("data", "fashion_mnist", "Name of the data set, as for data.load_datasets.name.")
-    flags.DEFINE_integer("epochs", 3, "Epochs of the first training, and again of the second.", lower_bound=1)
+    flags.DEFINE_integer("epochs", 3, "Epochs of each of the two trainings.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
     flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains for each seed, and writes what is there after each model."""
+    """Trains all networks with each seed, writes the CSV file after each row and prints the table."""
     del argv
     command_line.keep_freed_memory()
-    tf.get_logger().setLevel("ERROR")  # It takes the graphs of many networks for those of one, traced again and again.
-    versions, rows = f"tensorflow {tf.__version__}; keras {keras.__version__}", []
+    # TensorFlow would warn of retracing, because each network has a graph of its own.
+    tf.get_logger().setLevel("ERROR")
+    versions = "; ".join(f"{name} {version}" for name, version in versions_of(("tensorflow", "keras")).items())
+    rows = []
     for seed in range(1, FLAGS.seeds + 1):
         datasets = load_datasets(FLAGS.data, batch_size=64, seed=seed)
         for row in experiment.transfer(datasets, FLAGS.epochs, seed):

@@ -1,4 +1,4 @@
-"""A network with max pooling, swapped for spectral poolings and trained on."""
+"""Trains a network with max pooling, replaces its poolings and trains it on."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from diffstride_hybrid.model_tools.inspection import strides_by_path
 from diffstride_hybrid.model_tools.macs import macs
 
 ORIGINAL = "max pooling"
+"""The name of the network whose poolings stay."""
 
 SWAPS: dict[str, Callable[[keras.Model], keras.Model]] = {
     "DiffStride": lambda model: replace_downsampling(model, DiffStride),
@@ -24,11 +25,21 @@ SWAPS: dict[str, Callable[[keras.Model], keras.Model]] = {
 LEARNING_RATE = 2e-3
 
 COLUMNS = ("seed", "model", "stage", "epochs", "test_accuracy", "macs", "pooling_macs", "sizes", "strides", "versions")
-"""A `stage` is 'before', 'swapped' or 'after': the end of the first training, and start and end of the second one."""
+"""The columns of the CSV file. A stage is 'before' (the end of the first training), 'swapped' (the start of the second
+training) or 'after' (its end)."""
 
 
 def convolutional_network(image_shape: Sequence[int], num_classes: int, width: int = 16) -> keras.Model:
-    """Three convolutions with max pooling between them, as the first chapter of many a tutorial has it."""
+    """Makes a network of three convolutions with max pooling between them, as many tutorials do.
+
+    Args:
+        image_shape: (height, width, channels) of an image.
+        num_classes: how many classes there are.
+        width: channels of the first convolution; the others have two and four times as many.
+
+    Returns:
+        A network from images to probabilities of the classes.
+    """
     layers = []
     for factor in (1, 2, 4):
         layers += [
@@ -42,15 +53,15 @@ def convolutional_network(image_shape: Sequence[int], num_classes: int, width: i
 
 
 def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Trains the network, then trains it and its swaps for as many epochs more, all from the same weights and data.
+    """Trains a network, then trains it and its swaps for as many epochs more, all from the same weights and data.
 
     Args:
-        datasets: what to train and test on.
-        epochs: of each of the two trainings.
+        datasets: the images to train and to test on.
+        epochs: epochs of each of the two trainings.
         seed: of the initial weights.
 
     Yields:
-        A row for each stage of each model, see `COLUMNS`.
+        A row of the CSV file for each stage of each model, with the columns `COLUMNS` except 'versions'.
     """
     keras.utils.set_random_seed(seed)
     original = convolutional_network(datasets.image_shape, datasets.num_classes)
@@ -87,11 +98,11 @@ def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, A
 
 def _compile(model: keras.Model, steps: int) -> None:
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
-    # Weighted, as batches that fill up the end of a split have weights of 0.
+    # The metrics must be weighted: the images that fill up the last batch of a split have weight 0.
     model.compile(
         keras.optimizers.Adam(rate), "categorical_crossentropy", weighted_metrics=["accuracy"], steps_per_execution=8
     )
 
 
 def _train(model: keras.Model, datasets: Datasets, first_step: int, steps: int) -> None:
-    model.fit(datasets.train(first_step), steps_per_epoch=steps, shuffle=False, verbose=0)
+    model.fit(datasets.training(first_step), steps_per_epoch=steps, shuffle=False, verbose=0)

@@ -6,32 +6,34 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import RESULTS
+from experiments import RESULTS, markdown
 from experiments.transfer.experiment import ORIGINAL
 
 CSV = RESULTS / "transfer.csv"
 
+HEAD = ("pooling", "after the swap", "after training on", "less max pooling, same seeds", "MACs an image")
+
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Mean ± standard deviation over the seeds, as Markdown."""
-    lines = [
-        "| pooling | after the swap | after training on | less max pooling, same seeds | MACs an image |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    """Compares the networks: test accuracy in percent, mean ± standard deviation over the seeds.
+
+    Args:
+        rows: of the CSV file, with the columns that `experiment.COLUMNS` names. Every model has a row of every stage.
+
+    Returns:
+        A Markdown table with a row for each model.
+    """
 
     def accuracies(name: str, stage: str) -> list[float]:
         return [100 * float(row["test_accuracy"]) for row in rows if (row["model"], row["stage"]) == (name, stage)]
 
+    lines = []
     for name in dict.fromkeys(row["model"] for row in rows):
         after, baseline = accuracies(name, "after"), accuracies(ORIGINAL, "after")
         cost = statistics.fmean(float(row["macs"]) for row in rows if (row["model"], row["stage"]) == (name, "after"))
         start = accuracies(name, "before" if name == ORIGINAL else "swapped")
         differences = [one - other for one, other in zip(after, baseline)]
-        compared = "" if name == ORIGINAL else _spread(differences, "+")
-        lines.append(f"| {name} | {_spread(start)} % | {_spread(after)} % | {compared} | {cost / 1e6:.1f} M |")
-    return "\n".join(lines)
-
-
-def _spread(values: Sequence[float], sign: str = "") -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):{sign}.2f}{deviation}"
+        compared = "" if name == ORIGINAL else markdown.spread(differences, signed=True)
+        percentages = [f"{markdown.spread(values)} %" for values in (start, after)]
+        lines.append([name, *percentages, compared, f"{cost / 1e6:.1f} M"])
+    return markdown.table(HEAD, lines)

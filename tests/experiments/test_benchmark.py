@@ -1,12 +1,21 @@
+"""The benchmark: its cases, its worker processes and its tables."""
+
+import contextlib
 import csv
+import io
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from support.paths import ROOT
 
-from experiments.benchmark import cases
+from diffstride_hybrid import DiffStride
+from experiments.benchmark import cases, driver, ours, worker
 from experiments.benchmark import report as benchmark_report
 
 CASE = cases.Case("layer", "stem", "released", "float32", 8, 32, 64, 1.0)
@@ -37,25 +46,88 @@ def test_the_table_compares_with_the_release():
         row(cases.Case(**{**vars(CASE), "variant": "release"}), 80.0, 120.0, macs=None, times_faster=1.0),
         row(cases.Case(**{**vars(CASE), "place": "block 2"}), 30.0, 60.0, times_faster=9.0, memory_ratio=0.125),
     ]
-    lines = benchmark_report.markdown(rows).splitlines()
+    lines = benchmark_report.tables(rows).splitlines()
     assert lines[2] == "| stem | released | 8 | 11.0 M | 20 ms, 4.00x, 0.50 of the memory |"
     assert lines[3] == "| stem | release | 8 |  | 80 ms, 120 MB |"
     assert lines[-1] == "| geometric mean | released | | | 6.00x, 0.25 of the memory |"
 
 
 def test_without_a_release_its_columns_are_absent():
-    table = benchmark_report.markdown([row(CASE, 20.0, None)])
+    table = benchmark_report.tables([row(CASE, 20.0, None)])
     assert table.splitlines()[2:] == ["| stem | released | 8 | 11.0 M | 20 ms |"]
     assert benchmark_report.line(row(CASE, 20.0, None)).endswith("20.00 ms (19.00 to 22.00)")
 
 
 def test_rows_and_figure_are_written(tmp_path: Path):
     rows = [row(CASE, 20.0, 60.0), row(cases.Case(**{**vars(CASE), "part": "step", "place": "net"}), 40.0, None)]
-    benchmark_report.write_csv(tmp_path / "rows.csv", rows)
-    benchmark_report.write_figure(tmp_path / "rows.png", rows)
+    benchmark_report.write(tmp_path / "rows.csv", rows)
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
         assert [read["milliseconds"] for read in csv.DictReader(file)] == ["20.0", "40.0"]
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_has_a_panel_for_each_place_and_no_other():
+    places = [row(cases.Case(**{**vars(CASE), "place": f"place {i}"}), 20.0, None) for i in range(7)]
+    panels = benchmark_report.draw(places).axes
+    assert [panel.get_title() for panel in panels if panel.get_visible()] == [f"place {i}, batch 8" for i in range(7)]
+
+
+def test_a_part_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"--parts must name some of layer, sizes, step, got layers\."):
+        cases.cases(["layers", "step"], batch=1)
+
+
+# --- Workers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_worker_answers_each_request(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    ran: list[cases.Case] = []
+    requests = [{"do": do, "case": vars(CASE)} for do in ("build", "run", "memory")]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{json.dumps(request)}\n" for request in requests)))
+    worker.work(lambda case: worker.Built(lambda: ran.append(case), macs=7))
+    built, timed, memory = map(json.loads, capsys.readouterr().out.splitlines())
+    assert built == {"macs": 7}
+    assert timed["seconds"] >= 0
+    assert list(memory) == ["megabytes"]
+    assert set(ran) == {CASE}
+
+
+@pytest.mark.parametrize("case", [case for case in cases.cases(["layer"], batch=1) if case.place == "block 4"])
+def test_each_layer_can_be_built(case: cases.Case):
+    small = cases.Case(**{**vars(case), "height": 8, "channels": 2})
+    built = ours.build(small)
+    built.run()
+    assert (built.macs is None) == (case.variant == "fft")
+
+
+def test_the_slice_cuts_to_the_size_that_diffstride_starts_with():
+    for (size, stride), cut in ours.DIFFSTRIDE_SIZES.items():
+        images = np.zeros([1, size, size, 1], "float32")
+        layer = ours.Slice(stride, "channels_last")
+        assert layer(images).shape == DiffStride(stride)(images).shape == (1, cut, cut, 1)
+        assert layer.compute_output_shape(images.shape) == (1, cut, cut, 1)
+
+
+def test_the_process_of_the_release_has_neither_keras_3_nor_this_package(tmp_path: Path):
+    for stub in ("tf_keras/__init__.py", "diffstride/__init__.py", "diffstride/pooling.py", "diffstride/resnet.py"):
+        (tmp_path / stub).parent.mkdir(exist_ok=True)
+        (tmp_path / stub).touch()
+    code = "import importlib, sys; importlib.import_module(sys.argv[1]); print(*sys.modules)"
+    command = [sys.executable, "-c", code, "experiments.benchmark.release"]
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    modules = ended.stdout.split()
+    assert "tensorflow" in modules
+    assert not {"keras", "diffstride_hybrid"} & set(modules)
+
+
+def test_a_release_that_does_not_start_is_told_in_one_line(tmp_path: Path):
+    (tmp_path / "tf_keras.py").write_text("raise ImportError('none here')")
+    with (
+        contextlib.closing(driver.Worker("release", {"PYTHONPATH": str(tmp_path)})) as process,
+        pytest.raises(RuntimeError, match=r"benchmark.release ended at Case.*needs tf-keras, and --against must be"),
+    ):
+        process.ask("build", CASE)
 
 
 @pytest.mark.slow

@@ -3,10 +3,12 @@
 import dataclasses
 import itertools
 import json
+import re
 import statistics
 from pathlib import Path
 
 import pytest
+from support.damage import truncate
 from support.small_study import SMALL
 from support.study_folders import finish
 
@@ -83,6 +85,15 @@ def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
         json.dumps({**fingerprint.description(cell), "gin_bindings": ["a = 1"]})
     )
     with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
+        records.record(SMALL, str(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["run.json", "summary.json", fingerprint.CELL_FILE])
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str):
+    (cell, *_) = SMALL.cells()
+    path = finish(cell, tmp_path) / name
+    truncate(path)
+    with pytest.raises(OSError, match=f"{re.escape(str(path))} is damaged"):
         records.record(SMALL, str(tmp_path), tmp_path)
 
 

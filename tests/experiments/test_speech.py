@@ -1,3 +1,5 @@
+"""The speech experiment: its recordings, its networks and its command."""
+
 import math
 import wave
 from collections.abc import Iterator

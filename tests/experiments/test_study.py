@@ -1,16 +1,18 @@
 """Studies and their cells."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.damage import truncate
 from support.small_study import SMALL
 from support.study_folders import POOLING, finish
 
 from diffstride_hybrid.config import gin_files
 from experiments import RESULTS
-from experiments.studies import costs, records
+from experiments.studies import costs, grids, records
 from experiments.studies.grids import fashion_mnist_small
 from experiments.studies.study import Cell, Method, Variant, load_study, shard_of, study_names
 
@@ -102,10 +104,26 @@ def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any], message: str
 
 
 def test_a_study_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"No study 'cifar11': did you mean cifar10"):
+    with pytest.raises(ValueError, match=r"No study 'cifar11': did you mean 'cifar10'"):
         load_study("cifar11")
     with pytest.raises(ValueError, match=r"there are cifar10, .*placement"):
         load_study("../x")
+
+
+def test_a_module_beside_the_studies_that_is_none_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "rates.py").write_text("RATES = (0.1, 0.2)\n")
+    monkeypatch.setattr(grids, "__path__", [*grids.__path__, str(tmp_path)])
+    assert study_names() == STUDIES
+    with pytest.raises(ValueError, match="No study 'rates': "):
+        load_study("rates")
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path):
+    (cell, *_) = SMALL.cells()
+    path = finish(cell, tmp_path) / "summary.json"
+    truncate(path)
+    with pytest.raises(OSError, match=f"{re.escape(str(path))} is damaged"):
+        costs.cell_cost(cell, str(tmp_path))
 
 
 # --- Costs and matches -----------------------------------------------------------------------------------------------

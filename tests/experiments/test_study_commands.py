@@ -13,7 +13,7 @@ from support.command_flags import defined_flags
 from support.small_study import SMALL
 from support.study_folders import finish
 
-from experiments import figures, sweep, tables
+from experiments import RESULTS, figures, sweep, tables
 from experiments.studies import flags as study_flags
 from experiments.studies import records
 
@@ -51,6 +51,24 @@ def test_tables_are_printed_and_put_into_a_file_with_or_without_the_runs(command
     before = readme.read_bytes()
     assert command(tables, readme=str(readme), runs=str(tmp_path / "nowhere")) == printed
     assert readme.read_bytes() == before
+
+
+def test_the_tables_are_put_into_the_page_of_results_only_if_asked_for(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert tables.PAGE == RESULTS / "README.md"
+    page = tmp_path / "page.md"
+    monkeypatch.setattr(tables, "PAGE", page)
+    marks = "".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in tables.standing_tables())
+    page.write_text(marks)
+    finish(SMALL.cells()[0], tmp_path / "runs")
+    printed = command(tables)
+    assert page.read_text() == marks
+    with pytest.raises(ValueError, match=r"page.md: no place for a table: add the lines '<!-- table small -->'"):
+        command(tables, write=True)
+    page.write_text(f"<!-- table small -->\n<!-- end of table -->\n{marks}")
+    assert command(tables, write=True).endswith(printed)
+    assert f"<!-- table small -->\n{printed}<!-- end of table -->" in page.read_text()
 
 
 def test_figures_are_written_and_those_without_a_run_left_out(

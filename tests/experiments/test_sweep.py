@@ -1,3 +1,5 @@
+"""Sweeps: which cells run, when, and what is left of those that fail."""
+
 import fcntl
 import json
 import os

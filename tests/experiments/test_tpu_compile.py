@@ -1,3 +1,5 @@
+"""The estimates of the TPU's compiler. Without the extra tpu-aot, all but the compilation itself."""
+
 import importlib.util
 import json
 import re
@@ -7,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 from support.paths import ROOT
 
+from diffstride_hybrid import DiffStride
+from experiments.tpu_compile import compiler
 from experiments.tpu_compile import report as tpu_report
 
 STEP = {
@@ -47,6 +52,43 @@ def test_a_layer_compares_both_methods():
     assert row == "| some_config | 8x8x4 | v5e:2x2 | 128 | fft 4.00 M cycles, matmul 0.50 M cycles: 0.125 |"
     lines[1] |= {"estimated_cycles": None}
     assert tpu_report.tables(lines).splitlines()[-1].endswith("| fft 4.00 M cycles, matmul no estimate |")
+
+
+def test_a_line_that_is_no_json_is_named(tmp_path: Path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text(f"{json.dumps(STEP)}\n" * 2)
+    assert tpu_report.read_lines(path) == [STEP, STEP]
+    path.write_text(f"{json.dumps(STEP)}\n{{'part'")
+    with pytest.raises(ValueError, match=r"lines.jsonl, line 2 is not JSON \(.*\): put it right, or remove it\."):
+        tpu_report.read_lines(path)
+
+
+def test_the_places_are_the_poolings_of_the_config(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    request = {"gin_file": "digits_hybrid", "gin_bindings": ["resnet.resnet18.width = 4"], "part": "places"}
+    monkeypatch.setattr(sys, "argv", ["compiler", json.dumps({**request, "dtype_policy": "float32"})])
+    compiler.main()
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert answer == {"places": ["pooling", *(f"block_{i}/layer_1/pooling" for i in (2, 3, 4))]}
+
+
+@pytest.mark.parametrize("method", tpu_report.METHODS)
+def test_each_argument_and_result_of_a_layer_gets_a_layout_of_its_own(method: str):
+    layer = DiffStride(2.0)
+    layer.build((1, 8, 8, 2))
+    layer.fix_crop()
+    function = compiler._forward_and_backward(layer, method)
+    text = compiler._stablehlo(function, (tf.TensorSpec([1, 8, 8, 2]),))
+    assert "mhlo.copy" not in text
+    (signature,) = re.findall(r"func\.func (?:public )?@main\(.*", text)
+    changed = re.sub(r".*", compiler._with_own_layouts, signature, count=1)
+    assert changed.count('mhlo.layout_mode = "auto"') == signature.count("tensor<") > 2
+
+
+def test_cycles_are_summed_if_each_instruction_has_a_possible_number():
+    program = 'a {"estimated_cycles":"3"} b {"estimated_cycles":4}'
+    assert compiler._estimated_cycles(program) == 7
+    assert compiler._estimated_cycles(program.replace("4", str(2**60))) is None
+    assert compiler._estimated_cycles("") is None
 
 
 def test_what_is_wrong_is_told_in_one_line():

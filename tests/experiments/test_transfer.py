@@ -1,11 +1,17 @@
+"""The transfer experiment: its trainings, its command and its table."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
 import pytest
 
 from diffstride_hybrid import DiffStride, replace_downsampling
+from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.data.loading import load_datasets
-from experiments.transfer import experiment
+from experiments.transfer import __main__, experiment
 from experiments.transfer import report as transfer_report
 from experiments.transfer.experiment import ORIGINAL
 
@@ -22,6 +28,29 @@ def test_the_table_compares_runs_of_the_same_seed():
         "| max pooling | 50.00 ± 0.00 % | 85.00 ± 7.07 % |  | 2.0 M |",
         "| DiffStride | 50.00 ± 0.00 % | 86.50 ± 6.36 % | +1.50 ± 0.71 | 2.0 M |",
     ]
+
+
+def test_the_command_writes_a_row_for_each_stage_and_prints_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def transfer(datasets: str, epochs: int, seed: int) -> Iterator[dict[str, Any]]:
+        assert (datasets, epochs) == (f"digits at seed {seed}", 2)
+        for stage, accuracy in (("before", "0.50000"), ("after", f"0.{seed}0000")):
+            row = dict.fromkeys(experiment.COLUMNS[:-1], "")
+            yield row | {**ROW, "seed": seed, "model": ORIGINAL, "stage": stage, "test_accuracy": accuracy}
+
+    monkeypatch.setattr(experiment, "transfer", transfer)
+    monkeypatch.setattr(__main__, "load_datasets", lambda name, batch_size, seed: f"{name} at seed {seed}")
+    csv = tmp_path / "rows.csv"
+    monkeypatch.setattr(__main__, "FLAGS", SimpleNamespace(data="digits", epochs=2, seeds=2, csv=str(csv)))
+    __main__.main(["transfer"])
+    rows = read_rows(csv)
+    assert list(rows[0]) == list(experiment.COLUMNS)
+    assert [(row["seed"], row["stage"]) for row in rows] == [
+        (seed, stage) for seed in "12" for stage in ("before", "after")
+    ]
+    assert all(row["versions"].startswith("tensorflow 2.") and "; keras 3." in row["versions"] for row in rows)
+    assert capsys.readouterr().out.endswith(transfer_report.table(rows) + "\n")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from diffstride_hybrid import (
     resnet34,
     resnet56,
 )
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
 
 
 def resnet_macs(filters: Sequence[int], layers: Sequence[int], sizes: Sequence[int], pooled: bool, kept: int) -> int:
@@ -144,11 +144,65 @@ def test_a_small_model_costs_what_the_hand_count_says():
         (keras.layers.Conv2DTranspose(5, 3, strides=2, padding="same"), (4, 6, 3), 4 * 6 * 3 * 3 * 3 * 5),
         (keras.layers.Conv3D(5, 2), (3, 4, 5, 2), 2 * 3 * 4 * 2**3 * 2 * 5),
         (keras.layers.Dense(5), (4, 6, 3), 4 * 6 * 3 * 5),
+        (keras.layers.DepthwiseConv1D(3, depth_multiplier=2), (8, 4), 6 * 3 * 4 * 2),
+        (keras.layers.DepthwiseConv1D(3, strides=2, data_format="channels_first"), (4, 9), 4 * 3 * 4),
+        (keras.layers.SeparableConv1D(6, 3, depth_multiplier=2), (8, 4), 6 * (3 * 4 * 2 + 4 * 2 * 6)),
+        (keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 7)), (4, 3), 4 * 3 * 7),
+        (keras.layers.EinsumDense("abcd,cde->abe", output_shape=(None, 5)), (4, 2, 3), 4 * 2 * 3 * 5),
+        (keras.layers.EinsumDense("...x,xy->...y", output_shape=(5,)), (4, 6, 3), 4 * 6 * 3 * 5),
+        (keras.layers.TimeDistributed(keras.layers.Conv2D(5, 3)), (4, 8, 6, 3), 4 * 6 * 4 * 9 * 3 * 5),
+        (keras.layers.SpectralNormalization(keras.layers.Dense(5)), (3,), 3 * 5),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, keras.layers.Layer) else None,
 )
 def test_every_kind_of_convolution_is_counted(layer: keras.layers.Layer, shape: tuple[int, ...], expected: int):
     assert macs(keras.Sequential([keras.Input(shape), layer])).macs == expected
+
+
+def test_attention_costs_its_four_projections():
+    inputs = keras.Input((6, 8))
+    model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 3)(query=inputs, value=inputs))
+    assert macs(model).macs == 4 * 6 * 8 * 2 * 3
+
+
+class OwnDense(keras.layers.Layer):
+    def build(self, input_shape: Sequence[int]) -> None:
+        self.matrix = self.add_weight(shape=(input_shape[-1], 5), name="matrix")
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return inputs @ self.matrix
+
+
+class CountedDense(OwnDense):
+    def macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
+        return output_shape[0] * input_shape[0] * 3
+
+
+def test_a_layer_that_nobody_has_counted_is_named_once():
+    model = keras.Sequential([keras.Input((3,)), keras.Sequential([OwnDense(name="mine")], name="inner")], name="net")
+    with pytest.warns(UserWarning, match=r"macs counts 0 for layer .*mine of class OwnDense, .*macs\(input_shape, out"):
+        cost = macs(model)
+    assert cost.layers == []
+    macs(model)  # A second warning would be an error.
+
+
+def test_recurrent_cells_are_named_as_not_counted():
+    with pytest.warns(UserWarning, match="lstm_cell of class LSTMCell, which has a kernel"):
+        macs(keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(2)]))
+
+
+def test_a_layer_may_count_itself():
+    cost = macs(keras.Sequential([keras.Input((4,)), CountedDense(), keras.layers.Dense(2)]))
+    assert [(entry.output_shape, entry.macs) for entry in cost.layers] == [((5,), 5 * 4 * 3), ((2,), 5 * 2)]
+    assert cost.macs == 5 * 4 * 3 + 5 * 2
+
+
+def test_layers_whose_weights_only_look_like_kernels_are_not_named():
+    inputs = keras.Input((6,))
+    x = keras.layers.Embedding(10, 4)(inputs)
+    x = keras.layers.PReLU()(keras.layers.LayerNormalization(axis=(1, 2))(x))
+    x = keras.layers.GroupNormalization(2)(keras.layers.BatchNormalization()(x))
+    assert macs(keras.Model(inputs, x)).layers == []
 
 
 def test_poolings_without_a_name_of_their_own_are_told_apart():
@@ -231,7 +285,7 @@ def test_layers_inside_layers_are_counted_once_each():
 def test_counting_leaves_the_model_as_it_was():
     model = resnet18(width=4, num_output_classes=10, pooling_cls=partial(DiffStride, strides=2))
     model.build((None, 16, 16, 3))
-    layers = model._flatten_layers()
+    layers = [model, *leaf_layers(model)]
     calls = {layer: layer.call for layer in layers}
     weights = model.get_weights()
     x = tf.ones([1, 16, 16, 3])

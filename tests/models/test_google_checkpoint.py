@@ -22,7 +22,7 @@ def network(**changes: Any) -> Resnet:
         "id_only": [0],
         "pooling_cls": DiffStride,
     }
-    # The release's batch normalisation has this epsilon.
+    # The release's batch normalization has this epsilon.
     normalization = {"normalization_cls": lambda **kwargs: keras.layers.BatchNormalization(epsilon=1e-5, **kwargs)}
     model = Resnet(**{**architecture, **normalization, **changes})
     model.build((None, 32, 32, 3))

@@ -78,3 +78,22 @@ def test_static_crops_of_a_network_follow_the_strides():
         path.replace(dynamic.name, static.name, 1): sizes for path, sizes in macs(dynamic).pooling_sizes().items()
     }
     np.testing.assert_allclose(static(images()), dynamic(images()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_strided_layer_equals_a_strided_convolution_on_its_shortcut():
+    layer = ResidualLayer(6, strides=(2, 3), project=True)
+    images = tf.random.normal([2, 9, 11, 4], seed=1)
+    layer.build(images.shape)
+    outputs, kernel = layer(images), layer.parts()["shortcut"].kernel
+    shortcut = tf.nn.conv2d(images, kernel.value, [1, 2, 3, 1], "SAME")
+    kernel.assign(tf.zeros_like(kernel))
+    np.testing.assert_allclose(outputs - layer(images), shortcut, rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_names_its_parts():
+    names = ["norm_1", "conv_1", "norm_2", "conv_2"]
+    assert list(ResidualLayer(4).parts()) == names
+    assert sorted(ResidualLayer(4, project=True).parts()) == sorted([*names, "shortcut"])
+    projecting = ResidualLayer(4, project=True, pooling_cls=DiffStride).parts()
+    assert sorted(projecting) == sorted([*names, "pooling", "shortcut"])
+    assert {name: part.name for name, part in projecting.items()} == {name: name for name in projecting}

@@ -22,6 +22,7 @@ from diffstride_hybrid import (
     resnet34,
     resnet56,
 )
+from diffstride_hybrid.model_tools.inspection import leaf_layers
 
 
 def numpy_result(model: Callable[..., tf.Tensor], x: np.ndarray) -> np.ndarray:
@@ -177,7 +178,7 @@ def test_poolings_stand_where_they_are_placed(placement: str, poolings: list[str
     model = small(strides=(2, 1, 2, 2, 2), pooling_cls=FixedSpectralPooling, pooling_placement=placement)
     cost = macs(model)
     assert [path.split("/")[1] for path in cost.pooling_sizes()] == poolings
-    convolutions = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Conv2D)]
+    convolutions = [layer for layer in leaf_layers(model) if isinstance(layer, keras.layers.Conv2D)]
     assert {layer.path.split("/")[1] for layer in convolutions if layer.strides == (2, 2)} == set(strided)
     assert numpy_result(model, images()).shape == (2, 10)
 
@@ -185,3 +186,31 @@ def test_poolings_stand_where_they_are_placed(placement: str, poolings: list[str
 def test_head_placement_without_a_head_pooling_changes_nothing():
     x = images((6, 10))
     np.testing.assert_array_equal(headed(None, "before_activation")(x), headed(None)(x))
+
+
+# --- Errors ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"strides": (1, 2, 2)}, "filters and strides must .*got 2 filters and 3 strides"),
+        ({"num_layers": [2, 2]}, r"num_layers must be one number or one for each of the 1 blocks, got \[2, 2\]"),
+        ({"head_placement": "end"}, "head_placement must be one of 'before_gap', .*'after_each_block', got 'end'"),
+        (
+            {"pooling_placement": "stem"},
+            "pooling_placement must be one of 'everywhere', 'first_convolution', 'blocks', got 'stem'",
+        ),
+        ({"stride_complexity": -1.0}, "stride complexity must be a number of at least 0, got -1.0"),
+        ({"strides": (1, 1.5)}, "whole strides of at least 1, got 1.5"),
+        ({"strides": (1.5, 1)}, "whole strides of at least 1, got 1.5"),
+        ({"strides": (1, (2, 1.5))}, r"whole strides of at least 1, got \(2, 1.5\)"),
+        ({"strides": (1, 0)}, "strides must be finite and at least 1, got 0"),
+        ({"strides": (1, 0.5), "pooling_cls": DiffStride}, "strides must be .*at least 1, got 0.5"),
+        (
+            {"strides": (1, 1.5), "pooling_cls": DiffStride, "pooling_placement": "first_convolution"},
+            "whole strides of at least 1, got 1.5",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        Resnet(**{"filters": [4, 4], "strides": (1, 2), "num_output_classes": 10, **kwargs})

@@ -1,5 +1,7 @@
 """What XLA compiles gives the same."""
 
+import importlib
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -20,6 +22,7 @@ from support.spectral_cases import (
 )
 
 from diffstride_hybrid import spectral
+from diffstride_hybrid.spectral.xla import xla_einsum
 
 
 # --- XLA -------------------------------------------------------------------------------------------------------------
@@ -105,3 +108,32 @@ def test_graphs_for_xla_are_known_at_any_depth():
         tf.function(step, jit_compile=jit_compile)(tf.constant(1.0))
         assert seen == dict.fromkeys(("custom gradient", "nested", "backward"), jit_compile)
     assert not spectral.needs_static_shapes()
+
+
+# --- TensorFlow's internals ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("tensorflow.compiler.tf2xla.python.xla", "dot_general"),
+        ("tensorflow.compiler.tf2xla.python.xla", "DotDimensionNumbers"),
+        ("tensorflow.compiler.tf2xla.python.xla", "PrecisionConfig"),
+        ("tensorflow.python.ops.control_flow_util", "GraphOrParentsInXlaContext"),
+    ],
+)
+def test_this_version_of_tensorflow_has_the_internals_that_xla_py_uses(module: str, name: str):
+    found = getattr(importlib.import_module(module), name, None)
+    assert found is not None, f"TensorFlow {tf.__version__} has no {module}.{name}: spectral/xla.py needs another way"
+
+
+def test_this_version_of_tensorflow_multiplies_as_xla_py_asks_it_to():
+    from tensorflow.compiler.tf2xla.python import xla
+
+    needed = ["lhs", "rhs", "dimension_numbers", "precision_config"]
+    taken = list(inspect.signature(xla.dot_general).parameters)
+    assert taken[:4] == needed, f"dot_general of TensorFlow {tf.__version__} takes {taken}"
+    left, right = tf.random.stateless_normal([2, 3, 4], [1, 2]), tf.random.stateless_normal([5, 4], [3, 4])
+    product = tf.function(partial(xla_einsum, "bnc,pc->bpn"), jit_compile=True)(left, right)
+    expected = tf.einsum("bnc,pc->bpn", left, right)
+    assert_close(product, expected.numpy(), 1e-6, f"TensorFlow {tf.__version__}")

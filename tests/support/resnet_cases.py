@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, Resnet, SpatialPooling, SpectralPooling, resnet18
+from diffstride_hybrid.model_tools.inspection import leaf_layers
 
 POOLINGS: dict[str, Any] = {
     "strided": None,
@@ -42,6 +43,6 @@ def disturb(model: keras.layers.Layer) -> None:
 
 
 def policies(model: keras.Model) -> list[str]:
-    layers = model._flatten_layers(include_self=False)
+    layers = leaf_layers(model)
     containers = (keras.Model, keras.layers.InputLayer)
     return [layer.dtype_policy.name for layer in layers if not isinstance(layer, containers)]

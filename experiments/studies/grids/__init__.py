@@ -1,1 +1,1 @@
-"""The grids: one study a file."""
+"""The grids, one study in each file."""

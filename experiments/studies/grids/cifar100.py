@@ -1,4 +1,4 @@
-"""As the study cifar10, on CIFAR-100."""
+"""The study cifar10 on CIFAR-100."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What accuracy costs: the penalty on the strides, at several strengths."""
+"""Accuracy against cost: the penalty on small strides at five strengths."""
 
 from experiments.studies.study import Method, Study, Variant
 

@@ -1,4 +1,4 @@
-"""What accuracy costs, at the size of fashion_mnist_small: the penalty on small strides at five strengths."""
+"""The study complexity at the size of fashion_mnist_small: the penalty on small strides at five strengths."""
 
 from experiments.studies.grids import complexity, fashion_mnist_small
 from experiments.studies.study import Method, Study

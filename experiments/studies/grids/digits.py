@@ -1,4 +1,4 @@
-"""A study of minutes, without a download: scikit-learn's digits, two epochs. It is for trying the commands."""
+"""A study for trying the commands: scikit-learn's digits for two epochs. It takes minutes and needs no download."""
 
 from experiments.studies.study import Method, Study
 

@@ -1,4 +1,4 @@
-"""What two CPU cores can carry of the papers' comparison: real Fashion-MNIST, 10,000 images, width 4, five epochs."""
+"""The papers' comparison in a size for two CPU cores: 10,000 images of Fashion-MNIST, width 4, five epochs."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ STEPS_PER_EPOCH = 140  # 9,000 images in batches of 64.
 RECIPE = (
     "data.load_datasets.training_images = 10_000",
     "data.load_datasets.batch_size = 64",
-    "data.load_datasets.augment_fn = None",  # Which costs more than it gives in so short a run.
+    "data.load_datasets.augment_fn = None",  # In so short a run it costs more than it gains.
     f"train.train.num_epochs = {EPOCHS}",
     f"tf.keras.optimizers.schedules.CosineDecay.decay_steps = {EPOCHS * STEPS_PER_EPOCH}",
     "resnet.resnet18.width = 4",
@@ -21,11 +21,11 @@ RECIPE = (
 
 
 def rate_binding(rate: float) -> str:
-    """Binds the learning rate at which the cosine decay starts."""
+    """Returns the binding of the learning rate at which the cosine decay starts."""
     return f"tf.keras.optimizers.schedules.CosineDecay.initial_learning_rate = {rate}"
 
 
-# Of the study learning_rate, by validation accuracy.
+# The best validation accuracies of the study learning_rate.
 LEARNING_RATES = {
     "strided": 0.02,
     "spectral": 0.005,

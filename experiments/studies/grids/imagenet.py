@@ -1,4 +1,4 @@
-"""ImageNet with a ResNet-34: 21 million parameters and 3.6 G MACs strided, where ResNet-50 has 26 million and 4.1 G."""
+"""ImageNet with a ResNet-34: 21 million parameters and 3.6 G MACs strided. A ResNet-50 has 26 million and 4.1 G."""
 
 from experiments.studies.study import PAPER_METHODS, Study
 

@@ -1,6 +1,6 @@
-"""Which learning rate each method gets: the same four rates for all, compared on the validation images.
+"""The learning rate of each method: four rates, the same for all methods, compared on the validation images.
 
-The baselines are matched to the DiffStride run of the same rate, whose strides, and so whose cost, end differently.
+The baselines are matched to the DiffStride run of the same rate. Its strides, and so its cost, depend on the rate.
 """
 
 from experiments.studies.grids import fashion_mnist_small
@@ -13,7 +13,7 @@ STUDY = Study(
     purpose="The learning rate of each method in fashion_mnist_small, chosen on the validation split.",
     methods=PAPER_METHODS,
     data=fashion_mnist_small.DATA,
-    seeds=(0,),  # None of the study that the rates are for.
+    seeds=(0,),  # Not a seed of fashion_mnist_small, which uses the rates.
     bindings=fashion_mnist_small.RECIPE,
     measure="validation",
     variants=tuple(Variant(f"rate{rate:g}", (fashion_mnist_small.rate_binding(rate),)) for rate in RATES),

@@ -1,4 +1,4 @@
-"""Where in the network the poolings stand: the spectral pooling of the hybrid, and DiffStride."""
+"""The places of the poolings in the network: of the hybrid's spectral pooling, and of DiffStride."""
 
 from experiments.studies.study import Method, Study
 

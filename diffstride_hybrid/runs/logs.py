@@ -1,0 +1,127 @@
+"""Keras callbacks that record a run: `metrics.csv`, `strides.csv` and TensorBoard events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from diffstride_hybrid.common.errors import one_line
+from diffstride_hybrid.model_tools.inspection import short_path, strides_by_path
+from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.runs.folder import RunFolder
+
+
+def stride_row(model: keras.Model, input_shape: Sequence[int]) -> dict[str, float | int]:
+    """The present strides and output sizes of every pooling layer, and the MACs of the model.
+
+    Args:
+        model: a built model.
+        input_shape: (height, width, channels) of an image.
+
+    Returns:
+        In the order of the model, with the layer's path in the model as `{path}`: for each `DiffStride` layer
+        `{path}/vertical_stride` and `{path}/horizontal_stride`, for each pooling layer `{path}/height` and
+        `{path}/width` of its output in samples. Last `macs`, the multiply-accumulate operations for one image.
+
+    Example:
+        >>> from diffstride_hybrid.runs.logs import stride_row
+        >>> model = keras.Sequential([keras.Input((16, 16, 1)), DiffStride(2.0, name="pool")])
+        >>> row = stride_row(model, (16, 16, 1))
+        >>> list(row)
+        ['pool/vertical_stride', 'pool/horizontal_stride', 'pool/height', 'pool/width', 'macs']
+    """
+    cost = macs(model, input_shape)
+    strides = strides_by_path(model)
+    row: dict[str, float | int] = {}
+    for path, (_, (height, width)) in cost.pooling_sizes().items():
+        name = short_path(model, path)
+        if path in strides:
+            row[f"{name}/vertical_stride"] = strides[path][0]
+            row[f"{name}/horizontal_stride"] = strides[path][-1]
+        row[f"{name}/height"] = height
+        row[f"{name}/width"] = width
+    return {**row, "macs": cost.macs}
+
+
+class _RunLog(keras.callbacks.Callback):
+    """Writes into the folder of a run.
+
+    Args:
+        folder: the run's folder, or its path.
+        input_shape: (height, width, channels) of an image; None for that of the model.
+    """
+
+    def __init__(self, folder: RunFolder | str, input_shape: Sequence[int] | None = None):
+        super().__init__()
+        self._folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
+        self._input_shape = input_shape
+
+    def _stride_row(self) -> dict[str, float | int]:
+        return stride_row(self.model, self._input_shape or self.model.input_shape[1:])
+
+
+class StrideLog(_RunLog):
+    """Writes strides, output sizes and MACs to `strides.csv`: a row for the start, and one after each epoch.
+
+    Args:
+        folder: the run's folder, or its path.
+        input_shape: (height, width, channels) of an image; None for that of the model.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        # Without its rows, a resumed run looks as if it were at its start. `run.json` tells that it is not.
+        if not self._folder.read_rows("strides.csv") and not self._folder.has_begun():
+            self._write(0)
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        self._write(epoch + 1)
+
+    def _write(self, epoch: int) -> None:
+        self._folder.write_epoch_row("strides.csv", {"epoch": epoch, **self._stride_row()})
+
+
+class MetricsLog(_RunLog):
+    """Writes the metrics of each epoch to `metrics.csv`, and metrics, strides, sizes and MACs as TensorBoard events.
+
+    Args:
+        folder: the run's folder, or its path.
+        input_shape: (height, width, channels) of an image; None for that of the model.
+
+    Raises:
+        OSError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: RunFolder | str, input_shape: Sequence[int] | None = None):
+        super().__init__(folder, input_shape)
+        self._events: tf.summary.SummaryWriter | None = None
+
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._folder.writes:
+            self._events = tf.summary.create_file_writer(str(self._folder.tensorboard))
+
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
+        logs = dict(logs or {})
+        if self._events is None:
+            return
+        self._folder.write_epoch_row("metrics.csv", {"epoch": epoch + 1, **logs})
+        for name, value in self._stride_row().items():
+            layer, _, part = name.rpartition("/")
+            kind = "strides" if part.endswith("_stride") else "sizes"
+            logs[f"{kind}/{layer}/{part.removesuffix('_stride')}" if layer else name] = float(value)
+        try:
+            with self._events.as_default(step=epoch + 1):
+                for name, value in logs.items():
+                    tf.summary.scalar(name, value)
+            self._events.flush()
+        except tf.errors.OpError as error:
+            raise OSError(f"The events in {self._folder.tensorboard} cannot be written: {one_line(error)}") from error
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        if self._events is not None:
+            self._events.close()

@@ -1,0 +1,146 @@
+"""The model card of a run: its data, its results, its poolings, how to use it, and how it was made."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffstride_hybrid.runs.folder import RunFolder
+
+FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "strides and sizes of the maps"}
+"""The figures that a card shows if the run has them, and their captions."""
+
+
+def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
+    """Writes `README.md` into the folder of a run.
+
+    Args:
+        folder: of a run that has written `run.json`, its CSV files and its figures.
+        summary: the values of `summary.json`, which need not be written yet.
+
+    Raises:
+        OSError: a file of the run is damaged, or the card cannot be written.
+    """
+    config = folder.path / "operative_config.gin"
+    card = model_card(
+        folder.path.resolve().name,
+        folder.read_json("run.json"),
+        summary,
+        next(iter(folder.read_rows("strides.csv")), {}),
+        config.read_text(encoding="utf-8") if config.exists() else None,
+        [name for name in FIGURES if (folder.path / name).exists()],
+    )
+    folder.write_text("README.md", card)
+
+
+def model_card(
+    name: str,
+    run: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    strides_at_start: Mapping[str, str],
+    config: str | None,
+    figures: Sequence[str],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        name: of the run.
+        run: the values of `run.json`.
+        summary: the values of `summary.json`.
+        strides_at_start: the first row of `strides.csv`.
+        config: the operative gin config; None if the run had none.
+        figures: the keys of `FIGURES` that the run has.
+
+    Returns:
+        The text.
+    """
+    data = run["data"]
+    height, width, channels = data["image_shape"]
+    sections = [
+        f"# {name}",
+        f"A classifier of {height}x{width} images with {channels} channel{'s' * (channels > 1)}, trained on "
+        f"`{data['name']}` with diffstride_hybrid at seed {run['seed']}. One run: no spread is known.",
+        "## Results",
+        _results(run, summary),
+        "## Poolings",
+        _poolings(summary["poolings"], strides_at_start),
+        *(f"![{FIGURES[figure]}]({figure})" for figure in figures),
+        "## Data",
+        *_data(data),
+        "## Use",
+        *_use(run["seed"], has_config=config is not None),
+        "## Made by",
+        *_origin(run),
+    ]
+    if config is not None:
+        sections.append(f"```\n{config.strip()}\n```")
+    return "\n\n".join(sections) + "\n"
+
+
+def _data(data: Mapping[str, Any]) -> list[str]:
+    mean, std = (", ".join(f"{value:.4f}" for value in data[name]) for name in ("mean", "std"))
+    return [
+        f"{', '.join(f'{size:,} {split}' for split, size in data['split_sizes'].items())} images. Classes: "
+        f"{', '.join(data['class_names'])}.",
+        f"The network takes images scaled to 0..1, less {mean}, over {std}.",
+    ]
+
+
+def _use(seed: int, has_config: bool) -> list[str]:
+    """How to load the model. The commands read the run's config, so a card without one has no commands."""
+    snippet = (
+        "```python\nimport diffstride_hybrid, keras\n\n"
+        'model = keras.models.load_model("final.keras")  # after the last epoch; best.keras: best on validation\n```'
+    )
+    if not has_config:
+        return [snippet]
+    commands = (
+        "```bash\n"
+        "python -m diffstride_hybrid.evaluate --workdir=.\n"
+        "python -m diffstride_hybrid.predict --workdir=. IMAGE_FILES\n"
+        "python -m diffstride_hybrid.export --workdir=. --format=litert --output=model.tflite\n"
+        f"python -m diffstride_hybrid.train --gin_file=operative_config.gin --seed={seed}  # again\n```"
+    )
+    return [snippet, commands]
+
+
+def _origin(run: Mapping[str, Any]) -> list[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items() if version)
+    commit = f", at commit {run['commit']}" if run["commit"] else ""
+    return [f"```bash\n{shlex.join(run['command'])}\n```", f"With {versions}{commit}."]
+
+
+def _results(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    sizes, best = run["data"]["split_sizes"], summary["best_validation_accuracy"]
+    facts = {
+        "test accuracy, `final.keras`": f"{summary['test_accuracy']:.2%} of {sizes['test']:,} images",
+        "test loss": f"{summary['test_loss']:.4f}",
+        "validation accuracy, `best.keras`": f"{best:.2%} of {sizes['validation']:,} images"
+        if best is not None
+        else None,
+        "MACs an image, convolutions and dense layers": f"{summary['macs']:,}",
+        "MACs an image, poolings": f"{summary['pooling_macs']:,}",
+        "parameters": f"{summary['parameters']:,}",
+        "training": f"{summary['epochs']:,} epochs, {summary['steps']:,} steps, {summary['training_seconds']:,.0f} s",
+        "precision": run["dtype_policy"],
+        "devices": f"{', '.join(run['devices'])}; {run['strategy']}, {run['replicas']} replica(s)",
+    }
+    return _table(["", ""], [[name, fact] for name, fact in facts.items() if fact is not None])
+
+
+def _poolings(poolings: Sequence[Mapping[str, Any]], strides_at_start: Mapping[str, str]) -> str:
+    if not poolings:
+        return "None: the network's convolutions have strides."
+    rows = []
+    for pooling in poolings:
+        layer, strides = pooling["layer"], pooling["strides"]
+        start = [float(strides_at_start.get(f"{layer}/{way}_stride", "nan")) for way in ("vertical", "horizontal")]
+        before, after = ("x".join(map(str, pooling[size])) for size in ("input_size", "output_size"))
+        learned = [", ".join(f"{stride:.3f}" for stride in pair) for pair in (start, strides)] if strides else []
+        rows.append([f"`{layer}`", *(learned or ["fixed", "fixed"]), before, after])
+    return _table(["layer", "strides at the start", "strides at the end", "size before", "size after"], rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])

@@ -1,0 +1,111 @@
+"""The benchmark process of this package: answers the requests of `driver.Worker`.
+
+python -m experiments.benchmark.ours
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+import diffstride_hybrid
+from diffstride_hybrid import command_line
+from experiments.benchmark.cases import Case
+from experiments.benchmark.worker import Built, compiled, forward_and_backward, training_step, work
+
+DIFFSTRIDE_SIZES = {(32, 1.0): 32, (32, 2.0): 24, (24, 2.0): 20, (20, 2.0): 18}
+"""The size that DiffStride cuts a map to before training, by the map's size and the stride."""
+
+
+def build(case: Case) -> Built:
+    """Makes a case of this package ready to run.
+
+    Args:
+        case: any that `cases.cases` lists.
+
+    Returns:
+        The case with its MACs; those of the transforms ('fft') are not counted.
+    """
+    if case.part == "machine":
+        matrix = tf.cast(tf.random.normal([case.height, case.height]), case.dtype)
+        return Built(compiled(tf.matmul, matrix, matrix), case.height**3)
+    return _step(case) if case.part == "step" else _layer(case)
+
+
+def _policy(case: Case) -> str:
+    return "float32" if case.dtype == "float32" else f"mixed_{case.dtype}"
+
+
+def _layer(case: Case) -> Built:
+    policy = _policy(case)
+    layers = {
+        "released": lambda: diffstride_hybrid.DiffStride(case.stride, dtype=policy),
+        "symmetric": lambda: diffstride_hybrid.DiffStride(case.stride, mask="symmetric", dtype=policy),
+        "fft": lambda: diffstride_hybrid.DiffStride(case.stride, method="fft", dtype=policy),
+        "average": lambda: keras.layers.AveragePooling2D(int(case.stride), padding="same", dtype=policy),
+        "strided convolution": lambda: keras.layers.Conv2D(
+            case.channels, 3, int(case.stride), padding="same", use_bias=False, dtype=policy
+        ),
+    }
+    layer = layers[case.variant]()
+    shape = (case.height, case.height, case.channels)
+    layer.build((case.batch, *shape))
+    run = forward_and_backward(layer, case, [variable.value for variable in layer.trainable_variables])
+    cost = diffstride_hybrid.macs(keras.Sequential([keras.Input(shape), layer]))
+    return Built(run, None if case.variant == "fft" else cost.macs + cost.pooling_macs)
+
+
+def _step(case: Case) -> Built:
+    command_line.keep_freed_memory()
+    options = {
+        "diffstride": {"pooling_cls": diffstride_hybrid.DiffStride},
+        "hybrid": {
+            "pooling_cls": diffstride_hybrid.DiffStride,
+            "head_pooling_cls": diffstride_hybrid.SpectralPooling,
+        },
+        "slice": {"pooling_cls": Slice},
+        "strided": {},
+    }[case.variant]
+    model = diffstride_hybrid.resnet18(
+        num_output_classes=10,
+        output_activation="softmax",
+        weight_decay=5e-4,
+        dtype=_policy(case),
+        width=case.channels,
+        **options,
+    )
+    model.build((None, case.height, case.height, 3))
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    cost = diffstride_hybrid.macs(model, (case.height, case.height, 3))
+    run = training_step(model, optimizer, keras.losses.CategoricalCrossentropy(), case)
+    return Built(run, cost.macs + cost.pooling_macs)
+
+
+class Slice(keras.layers.Layer):
+    """Cuts a map to the size that DiffStride starts with. No pooling to that size can be cheaper.
+
+    Args:
+        strides: the stride of both axes.
+        data_format: ignored; maps are `[batch, height, width, channels]`.
+        **kwargs: options of `keras.layers.Layer`.
+    """
+
+    def __init__(self, strides: float, data_format: str, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.stride = float(strides)
+
+    def call(self, inputs: Any) -> Any:
+        size = DIFFSTRIDE_SIZES[inputs.shape[1], self.stride]
+        return inputs[:, :size, :size]
+
+    def compute_output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        size = DIFFSTRIDE_SIZES[shape[1], self.stride]
+        return (shape[0], size, size, shape[3])
+
+
+if __name__ == "__main__":
+    work(build)

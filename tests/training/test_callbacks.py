@@ -1,0 +1,83 @@
+"""The package's callbacks in a user's own `fit`."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from support.tiny_runs import functional, rows_of, small_digits
+
+from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
+from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
+from diffstride_hybrid.spectral.windows import diffstride_windows, kept_bins
+
+
+def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
+    model = functional(10)
+    model.compile(keras.optimizers.SGD(0.5), "categorical_crossentropy", metrics=["accuracy"])
+    images, labels = next(small_digits().training().as_numpy_iterator())
+    folder = tmp_path / "fit"
+    callbacks = [StrideLog(str(folder)), MetricsLog(folder)]
+    model.fit(images, labels, batch_size=32, epochs=2, verbose=0, callbacks=callbacks)
+
+    rows = rows_of(folder / "strides.csv")
+    assert [row["epoch"] for row in rows] == ["0", "1", "2"]
+    assert set(rows[0]) == {
+        "epoch",
+        "learned/vertical_stride",
+        "learned/horizontal_stride",
+        "learned/height",
+        "learned/width",
+        "fixed/height",
+        "fixed/width",
+        "macs",
+    }
+    np.testing.assert_array_equal([float(rows[0][f"learned/{name}_stride"]) for name in DIRECTIONS], [2, 2])
+    strides = [np.float32(rows[-1][f"learned/{name}_stride"]) for name in DIRECTIONS]
+    np.testing.assert_array_equal(strides, model.get_layer("learned").strides.numpy())
+    assert strides != [2, 2]
+    pooled = model.get_layer("learned")(tf.zeros([1, 14, 14, 4]))
+    assert (int(rows[-1]["learned/height"]), int(rows[-1]["learned/width"])) == tuple(pooled.shape[1:3])
+    metrics = rows_of(folder / "metrics.csv")
+    assert [list(row) for row in metrics] == 2 * [["epoch", "accuracy", "loss"]]
+
+
+DIRECTIONS = ("vertical", "horizontal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+def test_static_crops_follow_the_strides_in_a_users_own_fit(jit_compile: bool):
+    model = functional(10)
+    layer = model.get_layer("learned")
+    if not jit_compile:
+        layer.fix_crop()  # With XLA it is fixed by itself.
+    model.compile(keras.optimizers.SGD(0.0), "categorical_crossentropy", jit_compile=jit_compile)
+    images, labels = next(small_digits().training().as_numpy_iterator())
+    refresh = CropRefresh(every_steps=2)
+    widths = []
+
+    class Move(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            widths.append(dict(layer.crops))
+            layer.strides.assign([2.0, 2.0] if batch < 4 else [4.0, 4.0])
+
+    model.fit(images, labels, batch_size=8, verbose=0, callbacks=[Move(), refresh])
+    assert model.jit_compile == jit_compile
+    assert refresh.changes == 1
+    assert len({str(crops) for crops in widths}) == 2
+    assert model.predict(images[:2], verbose=0).shape == (2, 10)
+    (crop,) = layer.crops.values()
+    windows = diffstride_windows(
+        14,
+        14,
+        layer.strides,
+        smoothness_factor=4.0,
+        cropping=True,
+        lower_limit_stride=None,
+        upper_limit_stride=None,
+        mask="released",
+    )
+    assert crop == kept_bins(*windows)
