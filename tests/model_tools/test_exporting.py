@@ -132,3 +132,15 @@ def test_exports_run_in_fresh_environments(model: keras.Model, tmp_path: Path):
         bound = {"float32": 1e-5, "float16": 1e-2, "int8": 0.2}[row["precision"]]
         assert float(row["largest_difference"]) < bound
         assert row["images"] == keras_row["images"] == 100
+
+
+def test_a_format_whose_packages_are_missing_is_refused(monkeypatch: pytest.MonkeyPatch):
+    exporting.check_installed("saved_model")
+    exporting.check_installed("onnx")
+    for module in ("ai_edge_litert", "tf2onnx", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=r"litert needs ai-edge-litert, .* pip install 'diffstride_hybrid\[export\]'"):
+        exporting.check_installed("litert")
+    with pytest.raises(ImportError, match="onnx needs tf2onnx and onnxruntime, "):
+        exporting.check_installed("onnx")
+    exporting.check_installed("saved_model")
