@@ -91,6 +91,18 @@ def traceback_flag() -> None:
     flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
 
 
+def gin_flags() -> None:
+    """Defines `--gin_file` and `--gin_bindings`, for commands that need a config."""
+    flags.DEFINE_multi_string(
+        "gin_file", None, "A gin file: its path, or the name of a shipped file. May be given again.", required=True
+    )
+    flags.DEFINE_multi_string(
+        "gin_bindings",
+        [],
+        "A binding that overrides the files, such as 'train.train.num_epochs = 3'. May be given again.",
+    )
+
+
 def workdir_flag() -> None:
     """Defines `--workdir`, for commands that need a run."""
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)

@@ -26,13 +26,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
     )
-    flags.DEFINE_multi_string(
-        "gin_file",
-        None,
-        "The config of the run: a path, or the name of a shipped file. May be given again.",
-        required=True,
-    )
-    flags.DEFINE_multi_string("gin_bindings", [], "A binding that overrides the files. May be given again.")
+    command_line.gin_flags()
     flags.DEFINE_string("output", None, "The '.keras' file to write.", required=True)
 
 

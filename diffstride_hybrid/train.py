@@ -23,14 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_multi_string(
-        "gin_file", None, "A gin file: its path, or the name of a shipped file. May be given again.", required=True
-    )
-    flags.DEFINE_multi_string(
-        "gin_bindings",
-        [],
-        "A binding that overrides the files, such as 'train.train.num_epochs = 3'. May be given again.",
-    )
+    command_line.gin_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run. If not given, runs/<name of the last gin file>.")
     flags.DEFINE_integer(
         "seed",

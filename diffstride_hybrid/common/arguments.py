@@ -13,21 +13,27 @@ Strides = float | Sequence[float]
 """One stride for both axes, or a pair (vertical, horizontal)."""
 
 
-def is_whole(value: Any, least: int) -> bool:
-    """Whether a value is a whole number of at least `least`. `True` does not count, though Python takes it for 1.
+def validated_whole(name: str, value: Any, least: int) -> int:
+    """The value, if it is a whole number of at least `least`. `True` is refused, though Python takes it for 1.
 
     Args:
-        value: anything.
+        name: of the argument, for the message.
+        value: the argument.
         least: the smallest number allowed.
 
     Returns:
-        The answer. This function raises nothing.
+        `value`.
+
+    Raises:
+        ValueError: the value is no such number.
 
     Example:
-        >>> is_whole(3, least=1), is_whole(3.0, least=1), is_whole(True, least=1)
-        (True, False, False)
+        >>> validated_whole("num_epochs", 3, least=1)
+        3
     """
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    return value
 
 
 def validated_choice(name: str, value: Any, allowed: Sequence[str]) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.common.arguments import validated_choice
 from diffstride_hybrid.common.errors import first_line
 from diffstride_hybrid.common.registration import register
 
@@ -38,8 +39,7 @@ def make_strategy(name: str = "one_device", tpu: str | None = None) -> tf.distri
         >>> make_strategy("one_device").num_replicas_in_sync
         1
     """
-    if name not in STRATEGIES:
-        raise ValueError(f"--strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {name!r}.")
+    validated_choice("--strategy", name, STRATEGIES)
     if (tpu is not None) != (name == "tpu"):
         raise ValueError(f"--strategy=tpu and --tpu=NAME go together, got --strategy={name} and --tpu={tpu}.")
     for gpu in tf.config.list_physical_devices("GPU"):

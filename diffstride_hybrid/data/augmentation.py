@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.common.arguments import is_whole
+from diffstride_hybrid.common.arguments import validated_whole
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
@@ -43,8 +43,7 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
         >>> augment(images, numbers).shape
         TensorShape([8, 32, 32, 3])
     """
-    if not is_whole(pad_size, least=0):
-        raise ValueError(f"data.augment.pad_size must be a whole number of at least 0, got {pad_size!r}.")
+    validated_whole("data.augment.pad_size", pad_size, least=0)
     height, width = images.shape[1:3]
     choices = 2 * pad_size + 1
     rows, columns = (tf.cast(number % choices, tf.int32) for number in tf.split(numbers, 2, axis=1))

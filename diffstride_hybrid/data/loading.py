@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffstride_hybrid.common.arguments import is_whole, validated_choice
+from diffstride_hybrid.common.arguments import validated_choice, validated_whole
 from diffstride_hybrid.data.augmentation import MIXUPS, AugmentFn, check_augmentation
 from diffstride_hybrid.data.damage import naming_damaged_files
 from diffstride_hybrid.data.datasets import Datasets, Split, as_written, decoder_of
@@ -141,8 +141,8 @@ def _check_arguments(
         ("training_images", training_images, True),
         ("image_size", image_size, True),
     ):
-        if not is_whole(value, least=1) and not (optional and value is None):
-            raise ValueError(f"data.load_datasets.{name} must be a whole number of at least 1, got {value!r}.")
+        if value is not None or not optional:
+            validated_whole(f"data.load_datasets.{name}", value, least=1)
     if not (isinstance(mixup_alpha, (int, float)) and 0 <= mixup_alpha < math.inf):
         raise ValueError(f"data.load_datasets.mixup_alpha must be a number of at least 0, got {mixup_alpha!r}.")
     validated_choice("data.load_datasets.mixup", mixup, MIXUPS)

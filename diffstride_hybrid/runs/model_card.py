@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from diffstride_hybrid.common import markdown
 from diffstride_hybrid.runs.folder import RunFolder
 
 FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "strides and sizes of the maps"}
@@ -126,7 +127,7 @@ def _results(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         "precision": run["dtype_policy"],
         "devices": f"{', '.join(run['devices'])}; {run['strategy']}, {run['replicas']} replica(s)",
     }
-    return _table(["", ""], [[name, fact] for name, fact in facts.items() if fact is not None])
+    return markdown.table(["", ""], [[name, fact] for name, fact in facts.items() if fact is not None])
 
 
 def _poolings(poolings: Sequence[Mapping[str, Any]], strides_at_start: Mapping[str, str]) -> str:
@@ -139,8 +140,4 @@ def _poolings(poolings: Sequence[Mapping[str, Any]], strides_at_start: Mapping[s
         before, after = ("x".join(map(str, pooling[size])) for size in ("input_size", "output_size"))
         learned = [", ".join(f"{stride:.3f}" for stride in pair) for pair in (start, strides)] if strides else []
         rows.append([f"`{layer}`", *(learned or ["fixed", "fixed"]), before, after])
-    return _table(["layer", "strides at the start", "strides at the end", "size before", "size after"], rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+    return markdown.table(["layer", "strides at the start", "strides at the end", "size before", "size after"], rows)

@@ -11,11 +11,14 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
-from diffstride_hybrid.common.arguments import is_whole
+from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_whole
 from diffstride_hybrid.runs.folder import RunFolder
 
 ON_NOT_FINITE = ("stop", "roll_back")
 """The allowed values of `on_not_finite`."""
+
+DTYPE_POLICIES = ("auto", "float32", "float64", "mixed_bfloat16", "mixed_float16")
+"""The allowed values of `dtype_policy`."""
 
 
 def check_counts(**counts: Any) -> None:
@@ -28,8 +31,7 @@ def check_counts(**counts: Any) -> None:
         ValueError: one is not.
     """
     for name, value in counts.items():
-        if not is_whole(value, least=1):
-            raise ValueError(f"train.train.{name} must be a whole number of at least 1, got {value!r}.")
+        validated_whole(f"train.train.{name}", value, least=1)
 
 
 def check_optional_counts(**counts: Any) -> None:
@@ -73,8 +75,7 @@ def check_choices(on_not_finite: Any, jit_compile: Any) -> None:
         raise ValueError(
             f"train.train.on_not_finite must be {' or '.join(map(repr, ON_NOT_FINITE))}, got {on_not_finite!r}."
         )
-    if not isinstance(jit_compile, bool):
-        raise TypeError(f"train.train.jit_compile must be True or False, got {jit_compile!r}.")
+    validated_flag("train.train.jit_compile", jit_compile)
 
 
 def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
@@ -167,9 +168,7 @@ def resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFold
         ValueError: `name` is not allowed.
         OSError: the folder's `run.json` is damaged.
     """
-    allowed = ("auto", "float32", "float64", "mixed_bfloat16", "mixed_float16")
-    if name not in allowed:
-        raise ValueError(f"train.train.dtype_policy must be one of {', '.join(map(repr, allowed))}, got {name!r}.")
+    validated_choice("train.train.dtype_policy", name, DTYPE_POLICIES)
     if name != "auto":
         return name
     if folder.has_begun():

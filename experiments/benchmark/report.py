@@ -10,9 +10,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from diffstride_hybrid.common import markdown
 from diffstride_hybrid.common.files import rows_as_text, write_whole
 from diffstride_hybrid.runs.figures import COLORS
-from experiments import markdown
 
 Row = Mapping[str, Any]
 

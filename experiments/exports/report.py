@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import RESULTS, markdown
+from diffstride_hybrid.common import markdown
+from experiments import RESULTS
 
 CSV = RESULTS / "exports.csv"
 

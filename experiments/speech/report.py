@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import RESULTS, markdown
+from diffstride_hybrid.common import markdown
+from experiments import RESULTS
+from experiments.spread import spread
 
 CSV = RESULTS / "speech.csv"
 
@@ -42,7 +44,7 @@ def table(rows: Sequence[Row]) -> str:
         lines.append(
             [
                 f"`{method}`",
-                f"{markdown.spread([100 * float(row['test_accuracy']) for row in here])} %",
+                f"{spread([100 * float(row['test_accuracy']) for row in here])} %",
                 f"{macs / 1e6:.1f} M" + (f" + {pooling_macs / 1e6:.1f} M" if pooling_macs else ""),
                 ", ".join(f"{stride:.2f}" for stride in strides),
                 ", ".join(f"{length:.0f}" for length in lengths),

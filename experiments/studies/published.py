@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from experiments import markdown
+from diffstride_hybrid.common import markdown
 
 ICLR = "Riad et al., ICLR 2022"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from experiments import markdown
+from diffstride_hybrid.common import markdown
+from experiments.spread import spread
 from experiments.studies.records import Row
 from experiments.studies.study import MEASURES, Study, column_title
 
@@ -91,7 +92,7 @@ def difference_table(study: Study, rows: Sequence[Row]) -> str:
             continue
         columns = [[pair for place, pair in pairs if place == value] for value in values]
         columns += [[pair for _, pair in pairs]] * (len(values) > 1)
-        cells = [markdown.spread(column, signed=True) if column else NO_RUNS for column in columns]
+        cells = [spread(column, signed=True) if column else NO_RUNS for column in columns]
         lines.append([f"`{method.name}`", *cells, str(len(pairs))])
     return markdown.table(head, lines)
 
@@ -112,7 +113,7 @@ def _paired(study: Study, rows: Sequence[Row], method: str) -> list[tuple[str, f
 def _cell(study: Study, rows: Sequence[Row]) -> str:
     if not rows:
         return NO_RUNS
-    accuracy = markdown.spread([100 * float(row[MEASURES[study.measure]]) for row in rows])
+    accuracy = spread([100 * float(row[MEASURES[study.measure]]) for row in rows])
     macs, poolings = (
         f"{statistics.fmean(float(row[column]) for row in rows) / 1e6:,.1f} M" for column in ("macs", "pooling_macs")
     )
@@ -123,7 +124,7 @@ def _mean_over_columns(study: Study, cells: Sequence[Sequence[Row]]) -> str:
     accuracies = [{row["seed"]: 100 * float(row[MEASURES[study.measure]]) for row in cell} for cell in cells]
     seeds = [seed for seed in accuracies[0] if all(seed in column for column in accuracies)]
     means = [statistics.fmean(column[seed] for column in accuracies) for seed in seeds]
-    return f"{markdown.spread(means)} %" if means else NO_RUNS
+    return f"{spread(means)} %" if means else NO_RUNS
 
 
 def _counts(cells: Sequence[Sequence[Row]]) -> str:

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import markdown
+from diffstride_hybrid.common import markdown
 
 Line = Mapping[str, Any]
 

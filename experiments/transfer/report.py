@@ -6,7 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import RESULTS, markdown
+from diffstride_hybrid.common import markdown
+from experiments import RESULTS
+from experiments.spread import spread
 from experiments.transfer.experiment import ORIGINAL
 
 CSV = RESULTS / "transfer.csv"
@@ -33,7 +35,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cost = statistics.fmean(float(row["macs"]) for row in rows if (row["model"], row["stage"]) == (name, "after"))
         start = accuracies(name, "before" if name == ORIGINAL else "swapped")
         differences = [one - other for one, other in zip(after, baseline)]
-        compared = "" if name == ORIGINAL else markdown.spread(differences, signed=True)
-        percentages = [f"{markdown.spread(values)} %" for values in (start, after)]
+        compared = "" if name == ORIGINAL else spread(differences, signed=True)
+        percentages = [f"{spread(values)} %" for values in (start, after)]
         lines.append([name, *percentages, compared, f"{cost / 1e6:.1f} M"])
     return markdown.table(HEAD, lines)
