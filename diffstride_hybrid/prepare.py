@@ -1,6 +1,7 @@
 """Prepares a data set of TensorFlow Datasets, from the network or from files that are already here.
 
 python -m diffstride_hybrid.prepare --name=fashion_mnist --source=/usr/share/datasets/fashion-mnist
+python -m diffstride_hybrid.prepare --name=cifar10 --source=~/.keras/datasets
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from diffstride_hybrid import command_line
+from diffstride_hybrid.data.local_files import prepare_from_files
 from diffstride_hybrid.data.sources import prepare, tfds_builder
 
 FLAGS = flags.FLAGS
@@ -35,15 +37,13 @@ def main(argv: Sequence[str]) -> None:
     """
     del argv
     builder = tfds_builder(FLAGS.name, FLAGS.data_dir)
-    if FLAGS.source is not None:
+    if FLAGS.source is None:
+        prepare(builder)
+    else:
         source = pathlib.Path(FLAGS.source).resolve()
         if not source.is_dir():
             raise ValueError(f"--source must be a folder, got {FLAGS.source}.")
-        if not hasattr(builder, "URL"):
-            raise ValueError(f"{FLAGS.name!r} cannot be prepared from a folder: its builder has no single address.")
-        # The builder adds the names of its files to this address, and reads file:// as it reads https://.
-        builder.URL = f"{source.as_uri()}/"
-    prepare(builder)
+        prepare_from_files(builder, source)
     sizes = ", ".join(f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items())
     print(f"{builder.name} is prepared under {builder.data_dir}: {sizes} images")
 
