@@ -24,7 +24,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "source",
         None,
-        "Folder with the files that TensorFlow Datasets would download. If not given, they are downloaded.",
+        "Folder with the files that TensorFlow Datasets would download or asks for; for CIFAR those of Keras and "
+        "torchvision do as well. If not given, the files are downloaded.",
     )
     command_line.data_dir_flag()
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.source is None:
         prepare(builder)
     else:
-        source = pathlib.Path(FLAGS.source).resolve()
+        source = pathlib.Path(FLAGS.source).expanduser().resolve()
         if not source.is_dir():
             raise ValueError(f"--source must be a folder, got {FLAGS.source}.")
         prepare_from_files(builder, source)

@@ -14,6 +14,7 @@ from absl import logging
 from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.runs.folder import RunFolder, read_json
+from diffstride_hybrid.training.records import data_as_recorded
 
 _CONFIG = "operative_config.gin"
 
@@ -70,6 +71,11 @@ def record_config(run_folder: RunFolder) -> None:
 
 
 def _check_same_config(path: pathlib.Path, config: str) -> None:
+    """Compares the config of a run with the text of the config that it was begun with.
+
+    A parameter that is not bound and not in the old text is one that an older version of this package or of Keras did
+    not have. It has its default, so it does not count.
+    """
     try:
         begun_with = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -78,8 +84,23 @@ def _check_same_config(path: pathlib.Path, config: str) -> None:
         raise OSError(f"{path} is damaged: it is cut off after {len(begun_with):,} characters.")
     lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
     changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
+    changed = [line for line in changed if not _is_new_default(line, begun_with)]
     if changed:
         raise ValueError(f"{path.parent} was begun with another config: {'; '.join(changed)}")
+
+
+def _is_new_default(line: str, begun_with: str) -> bool:
+    """Whether a line of a diff adds a parameter that the older config lacks and that nothing binds now."""
+    if line.removeprefix("+").startswith("#") or not line.removeprefix("+"):
+        return line.startswith("+")
+    name = line.removeprefix("+").split(" = ")[0]
+    if not line.startswith("+") or f"\n{name} =" in begun_with:
+        return False
+    try:
+        gin.query_parameter(name)
+    except ValueError:  # It is not bound.
+        return True
+    return False
 
 
 def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
@@ -98,11 +119,14 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> 
     Raises:
         FileNotFoundError: the folder does not exist, or the run has not saved that model yet.
         OSError: the model's file, the config or the data is damaged, or the data cannot be downloaded.
-        ValueError: the file is no model, or a model that would run code of its own.
+        ValueError: the file is no model, or a model that would run code of its own, or the data have other classes or
+            another size now.
     """
     network, loss = load_model(workdir, model, data_dir)
     bound = gin.get_bindings("train.train")
-    return Run(network, bound["load_data_fn"](seed=bound["seed"]), loss)
+    path = workdir / "run.json"
+    datasets = data_as_recorded(bound["load_data_fn"](seed=bound["seed"]), read_json(path), path)
+    return Run(network, datasets, loss)
 
 
 def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:

@@ -1,15 +1,11 @@
-"""Image files and single images: find and read them, fit them to a size, normalize them for a network."""
+"""Single images: normalize them for a network, fit them to a size, bring them to 8 bits."""
 
 from __future__ import annotations
 
-import os
-import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 def normalize_images(images: tf.Tensor, mean: Sequence[float], std: Sequence[float]) -> tf.Tensor:
@@ -45,57 +41,17 @@ def fit_to_size(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
 
 
-def find_images(names: Iterable[str | os.PathLike[str]]) -> list[pathlib.Path]:
-    """Lists the image files that a user names, one by one or by their folder.
+def to_8_bits(values: tf.Tensor) -> tf.Tensor:
+    """Scales integers from 0..65535 to 0..255 and rounds them.
 
     Args:
-        names: files of any name, or folders. A folder stands for the files in it whose names end as those of images.
+        values: integers of 16 bits, of any shape.
 
     Returns:
-        Paths of files. The files of a folder are sorted by name.
+        uint8 tensor of the same shape.
 
-    Raises:
-        FileNotFoundError: a name does not exist, or a folder has no images.
+    Example:
+        >>> to_8_bits([0, 20_000, 40_000, 65_535]).numpy()
+        array([  0,  78, 156, 255], dtype=uint8)
     """
-    found: list[pathlib.Path] = []
-    for path in map(pathlib.Path, names):
-        if not path.exists():
-            raise FileNotFoundError(f"There is no {path}: give image files, or folders of them.")
-        if path.is_file():
-            found.append(path)
-            continue
-        images = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and entry.is_file())
-        if not images:
-            raise FileNotFoundError(f"There is no image in {path}: a file's name must end in {', '.join(_SUFFIXES)}.")
-        found += images
-    return found
-
-
-def read_image(path: pathlib.Path, image_shape: Sequence[int]) -> np.ndarray:
-    """Reads an image upright, makes it gray or color as needed, and resizes it as images of a data set are resized.
-
-    Args:
-        path: of a file in any format that Pillow reads. Of a file with several frames the first frame is read.
-        image_shape: (height, width, channels) of the result, with 1 or 3 channels.
-
-    Returns:
-        uint8 array `[height, width, channels]`.
-
-    Raises:
-        ValueError: the file is not an image, or `image_shape` has neither 1 nor 3 channels.
-    """
-    from PIL import Image, ImageOps
-
-    *size, channels = image_shape
-    if channels not in (1, 3):
-        raise ValueError(f"An image file has one channel or three, and the network takes {channels}.")
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # Pillow would cut off values of 16 bits at 255.
-                image = Image.fromarray((np.asarray(image) / 257).round().astype("uint8"))
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image: {error}.") from error
-    pixels = pixels.reshape(*pixels.shape[:2], channels)
-    return pixels if pixels.shape == tuple(image_shape) else fit_to_size(pixels, tuple(size)).numpy()
+    return tf.cast(tf.round(tf.cast(values, tf.float32) / 257), tf.uint8)

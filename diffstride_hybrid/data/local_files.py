@@ -46,10 +46,6 @@ def prepare_from_files(builder: Any, source: pathlib.Path) -> None:
         with tempfile.TemporaryDirectory(prefix="unpacked-", dir=final.parent) as scratch:
             files = cifar_files.find(builder.name, source, pathlib.Path(scratch)) or source
             _prepare(builder, files, source, scratch)
-        _check_sizes(builder, source)
-    except BaseException:
-        shutil.rmtree(final, ignore_errors=True)
-        raise
     finally:
         for folder in made:
             if folder.exists() and not any(folder.iterdir()):
@@ -80,18 +76,19 @@ def _download_and_prepare(builder: Any, files: LocalFiles) -> None:
     builder._make_download_manager = lambda **given: files.with_manager(make_manager(**given))
     try:
         builder.download_and_prepare(download_dir=files.scratch, download_config=config)
+        _check_sizes(builder)
+    except BaseException:
+        shutil.rmtree(builder.data_dir, ignore_errors=True)
+        raise
     finally:
         del builder._make_download_manager
 
 
-def _check_sizes(builder: Any, source: pathlib.Path) -> None:
+def _check_sizes(builder: Any) -> None:
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     empty = [name for name, size in sizes.items() if size == 0]
     if empty or not sizes:
-        raise OSError(
-            f"Data set {builder.name!r} cannot be prepared from {source}: its files hold no images for "
-            f"{' and '.join(empty) or 'any split'}."
-        )
+        raise OSError(f"its files hold no images for {' and '.join(empty) or 'any split'}.")
     for name, size in cifar_files.SIZES.items() if builder.name in cifar_files.NAMES else ():
         if sizes[name] != size:
             logging.warning(
@@ -164,9 +161,10 @@ class LocalFiles:
             with _naming_archive(path):
                 yield from self._manager.iter_archive(archive)
             return
+        root = path.parent if self.unpacked_here else path
         for file in sorted(entry for entry in path.rglob("*") if entry.is_file()):
             with file.open("rb") as stream:
-                yield file.relative_to(path).as_posix(), stream
+                yield file.relative_to(root).as_posix(), stream
 
     def download_checksums(self, url: Any) -> None:
         """Does nothing: a checksum that is not known is not compared."""
@@ -206,7 +204,7 @@ class LocalFiles:
                     self._note(candidate, address)
                     return epath.Path(candidate)
                 self.took_folders = True
-                return epath.Path(candidate.parent if self.unpacked_here else candidate)
+                return epath.Path(candidate)
         return None
 
     def _note(self, path: pathlib.Path, address: str) -> None:
@@ -215,12 +213,23 @@ class LocalFiles:
         if known is not None and known != _sha256(path):
             logging.warning("%s is not the published file: its checksum differs", path)
 
+    def _alone(self, folder: pathlib.Path) -> Any:
+        """A folder that shows nothing but the given one: its true parent may have images of other sets."""
+        from etils import epath
+
+        shown = self.scratch / f"alone-{folder.name}" / folder.name
+        if not shown.exists():
+            shown.parent.mkdir()
+            shown.symlink_to(folder.resolve(), target_is_directory=True)
+        return epath.Path(shown.parent)
+
     def _unpacked(self, path: Any, leaf: Any) -> Any:
         import tensorflow_datasets as tfds
+        from etils import epath
 
         path = pathlib.Path(path)
         if path.is_dir():
-            return path
+            return self._alone(path) if self.unpacked_here else epath.Path(path)
         if self._unpacked_names.setdefault(path.name, path) != path:
             # The download manager would take an archive of the same name for one that it has unpacked.
             link = self.scratch / f"{len(self._unpacked_names)}-{path.name}"

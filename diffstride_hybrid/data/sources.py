@@ -13,16 +13,14 @@ import tensorflow as tf
 from diffstride_hybrid.common.errors import did_you_mean, first_line, one_line
 from diffstride_hybrid.data.damage import naming_damaged_files
 from diffstride_hybrid.data.datasets import Split, decoder_of
-from diffstride_hybrid.data.images import fit_to_size
+from diffstride_hybrid.data.images import fit_to_size, to_8_bits
+from diffstride_hybrid.data.sizes import MEMORY_LIMIT_BYTES, division
 
 DIGITS = "digits"
 """Name of scikit-learn's handwritten digits, which need no download."""
 
 DIGITS_SIZE = 32
 """Height and width that the digits, of 8x8 pixels, are resized to by default."""
-
-MEMORY_LIMIT_BYTES = 2 << 30
-"""A larger set, decoded, is streamed from the disk. A smaller one is held in memory."""
 
 
 def digits_splits(
@@ -49,7 +47,7 @@ def digits_splits(
     images = tf.image.resize(digits.images[..., None] * (255 / 16), [image_size, image_size], antialias=True)
     images = tf.cast(tf.round(images), tf.uint8).numpy()
     train, test = train_test_split(np.arange(len(images)), test_size=0.2, random_state=0, stratify=digits.target)
-    for_training, used = _division(DIGITS, len(train), training_images, validation_fraction)
+    for_training, used = division(DIGITS, len(train), training_images, validation_fraction)
     parts = {"train": train[:for_training], "validation": train[for_training:used], "test": test}
     splits = {
         part: Split(len(indices), arrays=(images[indices], digits.target[indices])) for part, indices in parts.items()
@@ -58,39 +56,34 @@ def digits_splits(
 
 
 def tfds_splits(
-    name: str,
-    validation_fraction: float,
-    training_images: int | None,
-    image_size: int | None,
-    data_dir: str | None,
+    builder: Any, validation_fraction: float, training_images: int | None, image_size: int | None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Reads a set of TensorFlow Datasets, which is downloaded and prepared first if that has not been done.
 
     The set's 'test' split is used for testing, or its 'validation' split if the labels of 'test' are secret.
 
     Args:
-        name: of the set.
+        builder: made by `tfds_builder`.
         validation_fraction: share of the training images set aside for validation, from 0 to below 1.
         training_images: how many images of the training split to use, with those for validation. None for all.
         image_size: height and width that images are resized to. None to leave them as they are.
-        data_dir: folder of prepared sets. None for the default of TensorFlow Datasets.
 
     Returns:
         'train', 'validation' and 'test', and the names of the classes.
 
     Raises:
-        ValueError: no set has that name, or the set cannot be used: it does not pair images with one label each, has
+        ValueError: the set cannot be used: it does not pair images with one label each, has
             fewer than two classes, fewer than `training_images` images, or lacks a split.
         OSError: the set cannot be downloaded, or its files are damaged.
     """
-    builder = tfds_builder(name, data_dir)
+    name = builder.name
     image_feature, class_names, image_shape = image_classification(builder, image_size)
     if len(class_names) < 2:
         raise ValueError(f"Data set {name!r} cannot be used: it has {len(class_names)} class, nothing to tell apart.")
     prepare(builder)
     test_name = _test_split_name(name, builder)
     available, test_size = (builder.info.splits[split].num_examples for split in ("train", test_name))
-    for_training, used = _division(name, available, training_images, validation_fraction)
+    for_training, used = division(name, available, training_images, validation_fraction)
     in_memory = (used + test_size) * math.prod(image_shape) <= MEMORY_LIMIT_BYTES
     reader = _TfdsReader(builder, image_feature, image_shape, len(class_names), image_size is not None, in_memory)
     with naming_damaged_files(name, builder.data_dir):
@@ -135,6 +128,8 @@ class _TfdsReader:
 
     def _decode(self, encoded: tf.Tensor) -> tf.Tensor:
         image = self.image_feature.decode_example(encoded)
+        if image.dtype == tf.uint16:
+            image = to_8_bits(image)
         if self.resizes:
             image = fit_to_size(image, self.image_shape[:2])
         return tf.ensure_shape(image, self.image_shape)
@@ -163,8 +158,8 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
     except (ValueError, AssertionError):  # An unknown name or version, or a name that is not allowed.
         hint = did_you_mean(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)])
         raise ValueError(
-            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r} or a name of TensorFlow Datasets"
-            f"{'; ' + hint if hint else '.'}"
+            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r}, a name of TensorFlow Datasets, or a "
+            f"folder of images{'; ' + hint if hint else '.'}"
         ) from None
     except Exception as error:  # The parser of a set's description raises errors of many kinds.
         raise OSError(
@@ -184,8 +179,8 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tup
         The feature that decodes images, the names of the classes, and (height, width, channels) of an image.
 
     Raises:
-        ValueError: the set does not pair images with one label each, or its images differ in size and `image_size` is
-            None.
+        ValueError: the set does not pair images with one label each, its images have neither 8 nor 16 bits, or they
+            differ in size and `image_size` is None.
     """
     import tensorflow_datasets as tfds
 
@@ -195,6 +190,11 @@ def image_classification(builder: Any, image_size: int | None) -> tuple[Any, tup
         isinstance(features[0], tfds.features.Image) and isinstance(features[1], tfds.features.ClassLabel)
     ):
         raise ValueError(f"Data set {name!r} cannot be used: it does not pair images with one class label each.")
+    if features[0].np_dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"Data set {name!r} cannot be used: its images are {np.dtype(features[0].np_dtype).name}, so which of "
+            "their numbers is white is not known."
+        )
     height, width, channels = features[0].shape
     if image_size is not None:
         height = width = image_size
@@ -221,16 +221,6 @@ def prepare(builder: Any) -> None:
             f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: "
             f"{first_line(error)}"
         ) from error
-
-
-def _division(name: str, available: int, training_images: int | None, validation_fraction: float) -> tuple[int, int]:
-    """Divides a training split: images before the first index train, those from there to the second one validate."""
-    if training_images is not None and training_images > available:
-        raise ValueError(
-            f"data.load_datasets.training_images must be at most the {available:,} of {name}, got {training_images:,}."
-        )
-    used = available if training_images is None else training_images
-    return used - round(used * validation_fraction), used
 
 
 def _test_split_name(name: str, builder: Any) -> str:

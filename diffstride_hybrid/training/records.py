@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 import platform
 import sys
 from typing import Any
@@ -11,6 +13,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.versions import checkout_commit, versions_of
+from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.model_tools.inspection import short_path, strides_by_path
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.loop import TrainingLoop
@@ -44,15 +47,60 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "dtype_policy": model.dtype_policy.name,
         "parameters": model.count_params(),
         "macs": macs(model, datasets.image_shape).macs,
-        "data": {
-            "name": datasets.name,
-            "image_shape": datasets.image_shape,
-            "class_names": datasets.class_names,
-            "mean": datasets.mean,
-            "std": datasets.std,
-            "split_sizes": {name: split.size for name, split in datasets.splits.items()},
-        },
+        "data": _data_record(datasets),
     }
+
+
+def data_as_recorded(datasets: Datasets, record: Any, path: pathlib.Path, resumes: bool = False) -> Datasets:
+    """Makes sure that a run's data are those that it began with, and normalizes them as they were then.
+
+    Args:
+        datasets: the data, loaded anew.
+        record: the values of `run.json`.
+        path: of `run.json`, for messages.
+        resumes: whether training goes on, so that the splits must have as many images as they had.
+
+    Returns:
+        The data, with the mean and standard deviation of each channel from the record. They may differ from those
+        measured now if the files or this package have changed.
+
+    Raises:
+        OSError: the record does not describe any data.
+        ValueError: the classes or the shape of the images, or, with `resumes`, the sizes of the splits have changed.
+    """
+    now = _data_record(datasets)
+    try:
+        begun = {name: record["data"][name] for name in now}
+        mean, std = tuple(begun["mean"]), tuple(begun["std"])
+    except (KeyError, TypeError) as error:
+        raise OSError(f"{path} is damaged: it does not say which images the run was trained on.") from error
+    for name in ("class_names", "image_shape", *(["split_sizes"] if resumes else [])):
+        if begun[name] != now[name]:
+            raise ValueError(
+                f"The {name.replace('_', ' ')} of {datasets.name} changed since {path.parent} was begun: "
+                f"{_difference(begun[name], now[name])}."
+            )
+    return dataclasses.replace(datasets, mean=mean, std=std)
+
+
+def _data_record(datasets: Datasets) -> dict[str, Any]:
+    """What `run.json` says of the data, as JSON gives it back."""
+    return {
+        "name": datasets.name,
+        "image_shape": list(datasets.image_shape),
+        "class_names": list(datasets.class_names),
+        "mean": list(datasets.mean),
+        "std": list(datasets.std),
+        "split_sizes": {name: split.size for name, split in datasets.splits.items()},
+    }
+
+
+def _difference(before: Any, after: Any) -> str:
+    if isinstance(before, list) and isinstance(before[0], str):
+        gone, new = ([name for name in one if name not in other] for one, other in ((before, after), (after, before)))
+        if gone or new:
+            return "; ".join(f"{', '.join(names)} {what}" for names, what in ((gone, "gone"), (new, "new")) if names)
+    return f"{before} before, {after} now"
 
 
 def summarize(loop: TrainingLoop, num_epochs: int, progress: Progress) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from diffstride_hybrid.training.checks import (
 )
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.progress import Progress
-from diffstride_hybrid.training.records import run_record, summarize
+from diffstride_hybrid.training.records import data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
 
 
@@ -112,6 +112,8 @@ def train(
         distribution.naming_lost_workers(strategy, advice),
     ):
         datasets = load_data_fn(seed=seed)
+        if folder.has_begun():
+            datasets = data_as_recorded(datasets, folder.read_json("run.json"), folder.path / "run.json", resumes=True)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         rolls_back, steps_per_epoch = on_not_finite == "roll_back", steps_per_epoch or datasets.steps_per_epoch
         schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back)

@@ -256,6 +256,22 @@ def test_a_run_begun_with_another_config_is_refused_and_kept(
     assert contents(tmp_path) == before
 
 
+def test_a_run_begun_before_a_parameter_existed_goes_on_with_its_default(
+    finished: tuple[Path, Result], tmp_path: Path, uncompiled: None
+):
+    config = (finished[0] / "operative_config.gin").read_text()
+    known = "load_datasets.test_fraction = 0.2\n"
+    assert known in config
+    (tmp_path / "older.gin").write_text(config.replace(known, ""))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/operative_config.gin").write_text(config.replace(known, ""))
+    arguments = [f"--gin_file={tmp_path / 'older.gin'}", f"--workdir={tmp_path / 'run'}", "--seed=3"]
+    bound = "--gin_bindings=data.load_datasets.test_fraction = 0.3"
+    assert_one_clear_line(run_here("train", *arguments, bound), "another config", "test_fraction = 0.3")
+    assert run_here("train", *arguments).code == 0
+    assert (tmp_path / "run/operative_config.gin").read_text() == config
+
+
 def test_a_refused_start_leaves_no_backup_that_another_would_go_on_from(finished: tuple[Path, Result], tmp_path: Path):
     (tmp_path / "operative_config.gin").write_bytes((finished[0] / "operative_config.gin").read_bytes())
     before = contents(tmp_path)

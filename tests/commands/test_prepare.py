@@ -1,9 +1,9 @@
 """Preparing data sets."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.cifar_archives import cifar_files, extract
 from support.commands import assert_one_clear_line, run_here
 
 
@@ -14,18 +14,11 @@ def test_preparing_says_what_is_prepared_where(tiny_data_dir: Path):
     assert "67 train, 23 test images" in result.out
 
 
-def test_preparing_from_a_folder_downloads_from_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The files of the real set are large: it is enough that the missing one is looked for in the folder."""
-    addresses = []
-
-    def prepare(builder: Any) -> None:
-        addresses.append(builder.URL)
-        raise OSError("no files")
-
-    monkeypatch.setattr("diffstride_hybrid.prepare.prepare", prepare)
-    arguments = ["--name=fashion_mnist", f"--source={tmp_path}", f"--data_dir={tmp_path}"]
-    assert_one_clear_line(run_here("prepare", *arguments), "no files")
-    assert addresses == [f"{tmp_path.as_uri()}/"]
+def test_preparing_from_a_folder_needs_no_network(tmp_path: Path):
+    extract(tmp_path / "source", cifar_files("cifar10", "python"))
+    result = run_here("prepare", "--name=cifar10", f"--source={tmp_path / 'source'}", f"--data_dir={tmp_path / 'data'}")
+    assert result.code == 0
+    assert f"cifar10 is prepared under {tmp_path}/data/cifar10/3.0.2: 15 train, 6 test images" in result.out
 
 
 @pytest.mark.parametrize(
@@ -33,7 +26,8 @@ def test_preparing_from_a_folder_downloads_from_there(tmp_path: Path, monkeypatc
     [
         (["--name=fashion_minst"], ["'fashion_minst'", "did you mean", "'fashion_mnist'"]),
         (["--name=fashion_mnist", "--source=/nowhere"], ["--source", "/nowhere"]),
-        (["--name=cifar10", "--source=/"], ["'cifar10'", "folder"]),
+        (["--name=cifar10", "--source=/"], ["'cifar10'", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
+        (["--name=rock_paper_scissors", "--source=/"], ["rps-test-set.zip, rps.zip"]),
         (["--name=fashion_mnist", "stray"], ["'stray'"]),
     ],
     ids=str,

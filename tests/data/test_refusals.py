@@ -21,7 +21,10 @@ from diffstride_hybrid.data.loading import load_datasets
         ({"name": "cifar11"}, r"Unknown data set 'cifar11': .* did you mean .*'cifar10'"),
         ({"name": "cifar-10"}, r"Unknown data set 'cifar-10': .* did you mean .*'cifar10'"),
         ({"name": "diggits"}, r"Unknown data set 'diggits': .* did you mean 'digits'"),
-        ({"name": "qqqqqqqqqq"}, r"Unknown data set 'qqqqqqqqqq': data\.load_datasets\.name is 'digits' or [^?]*$"),
+        (
+            {"name": "qqqqqqqqqq"},
+            r"Unknown data set 'qqqqqqqqqq': data\.load_datasets\.name is 'digits', [^?]*$",
+        ),
         ({"name": 10}, r"data\.load_datasets\.name .*10"),
         ({"name": "ag_news_subset"}, r"'ag_news_subset' cannot be used: it does not pair images with one class label"),
         ({"name": "wmt14_translate"}, r"'wmt14_translate' cannot be used: it does not pair images with one class"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from support import tiny_datasets
 from support.batches import BATCH, RANDOM, assert_same, evaluated, fingerprints, stored, take, unnormalized
 from support.tiny_datasets import TEST_SIZE, TRAIN_SIZE
@@ -58,9 +59,17 @@ def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny
     np.testing.assert_array_equal(labels, np.eye(datasets.num_classes)[expected_labels])
 
 
-@pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("fashion_mnist", 1), ("cifar100", 3)])
-def test_training_images_have_mean_zero_and_unit_deviation(tiny_data_dir: Path, name: str, channels: int):
-    datasets = load_datasets(name, batch_size=BATCH, data_dir=str(tiny_data_dir))
+@pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("fashion_mnist", 1), ("folder", 3)])
+def test_training_images_have_mean_zero_and_unit_deviation(
+    tiny_data_dir: Path, tmp_path: Path, name: str, channels: int
+):
+    if name == "folder":
+        name = str(tmp_path)
+        for i in range(20):
+            (tmp_path / f"class{i % 2}").mkdir(exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, [[[50, 100, 250]]], (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"class{i % 2}/{i}.png")
+    datasets = load_datasets(name, batch_size=min(BATCH, 8), data_dir=str(tiny_data_dir))
     images = np.concatenate([images for images, _ in evaluated(datasets, "train")]).astype("float64")
     assert len(datasets.mean) == len(datasets.std) == channels
     np.testing.assert_allclose(images.mean(axis=(0, 1, 2)), 0, atol=1e-5)
@@ -71,6 +80,7 @@ def test_training_images_have_mean_zero_and_unit_deviation(tiny_data_dir: Path, 
     ("name", "mean", "std"),
     [
         ("cifar10", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+        ("cifar100", (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
         ("imagenet2012", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ],
 )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffstride_hybrid.data.images import find_images, fit_to_size, read_image
+from diffstride_hybrid.data.image_files import find_images, read_image
+from diffstride_hybrid.data.images import fit_to_size
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), "uint8")

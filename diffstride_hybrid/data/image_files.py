@@ -1,0 +1,182 @@
+"""Image files: find them, and read them as a network takes them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffstride_hybrid.data.images import fit_to_size, to_8_bits
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+"""How the names of image files end."""
+
+_EXIF_ORIENTATION = 0x0112
+
+
+def find_images(names: Iterable[str | os.PathLike[str]], recursive: bool = False) -> list[pathlib.Path]:
+    """Lists the image files that a user names, one by one or by their folder.
+
+    Args:
+        names: files of any name, or folders. A folder stands for the files in it whose names end as those of images.
+        recursive: whether a folder stands for the images in its folders too.
+
+    Returns:
+        Paths of files. The files of a folder are sorted by name.
+
+    Raises:
+        FileNotFoundError: a name does not exist, or a folder has no images.
+    """
+    found: list[pathlib.Path] = []
+    for path in map(pathlib.Path, names):
+        if not path.exists():
+            raise FileNotFoundError(f"There is no {path}: give image files, or folders of them.")
+        if path.is_file():
+            found.append(path)
+            continue
+        images, _ = images_in(path, recursive)
+        if not images:
+            hint = "" if recursive else " Folders in it are searched with --recursive."
+            raise FileNotFoundError(
+                f"There is no image in {path}: a file's name must end in {', '.join(SUFFIXES)}.{hint}"
+            )
+        found += images
+    return found
+
+
+def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """Lists the image files of a folder by their names, and the other files. Links are followed, each folder once.
+
+    Args:
+        folder: that exists.
+        recursive: whether the folders in it are searched too.
+
+    Returns:
+        The files whose names end as those of images, and those whose names do not, both sorted. Files and folders whose
+        names begin with '.' are in neither list: systems and editors keep notes of their own in them.
+    """
+    images: list[pathlib.Path] = []
+    others: list[pathlib.Path] = []
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        real = os.path.realpath(place)
+        if real in seen:  # A link leads back.
+            folders.clear()
+            continue
+        seen.add(real)
+        for name in files:
+            if not name.startswith("."):
+                path = pathlib.Path(place, name)
+                (images if path.suffix.lower() in SUFFIXES else others).append(path)
+    return sorted(images), sorted(others)
+
+
+class ImageHeader(NamedTuple):
+    """What the first bytes of an image file say.
+
+    Attributes:
+        size: (height, width) of the upright image, in pixels.
+        gray: whether it has no colors.
+    """
+
+    size: tuple[int, int]
+    gray: bool
+
+
+def read_header(path: str | os.PathLike[str]) -> ImageHeader:
+    """Reads the size of an image file, and whether it is gray, without decoding it.
+
+    Args:
+        path: of a file in any format that Pillow reads.
+
+    Returns:
+        The header.
+
+    Raises:
+        ValueError: the file is not an image.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # For notes at the end of a PNG file, where they hardly ever are, Pillow would decode the whole image.
+        noted = image.format != "PNG" or "exif" in image.info
+        if noted and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # It lies on its side.
+            width, height = height, width
+        return ImageHeader((height, width), image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB")
+
+
+def read_image(path: str | os.PathLike[str], image_shape: Sequence[int]) -> np.ndarray:
+    """Reads an image upright, makes it gray or color as needed, and resizes it as images of a data set are resized.
+
+    What has more than 8 bits is scaled to 8: 16 bits, and numbers from 0 to 1. Transparent pixels show white. Colors
+    for print (CMYK) are converted without a color profile.
+
+    Args:
+        path: of a file in any format that Pillow reads. Of a file with several frames the first frame is read.
+        image_shape: (height, width, channels) of the result, with 1 or 3 channels.
+
+    Returns:
+        uint8 array `[height, width, channels]`.
+
+    Raises:
+        ValueError: the file is not an image, it has numbers whose black and white are not known, or `image_shape` has
+            neither 1 nor 3 channels.
+    """
+    from PIL import ImageOps
+
+    *size, channels = image_shape
+    if channels not in (1, 3):
+        raise ValueError(f"An image file has one channel or three, and the network takes {channels}.")
+    with _opened(path) as image:
+        tiff = image.format == "TIFF"
+        pixels = _as_bytes(ImageOps.exif_transpose(image), channels, tiff)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if pixels.shape[-1] != channels:
+        pixels = np.repeat(pixels, channels, axis=-1)
+    return pixels if pixels.shape == tuple(image_shape) else fit_to_size(pixels, tuple(size)).numpy()
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """A context with an image of Pillow. Whatever fails in it is an error that names the file."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it can read.
+            yield image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error).replace(repr(os.fspath(path)), "it").rstrip(".")
+        raise ValueError(f"{os.fspath(path)} cannot be read as an image: {reason}.") from error
+
+
+def _as_bytes(image: Any, channels: int, tiff: bool) -> np.ndarray:
+    """The pixels of an image of Pillow as uint8, `[height, width]` or `[height, width, channels]`."""
+    from PIL import Image
+
+    transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if image.mode.startswith(("I", "F")):
+        if transparent:
+            raise ValueError(f"its mode {image.mode} with transparency is not supported")
+        return _scaled(np.asarray(image), image.mode, tiff)
+    if transparent:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB"))
+
+
+def _scaled(values: np.ndarray, mode: str, tiff: bool) -> np.ndarray:
+    """Scales pixels of more than 8 bits to 0..255, if it is known which of their values is white."""
+    if mode.startswith("F"):
+        if not np.all((values >= 0) & (values <= 1)):  # NaN is refused too.
+            raise ValueError("its numbers are not all from 0 to 1, so which of them is white is not known")
+        return (values * 255).round().astype(np.uint8)
+    # Older versions of Pillow open PNG files of 16 bits in mode I, which holds 32 bits.
+    if mode == "I" and (tiff or values.min() < 0 or values.max() > 65_535):
+        raise ValueError("it has 32 bits, or a sign, so which of its numbers is white is not known")
+    return to_8_bits(values.astype(np.int32)).numpy()

@@ -1,0 +1,240 @@
+"""A user's own images, in a folder for each class."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+from diffstride_hybrid.data.datasets import Split, as_written
+from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image
+from diffstride_hybrid.data.sizes import MEMORY_LIMIT_BYTES, division
+
+_TRAIN, _TEST = "train", ("test", "validation", "val")
+
+_NAMED = 5
+"""How many files a message names at most."""
+
+
+class ClassFolders(NamedTuple):
+    """The images of a folder, by their split and class.
+
+    Attributes:
+        folder: that the user named.
+        class_names: names of the labels 0, 1, 2, …, sorted.
+        files: paths and labels of each split. There is no 'test' if the folder does not divide its images.
+        image_shape: (height, width, channels) of the images: one channel if all files are gray.
+    """
+
+    folder: pathlib.Path
+    class_names: tuple[str, ...]
+    files: dict[str, list[tuple[str, int]]]
+    image_shape: tuple[int, int, int]
+
+
+def is_named_folder(name: Any) -> bool:
+    """Tells whether the name of a data set can only be that of a folder: it begins with '/', '.' or '~'.
+
+    Args:
+        name: of a data set.
+    """
+    return isinstance(name, (str, os.PathLike)) and (os.path.isabs(name) or os.fspath(name).startswith((".", "~")))
+
+
+def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFolders:
+    """Lists the images of a folder and reads the header of each.
+
+    The folder holds `train/CLASS/…` and `test/CLASS/…` ('validation' or 'val' stand in for 'test'), or `CLASS/…`. An
+    image may lie in folders below that of its class. Links are followed, and names that begin with '.' are left out.
+
+    Args:
+        name: of the folder.
+        image_size: height and width that images are resized to. None to leave them as they are.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: the folder does not exist or is not laid out as above, a class has no images or is not in 'train',
+            a file cannot be read, or the images differ in size and `image_size` is None.
+    """
+    folder = pathlib.Path(name).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"data.load_datasets.name = {os.fspath(name)!r} names a folder that does not exist.")
+    roots = {"train": folder}
+    if _subfolders(folder / _TRAIN):
+        test = next((folder / split for split in _TEST if (folder / split).is_dir()), None)
+        if test is None:
+            raise ValueError(
+                f"{folder} has a folder 'train' and no 'test': add one, or name {folder / _TRAIN}, of which a share is "
+                "then held out for testing."
+            )
+        roots = {"train": folder / _TRAIN, "test": test}
+    class_names = tuple(entry.name for entry in _subfolders(roots["train"]))
+    if len(class_names) < 2:
+        raise ValueError(
+            f"{roots['train']} must have a folder of images for each of at least two classes, and has "
+            f"{', '.join(class_names) or 'none'}."
+        )
+    files = {split: _labeled_files(root, class_names, split) for split, root in roots.items()}
+    headers = _read_all(read_header, [path for split in files.values() for path, _ in split], folder)
+    return ClassFolders(folder, class_names, files, _shape(folder, headers, image_size))
+
+
+def folder_splits(
+    name: str,
+    validation_fraction: float,
+    training_images: int | None,
+    image_size: int | None,
+    test_fraction: float,
+    seed: int,
+) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Reads a user's own images from a folder that `read_folder` describes.
+
+    Args:
+        name: of the folder.
+        validation_fraction: share of the training images set aside for validation, from 0 to below 1.
+        training_images: how many images of the training split to use, with those for validation. None for all.
+        image_size: height and width that images are resized to. None to leave them as they are.
+        test_fraction: share of each class that is held out for testing if the folder does not divide its images.
+        seed: chooses the images that are held out.
+
+    Returns:
+        'train', 'validation' and 'test', and the names of the classes.
+
+    Raises:
+        ValueError: as `read_folder`, or no image is left for testing, or there are fewer than `training_images`.
+    """
+    found = read_folder(name, image_size)
+    train, test = found.files["train"], found.files.get("test")
+    if test is None:
+        train, test = _held_out(train, test_fraction, seed)
+        if not test:
+            raise ValueError(
+                f"data.load_datasets.test_fraction = {test_fraction} leaves no image of {name} for testing."
+            )
+    # Sorted by class they would fill whole batches, and validation, with one class.
+    train = [train[index] for index in np.random.default_rng(0).permutation(len(train))]
+    for_training, used = division(name, len(train), training_images, validation_fraction)
+    parts = {"train": train[:for_training], "validation": train[for_training:used], "test": test}
+    in_memory = (used + len(test)) * math.prod(found.image_shape) <= MEMORY_LIMIT_BYTES
+    make = _split_in_memory if in_memory else _streamed_split
+    return {part: make(files, found) for part, files in parts.items()}, found.class_names
+
+
+def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -> list[tuple[str, int]]:
+    unknown = [entry.name for entry in _subfolders(root) if entry.name not in class_names]
+    if unknown:
+        raise ValueError(f"{root} has classes that 'train' lacks: {_some(unknown)}.")
+    files: list[tuple[str, int]] = []
+    left_out: list[pathlib.Path] = []
+    empty: list[str] = []
+    for label, class_name in enumerate(class_names):
+        images, others = images_in(root / class_name, recursive=True) if (root / class_name).is_dir() else ([], [])
+        files += [(str(path), label) for path in images]
+        left_out += others
+        if not images:
+            empty.append(class_name)
+    if left_out:
+        logging.warning("%d files in %s do not have names of images: %s", len(left_out), root, _some(left_out))
+    if empty and split == "train":
+        raise ValueError(f"{root} has no images of {_some(empty)}: add some, or remove the folder.")
+    if not files:
+        raise ValueError(f"{root} has no images.")
+    return files
+
+
+def _read_all(read: Callable[[str], Any], paths: Sequence[str], folder: pathlib.Path) -> list[Any]:
+    """Reads files side by side. Those that cannot be read are named together."""
+
+    def attempt(path: str) -> Any:
+        try:
+            return read(path)
+        except ValueError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        results = list(pool.map(attempt, paths))
+    errors = [result for result in results if isinstance(result, ValueError)]
+    if errors:
+        more = f" So cannot {len(errors) - 1:,} more in {folder}: {_some(_paths(results, paths)[1:])}."
+        raise ValueError(f"{errors[0]}{more if len(errors) > 1 else ''}")
+    return results
+
+
+def _paths(results: Sequence[Any], paths: Sequence[str]) -> list[str]:
+    return [path for path, result in zip(paths, results) if isinstance(result, ValueError)]
+
+
+def _shape(folder: pathlib.Path, headers: Sequence[ImageHeader], image_size: int | None) -> tuple[int, int, int]:
+    channels = 1 if all(header.gray for header in headers) else 3
+    sizes = sorted({header.size for header in headers})
+    if image_size is not None:
+        return image_size, image_size, channels
+    if len(sizes) > 1:
+        (low, wide), (high, broad) = sizes[0], sizes[-1]
+        raise ValueError(
+            f"The images in {folder} differ in size, from {low}x{wide} to {high}x{broad}: set "
+            "data.load_datasets.image_size to the size they shall have."
+        )
+    return *sizes[0], channels
+
+
+def _held_out(
+    files: Sequence[tuple[str, int]], fraction: float, seed: int
+) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """Divides files into those for training and those for testing, class by class. Each class keeps one to train on."""
+    random = np.random.default_rng(seed)
+    train: list[tuple[str, int]] = []
+    test: list[tuple[str, int]] = []
+    for label in sorted({label for _, label in files}):
+        of_class = [file for file in files if file[1] == label]
+        held = set(
+            random.permutation(len(of_class))[: min(round(fraction * len(of_class)), len(of_class) - 1)].tolist()
+        )
+        train += [file for index, file in enumerate(of_class) if index not in held]
+        test += [file for index, file in enumerate(of_class) if index in held]
+    return train, test
+
+
+def _split_in_memory(files: Sequence[tuple[str, int]], found: ClassFolders) -> Split:
+    images = np.empty((len(files), *found.image_shape), np.uint8)
+    read = _read_all(lambda path: read_image(path, found.image_shape), [path for path, _ in files], found.folder)
+    for index, image in enumerate(read):
+        images[index] = image
+    return Split(len(files), arrays=(images, np.array([label for _, label in files], np.int64)))
+
+
+def _streamed_split(files: Sequence[tuple[str, int]], found: ClassFolders) -> Split:
+    paths = np.array([path for path, _ in files], object)
+    labels = np.array([label for _, label in files], np.int64)
+
+    def stream(first: int, last: int) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices((tf.constant(paths[first:last], tf.string), labels[first:last]))
+
+    def read(path: bytes) -> np.ndarray:
+        return read_image(os.fsdecode(path), found.image_shape)
+
+    @as_written
+    def decode(path: tf.Tensor) -> tf.Tensor:
+        return tf.ensure_shape(tf.numpy_function(read, [path], tf.uint8), found.image_shape)
+
+    return Split(len(files), stream=stream, decode=decode, num_classes=len(found.class_names))
+
+
+def _some(names: Iterable[Any]) -> str:
+    names = [str(name) for name in names]
+    return ", ".join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])

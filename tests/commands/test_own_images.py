@@ -1,0 +1,103 @@
+"""A folder of a user's own images: it trains, resumes, evaluates, predicts and exports."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.commands import Result, assert_one_clear_line, options_of, run_here
+from support.interrupted_runs import assert_same_run, stopped_at, trained
+
+from diffstride_hybrid.data.loading import load_datasets
+
+CLASSES = {"hell und weiß": 200, "dunkel": 60}
+"""Names of classes, and the mean of their pixels."""
+
+
+def fill(root: Path, count: int) -> None:
+    random = np.random.default_rng(0)
+    for name, level in CLASSES.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(level - 50, level + 50, (16, 16, 3), np.uint8)
+            Image.fromarray(pixels).save(root / name / f"bild {i}.{('png', 'bmp', 'tif')[i % 3]}")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("own") / "photos"
+    fill(root / "train", 40)
+    fill(root / "test", 6)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(photos: Path) -> tuple[Path, Result]:
+    folder = photos.parent / "run"
+    bindings = {"data.load_datasets.name": repr(str(photos)), "data.load_datasets.batch_size": 12}
+    result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={folder}")
+    assert result.code == 0, result.err
+    return folder, result
+
+
+def test_it_trains_and_is_evaluated(run: tuple[Path, Result]):
+    folder, result = run
+    accuracy = result.out.split("test accuracy ")[1].split("%")[0]
+    evaluated = run_here("evaluate", f"--workdir={folder}")
+    assert f"test accuracy {accuracy}%" in evaluated.out
+    assert "on 12 images" in evaluated.out
+
+
+def test_it_predicts_class_folders_and_says_the_accuracy(run: tuple[Path, Result], photos: Path, tmp_path: Path):
+    folder, result = run
+    accuracy = result.out.split("test accuracy ")[1].split("%")[0]
+    table = tmp_path / "table.csv"
+    command = ["predict", f"--workdir={folder}", "--top=1", "--recursive", f"--csv={table}"]
+    predicted = run_here(*command, str(photos / "test"))
+    assert predicted.code == 0, predicted.err
+    assert f"accuracy {accuracy}% of 12 images in folders with the names of classes" in predicted.out
+    assert len(predicted.out.splitlines()) == 13
+    assert table.read_text(encoding="utf-8").startswith("file,dunkel,hell und weiß")
+
+    image = tmp_path / "bild.png"
+    Image.new("RGB", (16, 16)).save(image)
+    assert "accuracy" not in run_here("predict", f"--workdir={folder}", str(image)).out
+    assert_one_clear_line(run_here("predict", f"--workdir={folder}", str(photos / "test")), "--recursive")
+
+
+def test_it_is_exported(run: tuple[Path, Result], tmp_path: Path):
+    folder, _ = run
+    exported = run_here("export", f"--workdir={folder}", "--format=litert", f"--output={tmp_path / 'model.tflite'}")
+    assert exported.code == 0, exported.err
+    assert "on 12 test images" in exported.out
+
+
+def test_it_resumes_only_with_the_same_images(photos: Path, tmp_path: Path, uncompiled: None):
+    options = {"load_data_fn": partial(load_datasets, str(photos), batch_size=12), "backup_every": 2}
+    trained(tmp_path / "alone", **options)
+    stopped_at(9, tmp_path / "stopped", **options)
+    (photos / "train" / "neu").mkdir()
+    Image.new("RGB", (16, 16)).save(photos / "train/neu/bild.png")
+    with pytest.raises(ValueError, match=r"class names of .* changed since .*stopped was begun: neu new"):
+        trained(tmp_path / "stopped", **options)
+    (photos / "train/neu/bild.png").rename(photos / "train/dunkel/neu.png")
+    (photos / "train/neu").rmdir()
+    with pytest.raises(ValueError, match=r"split sizes of .* changed since .*stopped was begun: .*72.*73"):
+        trained(tmp_path / "stopped", **options)
+    (photos / "train/dunkel/neu.png").unlink()
+    trained(tmp_path / "stopped", **options)
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+def test_a_run_is_evaluated_with_the_normalization_that_it_was_trained_with(run: tuple[Path, Result], photos: Path):
+    """The mean of the training images changes when images are added. That of the run must not."""
+    folder, _ = run
+    before = run_here("evaluate", f"--workdir={folder}").out
+    for i in range(40):
+        Image.new("RGB", (16, 16), "white").save(photos / f"train/dunkel/weiß{i}.png")
+    try:
+        assert run_here("evaluate", f"--workdir={folder}").out == before
+    finally:
+        for path in (photos / "train/dunkel").glob("weiß*"):
+            path.unlink()
