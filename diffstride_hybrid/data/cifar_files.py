@@ -2,7 +2,7 @@
 
 The binary layout (`cifar-10-binary.tar.gz`) is what TensorFlow Datasets downloads. The Python layout
 (`cifar-10-python.tar.gz`) is what Keras and torchvision download. Both are described at
-https://www.cs.toronto.edu/~kriz/cifar.html.
+https://www.cs.toronto.edu/~kriz/cifar.html. Public copies of PNG files in class folders serve too.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import io
 import pathlib
 import pickle
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from diffstride_hybrid.common.errors import first_line
+from diffstride_hybrid.data import cifar_images
 
 SIZES = {"train": 50_000, "test": 10_000}
 """Images of each split, as published, of CIFAR-10 and of CIFAR-100."""
@@ -78,8 +79,9 @@ NAMES = tuple(_LAYOUTS)
 def find(name: str, source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path | None:
     """Finds a CIFAR set in a folder and shows it as TensorFlow Datasets looks for it: a folder of the archive's name.
 
-    Looked for are, in this order, the binary archive, its folder, the Python archive, and its folder, each under the
-    names that the publisher, torchvision and Keras give it. `source` may itself be one of the two folders.
+    Looked for are, in this order, the binary archive, its folder, the folder of the Python archive, and that archive,
+    each under the names that the publisher, torchvision and Keras give it; then PNG files in `train/CLASS` and
+    `test/CLASS`. `source` may itself be one of the two folders.
 
     Args:
         name: of a data set.
@@ -104,19 +106,49 @@ def find(name: str, source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path
             shown.symlink_to(folder.resolve(), target_is_directory=True)
             return scratch
     read = _python_reader(layout, source)
-    if read is None:
+    if read is not None:
+        shown.mkdir(parents=True)
+        _write_python_files(read, layout, shown)
+    elif cifar_images.has_images(source, name):
+        shown.mkdir(parents=True)
+        _write_images(source, name, layout, shown)
+    else:
         raise OSError(
             f"Data set {name!r} cannot be prepared from {source}: it lacks {layout.archive}.tar.gz, "
-            f"{layout.python_archives[0]}, and their folders {layout.binary} and {layout.python}."
+            f"{layout.python_archives[0]}, their folders {layout.binary} and {layout.python}, and PNG files in "
+            "train/CLASS and test/CLASS."
         )
-    shown.mkdir(parents=True)
+    return scratch
+
+
+def _write_python_files(read: Callable[[str], dict[str, Any]], layout: _Layout, shown: pathlib.Path) -> None:
     meta = read(layout.meta)
     for file, key in layout.names.items():
         names = [item.decode() if isinstance(item, bytes) else str(item) for item in _entry(meta, key, layout.meta)]
-        (shown / file).write_text("\n".join(names) + "\n", encoding="utf-8")
+        _write_names(shown / file, names)
     for file, python_file in layout.images.items():
         (shown / file).write_bytes(_records(read(python_file), layout, python_file))
-    return scratch
+
+
+def _write_images(source: pathlib.Path, name: str, layout: _Layout, shown: pathlib.Path) -> None:
+    names = cifar_images.class_names(name)
+    for file, key in layout.names.items():
+        _write_names(shown / file, sorted(cifar_images.CIFAR_100) if key.startswith("coarse") else names)
+    for split in cifar_images.SPLITS:
+        pixels, labels = cifar_images.read_split(source, name, split)
+        columns = {"labels": labels, "fine_labels": labels}
+        if "coarse_labels" in layout.labels:
+            columns["coarse_labels"] = np.array([cifar_images.superclass_of(class_name) for class_name in names])[
+                labels
+            ]
+        files = [file for file in layout.images if file.startswith("test") == (split == "test")]
+        for file, part in zip(files, np.array_split(np.arange(len(labels)), len(files))):
+            entries = {key: values[part] for key, values in columns.items()} | {"data": pixels[part]}
+            (shown / file).write_bytes(_records(entries, layout, file))
+
+
+def _write_names(path: pathlib.Path, names: Sequence[str]) -> None:
+    path.write_text("\n".join(names) + "\n", encoding="utf-8")
 
 
 def _check_binary(layout: _Layout, folder: pathlib.Path) -> None:

@@ -63,6 +63,8 @@ def test_the_configs_are_those_of_the_plan():
         "base",
         "digits_hybrid",
         "cifar10_diffstride_released",
+        "cifar10_diffstride_notebook",
+        "cifar10_diffstride_notebook_200",
         *(f"{name}_{variant}" for name in ("fashion_mnist", "cifar10", "cifar100", "imagenet") for variant in variants),
     }
 
@@ -151,21 +153,32 @@ def test_data_are_what_the_name_says(trained: Callable[[str], Trained], name: st
     known = ("cifar100", "cifar10", "fashion_mnist", "imagenet")
     expected = next((part for part in known if name.startswith(part)), "digits")
     assert data["name"] == expected.replace("imagenet", "imagenet2012")
-    assert (data["split_sizes"]["validation"] == 0) == (name == "cifar10_diffstride_released")
+    assert (data["split_sizes"]["validation"] == 0) == name.startswith(
+        ("cifar10_diffstride_released", "cifar10_diffstride_notebook")
+    )
 
 
 @pytest.mark.parametrize(
-    ("name", "augmented", "label_smoothing"),
-    [("cifar10_diffstride", True, 0.2), ("cifar100_hybrid", True, 0.2), ("cifar10_diffstride_released", False, 0.0)],
+    ("name", "augmented", "label_smoothing", "mixup", "batch_size", "epochs"),
+    [
+        ("cifar10_diffstride", True, 0.2, 0.2, 128, 400),
+        ("cifar100_hybrid", True, 0.2, 0.2, 128, 400),
+        ("cifar10_diffstride_released", False, 0.0, 0.2, 128, 400),
+        ("cifar10_diffstride_notebook", False, 0.0, 0.0, 32, 40),
+        ("cifar10_diffstride_notebook_200", False, 0.0, 0.0, 32, 200),
+    ],
 )
-def test_the_recipe_as_written_and_as_released(name: str, augmented: bool, label_smoothing: float):
+def test_the_recipe_as_written_as_released_and_as_in_the_notebook(
+    name: str, augmented: bool, label_smoothing: float, mixup: float, batch_size: int, epochs: int
+):
     gin_files.parse([str(gin_files.shipped_configs() / f"{name}.gin")], [])
     loss = gin.get_bindings("train.train")["loss_cls"]()
     assert loss.get_config()["label_smoothing"] == label_smoothing
     bindings = gin.get_bindings("data.load_datasets")
     assert (bindings["augment_fn"] is not None) == augmented
-    assert bindings["mixup_alpha"] == 0.2
-    assert gin.get_bindings("train.train")["num_epochs"] == 400
+    assert bindings["mixup_alpha"] == mixup
+    assert bindings["batch_size"] == batch_size
+    assert gin.get_bindings("train.train")["num_epochs"] == epochs
 
 
 def test_the_learning_rate_of_the_cifar_recipe_follows_its_schedule(trained: Callable[[str], Trained]):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from diffstride_hybrid.data.image_files import find_images, read_image
@@ -68,3 +69,110 @@ def test_a_folder_stands_for_its_images(tmp_path: Path):
         (tmp_path / name).touch()
     names = [tmp_path / "c.txt", tmp_path]
     assert [path.name for path in find_images(names)] == ["c.txt", "a.jpeg", "b.PNG"]
+
+
+def test_transparent_pixels_show_white(tmp_path: Path):
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[..., 3] = np.arange(64).reshape(8, 8) * 4
+    path = saved(tmp_path / "ink.png", ink)
+    expected = 255 - ink[..., 3].astype(int)
+    np.testing.assert_allclose(read_image(path, (8, 8, 1))[..., 0], expected, atol=1)
+    np.testing.assert_allclose(read_image(path, (8, 8, 3)), expected[..., None].repeat(3, -1), atol=1)
+
+
+def test_transparency_of_every_kind_shows_white(tmp_path: Path):
+    gray = Image.new("L", (4, 4), 10)
+    half = Image.new("L", (4, 4), 0)
+    half.paste(255, (0, 0, 2, 4))  # The left half shows.
+    palette = Image.new("RGBA", (4, 4), (10, 10, 10, 255))
+    palette.putalpha(half)
+    images = {
+        "la.png": Image.merge("LA", (gray, half)),
+        "rgba.webp": Image.merge("RGBA", (gray, gray, gray, half)),
+        "rgba.tif": Image.merge("RGBA", (gray, gray, gray, half)),
+        "palette.gif": palette.convert("P", palette=Image.Palette.ADAPTIVE, colors=4),
+    }
+    for name, image in images.items():
+        image.save(tmp_path / name, **({"lossless": True} if name.endswith("webp") else {}))
+    palette.save(tmp_path / "palette.gif")
+    keyed = Image.new("L", (4, 4), 10)
+    keyed.paste(77, (2, 0, 4, 4))
+    keyed.save(tmp_path / "keyed.png", transparency=77)
+    for name in [*images, "keyed.png"]:
+        pixels = read_image(tmp_path / name, (4, 4, 1))[..., 0]
+        np.testing.assert_array_equal(pixels, [[10, 10, 255, 255]] * 4, err_msg=name)
+
+
+def test_the_colors_of_a_palette_are_kept(tmp_path: Path):
+    image = Image.fromarray(PIXELS).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
+    image.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "palette.png", (12, 20, 3)), np.asarray(image.convert("RGB")))
+    np.testing.assert_allclose(
+        read_image(tmp_path / "palette.png", (12, 20, 1))[..., 0],
+        np.asarray(image.convert("RGB")) @ [0.299, 0.587, 0.114],
+        atol=1,
+    )
+
+
+def test_black_and_white_become_0_and_255(tmp_path: Path):
+    bits = PIXELS[..., 0] > 127
+    Image.fromarray(bits).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "bits.png", (12, 20, 1))[..., 0], bits * 255)
+
+
+@pytest.mark.parametrize("name", ["print.jpg", "print.tif"])
+def test_colors_for_print_are_converted(tmp_path: Path, name: str):
+    cyan, none = np.full((8, 8), 200, np.uint8), np.zeros((8, 8), np.uint8)
+    Image.merge("CMYK", [Image.fromarray(band) for band in (cyan, none, none, none)]).save(tmp_path / name)
+    np.testing.assert_allclose(read_image(tmp_path / name, (8, 8, 3)), [[[55, 255, 255]] * 8] * 8, atol=3)
+
+
+@pytest.mark.parametrize("name", ["deep.tif", "deep.png", "deep.pgm"])
+def test_sixteen_bits_of_every_format_become_eight(tmp_path: Path, name: str):
+    values = np.array([[0, 255, 20_000, 40_000, 65_535]], np.uint16).repeat(2, 0)
+    path = saved(tmp_path / name, values)
+    np.testing.assert_array_equal(read_image(path, (2, 5, 1))[..., 0], [[0, 1, 78, 156, 255]] * 2)
+    assert read_image(path, (2, 5, 3)).shape == (2, 5, 3)
+
+
+def test_sixteen_bits_of_color_keep_the_upper_eight(tmp_path: Path):
+    values = RNG.integers(0, 65_536, (6, 6, 3), np.uint16)
+    encoded = tf.io.encode_png(values)
+    (tmp_path / "deep.png").write_bytes(encoded.numpy())
+    np.testing.assert_allclose(read_image(tmp_path / "deep.png", (6, 6, 3)), values / 257, atol=1)
+
+
+def test_numbers_from_0_to_1_become_bytes(tmp_path: Path):
+    path = saved(tmp_path / "float.tif", np.array([[0, 0.25, 0.5, 1]], np.float32))
+    np.testing.assert_array_equal(read_image(path, (1, 4, 1))[..., 0], [[0, 64, 128, 255]])
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (np.array([[0, 300.0]], np.float32), "not all from 0 to 1"),
+        (np.array([[0, np.nan]], np.float32), "not all from 0 to 1"),
+        (np.array([[0, -0.1]], np.float32), "not all from 0 to 1"),
+        (np.array([[0, 70_000]], np.int32), "32 bits"),
+        (np.array([[0, 100]], np.int32), "32 bits"),
+    ],
+)
+def test_numbers_without_a_known_white_are_refused(tmp_path: Path, values: np.ndarray, reason: str):
+    path = saved(tmp_path / "numbers.tif", values)
+    with pytest.raises(ValueError, match=rf"numbers\.tif cannot be read as an image: .*{reason}"):
+        read_image(path, (1, 2, 1))
+
+
+def test_of_several_frames_the_first_is_read(tmp_path: Path):
+    frames = [Image.fromarray(PIXELS[..., i]) for i in range(3)]
+    for name in ("frames.gif", "frames.tif", "frames.webp"):
+        options = {"lossless": True} if name.endswith("webp") else {}
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], **options)
+        np.testing.assert_array_equal(read_image(tmp_path / name, (12, 20, 1))[..., 0], PIXELS[..., 0], err_msg=name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"GIF89a"])
+def test_files_without_content_are_named(tmp_path: Path, content: bytes):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.png cannot be read as an image"):
+        read_image(tmp_path / "a.png", (8, 8, 1))

@@ -12,6 +12,7 @@ from absl import logging
 from PIL import Image
 from support.cifar_archives import SIZES, cifar_files, cifar_images, extract, tar
 
+from diffstride_hybrid.data.cifar_images import CIFAR_100, class_names
 from diffstride_hybrid.data.loading import load_datasets
 from diffstride_hybrid.data.local_files import prepare_from_files
 from diffstride_hybrid.data.sources import tfds_builder
@@ -70,6 +71,47 @@ def test_cifar_is_prepared_from_both_layouts(
     assert {(int(label), image.tobytes()) for image, label in zip(images, labels)} == expected
     assert datasets.class_names[3] == ("cat" if name == "cifar10" else "class03")
     assert [entry.name for entry in (data_dir / name).iterdir()] == ["3.0.2"]
+
+
+def draw_classes(root: Path, name: str) -> dict[bytes, str]:
+    """Draws two images of each class for training and one for testing. Returns the class of each, by its pixels."""
+    random = np.random.default_rng(0)
+    drawn = {}
+    for split, count in (("train", 2), ("test", 1)):
+        for class_name in class_names(name):
+            (root / split / class_name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels).save(root / split / class_name / f"{i}.png")
+                drawn[pixels.tobytes()] = class_name
+    return drawn
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_prepared_from_png_files(tmp_path: Path, name: str):
+    drawn = draw_classes(tmp_path / "source", name)
+    classes = len(class_names(name))
+    assert prepared(name, tmp_path / "source", tmp_path / "data") == {"train": 2 * classes, "test": classes}
+    datasets = load_datasets(name, batch_size=2, data_dir=str(tmp_path / "data"), validation_fraction=0)
+    assert list(datasets.class_names) == class_names(name)
+    for split in ("train", "test"):
+        images, labels = datasets.splits[split].arrays
+        assert [drawn[image.tobytes()] for image in images] == [datasets.class_names[label] for label in labels]
+        assert labels.tolist() != sorted(labels.tolist())
+    if name == "cifar100":
+        builder = tfds_builder(name, str(tmp_path / "data"))
+        coarse, fine = builder.info.features["coarse_label"], builder.info.features["label"]
+        for example in builder.as_dataset(split="test"):
+            superclass = coarse.int2str(int(example["coarse_label"]))
+            assert fine.int2str(int(example["label"])) in CIFAR_100[superclass].split()
+
+
+def test_png_files_of_another_size_are_named(tmp_path: Path):
+    draw_classes(tmp_path / "source", "cifar10")
+    Image.new("RGB", (31, 32)).save(tmp_path / "source/train/frog/odd.png")
+    with pytest.raises(OSError, match=r"odd\.png is no image of CIFAR: it has 32x31 pixels"):
+        prepared("cifar10", tmp_path / "source", tmp_path / "data")
+    assert_nothing_left(tmp_path / "data")
 
 
 @pytest.mark.parametrize("layout", ["binary", "python"])
