@@ -21,7 +21,7 @@ from diffstride_hybrid.common.files import rows_as_text, write_whole
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
 from diffstride_hybrid.data.image_files import find_images, read_image
-from diffstride_hybrid.data.images import normalize_images
+from diffstride_hybrid.data.pixels import normalize_images
 
 FLAGS = flags.FLAGS
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.data.augmentation import AugmentFn, mix_up, mixup_weights
 from diffstride_hybrid.data.damage import LABEL_OUT_OF_RANGE, naming_damaged_files
-from diffstride_hybrid.data.images import normalize_images
+from diffstride_hybrid.data.pixels import normalize_images
 
 # Without this decorator AutoGraph reads this file again when a pipeline is built. The file may have changed by then.
 as_written = tf.autograph.experimental.do_not_convert

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffstride_hybrid.data.images import fit_to_size, to_8_bits
+from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """How the names of image files end."""

@@ -15,7 +15,7 @@ from absl import logging
 
 from diffstride_hybrid.data.datasets import Split, as_written
 from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image
-from diffstride_hybrid.data.sizes import MEMORY_LIMIT_BYTES, division
+from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
 _TRAIN, _TEST = "train", ("test", "validation", "val")
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from diffstride_hybrid.common.errors import did_you_mean, first_line, one_line
 from diffstride_hybrid.data.damage import naming_damaged_files
 from diffstride_hybrid.data.datasets import Split, decoder_of
-from diffstride_hybrid.data.images import fit_to_size, to_8_bits
-from diffstride_hybrid.data.sizes import MEMORY_LIMIT_BYTES, division
+from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
+from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
 DIGITS = "digits"
 """Name of scikit-learn's handwritten digits, which need no download."""

@@ -26,8 +26,8 @@ from support.commands import (
 from support.damage import empty, flip_a_bit, truncate
 
 from diffstride_hybrid.common.files import read_rows
-from diffstride_hybrid.data.images import normalize_images
 from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.data.pixels import normalize_images
 from experiments import figures
 from experiments.studies.study import load_study
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from diffstride_hybrid.data.image_files import find_images, read_image
-from diffstride_hybrid.data.images import fit_to_size
+from diffstride_hybrid.data.pixels import fit_to_size
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (12, 20, 3), "uint8")
