@@ -92,6 +92,16 @@ def prepare_fashion_mnist(folder: str) -> None:
         type("FashionMNIST", (registered,), members)(data_dir=folder).download_and_prepare()
 
 
+def draw_cifar(folder: str) -> None:
+    """Draws two images of each class of CIFAR-10 for training and one for testing, as public copies have them."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 2), ("test", 1)):
+        for name in ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]:
+            os.makedirs(f"{folder}/{split}/{name}")
+            for i in range(count):
+                Image.fromarray(random.integers(0, 256, (32, 32, 3), "uint8")).save(f"{folder}/{split}/{name}/{i}.png")
+
+
 def checks_of_layers() -> Checks:
     checks: Checks = {"replace_downsampling and macs": check_surgery}
     for policy in ("float32", "mixed_bfloat16"):
@@ -110,11 +120,23 @@ def checks_of_commands(folder: str) -> Checks:
     fashion = ["--gin_file=base", "--gin_bindings=data.load_datasets.name = 'fashion_mnist'", f"--data_dir={folder}"]
     run, image, exported = f"--workdir={folder}/digits", f"{folder}/digit.png", f"--output={folder}/exported"
     Image.fromarray(np.arange(64, dtype="uint8").reshape(8, 8)).save(image)
+    draw_cifar(cifar := f"{folder}/cifar")
+    prepared = ("prepare", "--name=cifar10", f"--source={cifar}", f"--data_dir={folder}")
+    own = ["--gin_file=base", f"--gin_bindings=data.load_datasets.name = '{cifar}'", f"--workdir={folder}/own", *small]
     commands = {
         "train on the digits": ("files are in", "train", "--gin_file=digits_hybrid", run, *small),
         "evaluate": ("test accuracy", "evaluate", run),
         "predict": (r"digit\.png: \d \d", "predict", run, image),
         "export to a SavedModel": ("saved", "export", run, "--format=saved_model", exported),
+        "prepare CIFAR-10 from PNG files": ("20 train, 10 test", *prepared),
+        "train on own images": ("files are in", "train", *own, "--gin_bindings=data.load_datasets.batch_size = 6"),
+        "predict own images": (
+            "accuracy .* of 10 images",
+            "predict",
+            f"--workdir={folder}/own",
+            "--recursive",
+            cifar + "/test",
+        ),
         "train on Fashion-MNIST": ("files are in", "train", *fashion, f"--workdir={folder}/fashion", *small),
     }
     return {name: partial(check_command, *command) for name, command in commands.items()}

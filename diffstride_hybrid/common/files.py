@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
+import functools
 import io
 import os
 import pathlib
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+from absl import logging
 
 PARTIAL = ".partial."
 """The start of the name of a file that is being written."""
@@ -50,17 +53,41 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 def synced(path: pathlib.Path) -> None:
     """Waits until a file is on the disk; for a folder, until the names of its files are.
 
+    Some file systems cannot do that, such as those of a network, of FUSE or shared with a virtual machine, and Windows
+    cannot for a folder. A warning says so once, and the process goes on: after a power cut the last files may be lost.
+
     Args:
         path: of the file or folder.
 
     Raises:
         OSError: it does not exist or cannot be written.
     """
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        # Windows syncs a file only if it is open for writing.
+        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
+        _warn_of_lost_safety(error.strerror)
+
+
+_NOT_OFFERED = {
+    getattr(errno, name)
+    for name in ("EINVAL", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EBADF", "EACCES", "EPERM", "EISDIR")
+    if hasattr(errno, name)
+}
+"""What systems answer that cannot sync. A full, failing or read-only disk answers otherwise."""
+
+
+@functools.cache
+def _warn_of_lost_safety(reason: str) -> None:
+    logging.warning(
+        "Files cannot be synced with the disk here (%s): after a power cut the last ones may be lost", reason
+    )
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

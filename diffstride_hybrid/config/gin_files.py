@@ -6,6 +6,7 @@ This is the only module that uses private names of gin. Each use says why.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -85,7 +86,8 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     gin.clear_config()
     gin.parse_config(_DEFAULT_BINDINGS)
     files = [os.path.abspath(file) for file in files]
-    with _searched([*map(os.path.dirname, files), str(shipped_configs()), os.curdir]), _without_log_lines():
+    folders = [*map(os.path.dirname, files), str(shipped_configs()), os.curdir]
+    with _searched(folders), _read_as_utf8(), _without_log_lines():
         try:
             gin.parse_config_files_and_bindings(files, bindings)
         except UnicodeDecodeError as error:
@@ -129,6 +131,19 @@ def _searched(folders: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         prefixes[:] = before
+
+
+@contextlib.contextmanager
+def _read_as_utf8() -> Iterator[None]:
+    """A context in which gin reads files as UTF-8 on every system, with or without a byte-order mark."""
+    # Gin's public function can add a way to read files, but the first one that finds a file wins.
+    readers = gin.config._FILE_READERS
+    before = list(readers)
+    readers[:] = [(functools.partial(open, encoding="utf-8-sig"), os.path.isfile)]
+    try:
+        yield
+    finally:
+        readers[:] = before
 
 
 @contextlib.contextmanager

@@ -41,7 +41,15 @@ def _register(module: str, target: Callable[..., Any], also: tuple[str, ...] = (
     own = [p.name for p in signature if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     parameters = list(dict.fromkeys([*own, *also]))
     PARAMETERS[f"{module}.{target.__name__}"] = parameters
-    return gin.external_configurable(target, module=module, allowlist=parameters)
+    try:
+        return gin.external_configurable(target, module=module, allowlist=parameters)
+    except ValueError:
+        # A notebook loads modules anew after their files have changed. Only then is the name known already.
+        known = gin.get_configurable(f"{module}.{target.__name__}")
+        if (known.__module__, known.__qualname__) != (target.__module__, target.__qualname__):
+            raise
+        with gin.config.interactive_mode():
+            return gin.external_configurable(target, module=module, allowlist=parameters)
 
 
 def _register_subclasses(module: str, namespace: Any, base: type) -> None:

@@ -180,6 +180,29 @@ class DiffStride(FourierPooling):
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         return [max(minima)] if self.shared_stride else minima
 
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        inputs = self._checked(inputs)
+        pooled = self._pool(inputs)
+        if self.crop_is_static and not self._crop.held and not training:
+            self._check_crop_when_run(self._spatial_shape(inputs.shape))
+        return pooled
+
+    def _check_crop_when_run(self, size: Size) -> None:
+        """Makes a graph compare its crop with the strides whenever it runs: it may run on after they have changed."""
+        kept = self._crop.at(size)
+        advice = (
+            f"The strides of {self.path} have changed since a graph was traced that keeps {kept[0]} x {kept[1]} bins. "
+            "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does the callback CropRefresh "
+            "in fit."
+        )
+        spectral.check_beside_graph(lambda: self._asks_for(size, kept), advice)
+
+    def _asks_for(self, size: Size, kept: Crop) -> tf.Tensor:
+        """Whether the strides ask for this crop, as a scalar in the current graph."""
+        rows, columns = self._windows_at(size, tf.convert_to_tensor(self.strides), None)
+        fits = tf.size(columns.bins) == kept[1]
+        return fits if rows is None else fits & (tf.size(rows.bins) == kept[0])
+
     def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
         if spectral.needs_static_shapes() and not self.crop_is_static:
             self.fix_crop()
@@ -210,8 +233,16 @@ class DiffStride(FourierPooling):
         return self._crop.is_static
 
     @property
+    def crop(self) -> StaticCrop:
+        """The static crop itself, for what keeps whole models in step, such as `model_tools.crop_refresh`."""
+        return self._crop
+
+    @property
     def crops(self) -> dict[Size, Crop]:
-        """The kept bins (rows, columns) for each input (height, width) met so far. Empty if the crop is dynamic."""
+        """The kept bins (rows, columns) for each input (height, width) met so far. Empty if the crop is dynamic.
+
+        They belong to the present strides, except while they are held.
+        """
         return self._crop.crops
 
     @crops.setter
@@ -237,8 +268,9 @@ class DiffStride(FourierPooling):
     def refresh_crop(self, hysteresis: float = 0.0) -> bool:
         """Fixes a static crop to the size that the strides ask for now, at every input size met so far.
 
-        A `tf.function` that was traced before a change must be traced again. Later layers go on working if they accept
-        any size. `diffstride_hybrid.refresh_crops` does this for a whole model.
+        A layer that is called eagerly, or traced, follows its strides by itself. A `tf.function` that was traced before
+        a change must be traced again. Later layers go on working if they accept any size.
+        `diffstride_hybrid.refresh_crops` does this for a whole model.
 
         Args:
             hysteresis: how far past the boundary between two sizes a stride must be before the crop changes size, as a
@@ -246,7 +278,7 @@ class DiffStride(FourierPooling):
                 change each time.
 
         Returns:
-            Whether the crop changed.
+            Whether the crop changed, or differs from that in a graph traced before.
         """
         return self._crop.refresh(hysteresis)
 
@@ -280,7 +312,7 @@ class DiffStride(FourierPooling):
     def load_own_variables(self, store: Any) -> None:
         self.strides.assign(store["0"])
         if self.static_crop is not False and "crops" in store:
-            self._crop.restore(np.array(store["crops"]))
+            self._crop.restore(np.array(store["crops"]), self._read_strides())
         else:
             self.refresh_crop()
 
@@ -314,12 +346,12 @@ class DiffStride(FourierPooling):
         return self._windows_at((height, width), self._read_strides(), kept)
 
     def _windows_at(
-        self, size: Size, strides: np.ndarray, kept: Crop | None
+        self, size: Size, strides: np.ndarray | tf.Tensor, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
-        """The windows over a map of this size, eagerly, for strides that may differ from the weight."""
+        """The windows over a map of this size for strides that may differ from the weight, eagerly if they are."""
         return spectral.diffstride_windows(
             *size,
-            tf.constant(strides),
+            tf.convert_to_tensor(strides),
             cropping=self.cropping,
             kept=kept,
             dtype=self._window_dtype(),

@@ -71,13 +71,17 @@ class FourierPooling(keras.layers.Layer):
         return spectral.resized(input_shape, size[-len(self._pooled_axes) :], self.data_format)
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self._pool(self._checked(inputs))
+
+    def _checked(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The inputs, whose dtype and size are checked now, or when a graph runs if they are not known before."""
         check_floating(self, inputs)
         self._check_shape(tuple(inputs.shape))
-        return self._pool(checked_when_run(self, inputs, self._smallest_size()))
+        return checked_when_run(self, inputs, self._smallest_size())
 
-    def compute_output_spec(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor, **kwargs: Any) -> keras.KerasTensor:
         check_floating(self, inputs)
-        return super().compute_output_spec(inputs)
+        return super().compute_output_spec(inputs, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {

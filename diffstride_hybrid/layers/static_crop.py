@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import tensorflow as tf
@@ -20,8 +21,12 @@ WindowsAt = Callable[[Size, np.ndarray, Crop | None], tuple[Window | None, Windo
 class StaticCrop:
     """The crops of one layer, a fixed one for each input size that it has met.
 
-    A crop is set at the first use of a size, to the number of bins that the strides ask for at that moment. It stays
-    until `forget` or `refresh`.
+    A crop is the number of bins that the strides ask for. Crops hold as long as the strides stay as they were when the
+    crops were set. If the strides have other values when the layer is next called or traced, the crops are those that
+    the new values ask for, whichever way they came: from an optimizer, a file, `set_weights`, a checkpoint.
+
+    While crops are held, as `model_tools.crop_refresh` does during training, they stay until `forget` or `refresh`: a
+    compiled training step then keeps its sizes while the strides move.
 
     Args:
         windows_at: makes the layer's windows.
@@ -30,27 +35,33 @@ class StaticCrop:
 
     Attributes:
         is_static: as above. The layer may set it later, once.
+        held: whether crops stay when the strides change.
     """
 
     def __init__(self, windows_at: WindowsAt, read_strides: Callable[[], np.ndarray], is_static: bool):
         self.is_static = is_static
+        self.held = False
         self._windows_at = windows_at
         self._read_strides = read_strides
         self._crops: dict[Size, Crop] = {}
         self._crops_before: dict[Size, Crop] = {}
         self._hysteresis = 0.0
+        self._strides: np.ndarray | None = None  # Those to which the crops belong; None before one is set.
+        self._traced: dict[Size, set[Crop]] = {}  # Graphs that were traced have these crops.
 
     @property
     def crops(self) -> dict[Size, Crop]:
-        """A copy of the crops, one for each input size met so far."""
-        return dict(self._crops)
+        """The crops at the present strides, one for each input size met so far."""
+        strides = self._moved_to()
+        return dict(self._crops) if strides is None else {size: self._asked(size, strides) for size in self._crops}
 
     @crops.setter
     def crops(self, crops: Mapping[Size, Crop]) -> None:
         self._crops = dict(crops)
+        self._strides = self._read() if crops else None
 
     def at(self, size: Size, strides: np.ndarray | None = None) -> Crop:
-        """The crop of maps of one size, which is set now if the size is new.
+        """The crop of maps of one size, which is set now if the size or the strides are new.
 
         Args:
             size: height and width.
@@ -67,18 +78,36 @@ class StaticCrop:
                 f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
                 "static crop as well."
             )
+        if tf.executing_eagerly():
+            if (moved := self._moved_to()) is not None:
+                return self._asked(size, moved)  # What was traced keeps its crops until `refresh` compares them.
+        else:
+            self.follow()
         if size not in self._crops:
-            with tf.init_scope():
-                strides = self._read_strides() if strides is None else strides
-                crop, fewest, most = (
-                    kept_bins(*self._windows_at(size, strides * factor, None))
-                    for factor in (1.0, 1.0 + self._hysteresis, 1.0 - self._hysteresis)
-                )
+            present = self._read() if strides is None else strides
+            strides = self._strides if present is None else present
+            crop, fewest, most = (
+                self._asked(size, strides * factor) for factor in (1.0, 1.0 + self._hysteresis, 1.0 - self._hysteresis)
+            )
             before = self._crops_before.get(size, crop)
             self._crops[size] = tuple(
                 kept if low <= kept <= high else asked for kept, asked, low, high in zip(before, crop, fewest, most)
             )
+            self._strides = np.array(strides)
+        if not tf.executing_eagerly():
+            self._traced.setdefault(size, set()).add(self._crops[size])
         return self._crops[size]
+
+    @contextlib.contextmanager
+    def exact(self) -> Iterator[None]:
+        """A context with the crops that the strides ask for at its start. Afterwards the crops are as before."""
+        state = self._crops, self._crops_before, self._hysteresis, self._strides, self._traced, self.held
+        self.held, self._traced = True, {}
+        self.forget(hysteresis=0.0)
+        try:
+            yield
+        finally:
+            self._crops, self._crops_before, self._hysteresis, self._strides, self._traced, self.held = state
 
     def refresh(self, hysteresis: float) -> bool:
         """Sets the crop of every size met so far anew.
@@ -88,13 +117,36 @@ class StaticCrop:
                 of the stride.
 
         Returns:
-            Whether a crop changed.
+            Whether a crop changed, or differs from that in a graph traced before.
         """
-        before = self._crops
+        before = self.set_crops()
         self.forget(hysteresis)
         for size in before:
             self.at(size)
-        return self._crops != before
+        return self.differs(before)
+
+    def follow(self) -> None:
+        """Forgets the crops if they belong to other strides than the present ones and are not held."""
+        if self._moved_to() is not None:
+            self.forget(hysteresis=0.0)
+
+    def set_crops(self) -> dict[Size, Crop]:
+        """A copy of the crops as they were set last, which may belong to other strides than the present ones."""
+        return dict(self._crops)
+
+    def differs(self, before: Mapping[Size, Crop]) -> bool:
+        """Tells whether the crops differ from earlier ones or from those of traced graphs, which count as traced anew.
+
+        Args:
+            before: from `set_crops`. Sizes that no longer occur do not count.
+        """
+        changed = [
+            size
+            for size, crop in self._crops.items()
+            if before.get(size) != crop or self._traced.get(size, {crop}) != {crop}
+        ]
+        self._traced.clear()
+        return bool(changed)
 
     def forget(self, hysteresis: float) -> None:
         """Lets the crop of each size be set anew when the size is next met.
@@ -104,16 +156,39 @@ class StaticCrop:
                 of the stride.
         """
         self._crops_before, self._crops, self._hysteresis = self._crops, {}, hysteresis
+        self._strides = None
 
     def as_array(self) -> np.ndarray:
         """The crops for a file: int32 `[sizes, 4]`, height, width, kept rows and kept columns."""
-        return np.array([(*size, *crop) for size, crop in self._crops.items()], "int32")
+        return np.array([(*size, *crop) for size, crop in self.crops.items()], "int32")
 
-    def restore(self, array: np.ndarray) -> None:
+    def restore(self, array: np.ndarray, strides: np.ndarray) -> None:
         """Makes the crop static and sets the crops that `as_array` returned.
 
         Args:
             array: int32 `[sizes, 4]`.
+            strides: those to which the crops belong.
         """
         self.is_static = True
-        self.crops = {(h, w): (rows, columns) for h, w, rows, columns in array.tolist()}
+        self._crops = {(h, w): (rows, columns) for h, w, rows, columns in array.tolist()}
+        self._strides = strides
+
+    def _asked(self, size: Size, strides: np.ndarray) -> Crop:
+        with tf.init_scope():
+            return kept_bins(*self._windows_at(size, strides, None))
+
+    def _moved_to(self) -> np.ndarray | None:
+        """The present strides, if the crops belong to others and are not held."""
+        if self.held or self._strides is None:
+            return None
+        strides = self._read()
+        return None if strides is None or np.array_equal(strides, self._strides) else strides
+
+    def _read(self) -> np.ndarray | None:
+        """The present strides. None if they cannot be read: on one of several replicas, or while they get a value."""
+        strategy = tf.distribute.get_strategy()
+        if strategy.num_replicas_in_sync > 1 and not tf.distribute.in_cross_replica_context():
+            return None
+        with tf.init_scope():
+            strides = np.array(self._read_strides())
+        return strides if strides.size else None

@@ -2,49 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
 
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers
 
 HYSTERESIS = 0.02
 """A stride must pass the boundary between two sizes by this share of itself before a static crop changes size."""
 
 
-def refresh_crops(model: keras.Model, input_shape: Sequence[int] | None = None, hysteresis: float = 0.0) -> bool:
+def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float = 0.0) -> bool:
     """Sets the static crops of a model, and with them the sizes of its maps, to what its strides ask for now.
 
-    Layers whose crop is not static are left alone. The function runs one blank image through the model.
+    Layers whose crop is not static are left alone. The function runs one blank example through the model. If the sizes
+    of its inputs are not known, as in a subclassed model, it sets the crops for the sizes of maps met so far.
 
     Args:
         model: a built model.
-        input_shape: (height, width, channels) of an image, or (time, channels) of a signal. The model's own if None.
+        input_shape: (height, width, channels) of an image, or (time, channels) of a signal; for a model of several
+            inputs a list of shapes, or a dictionary by their names. The model's own if None.
         hysteresis: by what share of itself a stride must have passed the boundary between two sizes before the crop
             changes size. 0 changes it at once.
 
     Returns:
-        Whether a crop has changed. If so, functions that were traced before still compute the old sizes and must be
-        traced again.
+        Whether a crop has changed, or differs from that in a function traced before. Keras's own functions are then
+        traced again by themselves. A `tf.function` of your own still computes the old sizes and must be traced again.
 
     Example:
         >>> model = keras.Sequential([keras.Input((32, 32, 3)), DiffStride(2.0, static_crop=True)])
         >>> model.layers[0].strides.assign([4.0, 4.0])
         <...>
-        >>> model(np.zeros([1, 32, 32, 3])).shape, refresh_crops(model), model(np.zeros([1, 32, 32, 3])).shape
-        (TensorShape([1, 24, 24, 3]), True, TensorShape([1, 16, 16, 3]))
+        >>> refresh_crops(model), refresh_crops(model), model.layers[0].crops
+        (True, False, {(32, 32): (16, 9)})
     """
     layers = [layer for layer in diffstride_layers(model) if layer.crop_is_static]
     if not layers:
         return False
-    before = [layer.crops for layer in layers]
-    for layer in layers:
-        layer.forget_crop(hysteresis)
-    model(tf.zeros([1, *(input_shape or model.input_shape[1:])], model.compute_dtype), training=False)
-    # A crop is kept for each size of input. Sizes that no longer occur do not count as a change.
-    return any(crops.get(size) != crop for layer, crops in zip(layers, before) for size, crop in layer.crops.items())
+    inputs = blank_inputs(model, input_shape)
+    if inputs is None:
+        changes = [layer.refresh_crop(hysteresis) for layer in layers]
+    else:
+        before = [layer.crop.set_crops() for layer in layers]
+        for layer in layers:
+            layer.forget_crop(hysteresis)
+        with held_crops(model):
+            model(inputs, training=False)
+        changes = [layer.crop.differs(crops) for layer, crops in zip(layers, before)]
+    if any(changes):
+        _let_trace_anew(model)
+    return any(changes)
+
+
+@contextlib.contextmanager
+def held_crops(model: keras.Model) -> Iterator[None]:
+    """A context in which the static crops of a model stay as they are while its strides change.
+
+    A training step that was compiled has the sizes of the time when it was traced. In this context everything else has
+    them too, until `refresh_crops`.
+
+    Args:
+        model: a built model.
+
+    Yields:
+        Nothing.
+    """
+    crops = [layer.crop for layer in diffstride_layers(model) if not layer.crop.held]
+    for crop in crops:
+        crop.held = True
+    try:
+        yield
+    finally:
+        for crop in crops:
+            crop.held = False
+
+
+def _let_trace_anew(model: keras.Model) -> None:
+    """Drops the compiled functions of Keras, which hold the old crops."""
+    model.test_function = model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)
 
 
 class CropRefresh(keras.callbacks.Callback):
@@ -57,7 +96,7 @@ class CropRefresh(keras.callbacks.Callback):
         every_steps: number of training steps between two comparisons. None compares after every epoch.
         hysteresis: by what share of itself a stride must have passed the boundary between two sizes before the crop
             changes size. It keeps a stride that wavers at a boundary from causing a new trace each time.
-        input_shape: (height, width, channels) of an image, or (time, channels) of a signal. The model's own if None.
+        input_shape: as for `refresh_crops`.
 
     Attributes:
         changes: how often the crops have changed.
@@ -75,7 +114,7 @@ class CropRefresh(keras.callbacks.Callback):
         self,
         every_steps: int | None = None,
         hysteresis: float = HYSTERESIS,
-        input_shape: Sequence[int] | None = None,
+        input_shape: Any = None,
     ):
         super().__init__()
         self.changes = 0
@@ -83,11 +122,38 @@ class CropRefresh(keras.callbacks.Callback):
         self._hysteresis = hysteresis
         self._input_shape = input_shape
         self._steps = self._steps_before_epoch = 0
+        self._held, self._exact = contextlib.ExitStack(), contextlib.ExitStack()
+        self._tested: list[Any] | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self.model.compiled and self.model.jit_compile:
             for layer in diffstride_layers(self.model):
                 layer.fix_crop()
+        if not any(layer.crop.held for layer in diffstride_layers(self.model)):
+            # The strides may have changed since an earlier `fit`, whose compiled step is still there.
+            refresh_crops(self.model, self._input_shape)
+        self._held.enter_context(held_crops(self.model))
+
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._held.close()
+        # Other callbacks may bring back earlier weights now.
+        self.model.test_function = self.model.predict_function = None
+
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        # What is evaluated has the sizes that the strides ask for now, so that the weights alone give the same figures.
+        layers = [layer for layer in diffstride_layers(self.model) if layer.crop_is_static]
+        for layer in layers:
+            self._exact.enter_context(layer.crop.exact())
+        inputs = blank_inputs(self.model, self._input_shape)
+        if inputs is not None:
+            self.model(inputs, training=False)
+        crops = [layer.crops for layer in layers]
+        if crops != self._tested or inputs is None:
+            self.model.make_test_function(force=True)
+        self._tested = crops
+
+    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
+        self._exact.close()
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps_per_epoch = self.params.get("steps")
@@ -109,10 +175,4 @@ class CropRefresh(keras.callbacks.Callback):
             self._refresh()
 
     def _refresh(self) -> None:
-        if not refresh_crops(self.model, self._input_shape, self._hysteresis):
-            return
-        self.changes += 1
-        # In `fit`, the compiled functions of Keras hold the old crops. `TrainingLoop` compares the crops by itself.
-        self.model.test_function = self.model.predict_function = None
-        if self.model.train_function is not None:
-            self.model.make_train_function(force=True)
+        self.changes += refresh_crops(self.model, self._input_shape, self._hysteresis)

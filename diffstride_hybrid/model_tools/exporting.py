@@ -232,8 +232,12 @@ def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequ
         autograph=False,
     )
     poolings = [layer for layer in leaf_layers(model) if isinstance(layer, FourierPooling)]
-    with replaced_calls(poolings, lambda pooling: pooling.constant_call):
+    with replaced_calls(poolings, _constant_call):
         tf.saved_model.save(module, str(path), signatures={"serve": module.serve.get_concrete_function()})
+
+
+def _constant_call(pooling: FourierPooling) -> Callable[..., tf.Tensor]:
+    return lambda inputs, training=None: pooling.constant_call(inputs)
 
 
 def _to_litert(saved_model: pathlib.Path, quantization: str, calibration: np.ndarray | None) -> pathlib.Path:

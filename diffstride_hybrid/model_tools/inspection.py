@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -75,18 +75,61 @@ def short_path(model: keras.Model, path: str) -> str:
     return path.removeprefix(f"{model.name}/")
 
 
-def run_blank(model: keras.Model, input_shape: Sequence[int]) -> None:
-    """Runs one image of zeros through a model, and drops the result.
+def blank_inputs(model: keras.Model, input_shape: Any = None) -> Any:
+    """Makes one example of zeros for each input of a model.
 
     Args:
-        model: a model with one input.
-        input_shape: (height, width, channels) of the image, or (time, channels) of a signal.
+        model: a built model.
+        input_shape: the shape of the example, without the batch axis; for several inputs a list of shapes, or a
+            dictionary by their names. The model's own if None.
+
+    Returns:
+        Tensors in the structure in which the model takes them. None if some size is not known.
+
+    Raises:
+        ValueError: `input_shape` has another number of inputs, or other names, than the model.
+
+    Example:
+        >>> inputs = [keras.Input((8, 8, 3)), keras.Input((5,))]
+        >>> model = keras.Model(inputs, keras.layers.Dense(1)(inputs[1]))
+        >>> [tensor.shape for tensor in blank_inputs(model)]
+        [TensorShape([1, 8, 8, 3]), TensorShape([1, 5])]
     """
-    images = tf.zeros([1, *input_shape], model.compute_dtype)
-    if getattr(model, "inputs", None) and not isinstance(model, keras.Sequential):
-        # A functional model may have its input in a list or a dict.
-        images = keras.tree.pack_sequence_as(model.input, [images])
-    model(images, training=False)
+    specs = list(getattr(model, "inputs", None) or [])
+    if input_shape is not None:
+        shapes, structure = _shapes_of(input_shape)
+    else:
+        own = getattr(model, "input_shape", None)
+        shapes = [spec.shape[1:] for spec in specs] or ([] if own is None else [own[1:]])
+        structure = None
+    if not shapes or any(length is None for shape in shapes for length in shape):
+        return None
+    if specs and len(specs) != len(shapes):
+        raise ValueError(f"input_shape must have a shape for each of the {len(specs)} inputs, got {input_shape}.")
+    dtypes = [spec.dtype for spec in specs] or [model.compute_dtype] * len(shapes)
+    dtypes = [model.compute_dtype if "float" in dtype else dtype for dtype in dtypes]
+    if isinstance(structure, dict) and specs:
+        if set(structure) != {spec.name for spec in specs}:
+            names = ", ".join(spec.name for spec in specs)
+            raise ValueError(f"input_shape must have a shape for each of {names}, got {', '.join(structure)}.")
+        shapes = [structure[spec.name] for spec in specs]
+    blank = [tf.zeros([1, *shape], dtype) for shape, dtype in zip(shapes, dtypes)]
+    if specs and not isinstance(model, keras.Sequential):
+        # A functional model may have its inputs in a list or a dictionary.
+        return keras.tree.pack_sequence_as(model.input, blank)
+    if isinstance(structure, dict):
+        return dict(zip(structure, blank))
+    return blank if isinstance(structure, list) else blank[0]
+
+
+def _shapes_of(input_shape: Any) -> tuple[list[Sequence[int]], Any]:
+    """The shapes that a user gave, in a list, and as they were given: None if it is a single one."""
+    if isinstance(input_shape, Mapping):
+        return list(input_shape.values()), dict(input_shape)
+    shapes = list(input_shape)
+    if shapes and all(isinstance(shape, Iterable) for shape in shapes):
+        return shapes, shapes
+    return [tuple(shapes)], None
 
 
 @contextlib.contextmanager

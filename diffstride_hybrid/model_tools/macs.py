@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
 
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
-from diffstride_hybrid.model_tools.inspection import leaf_layers, run_blank, watched_calls
+from diffstride_hybrid.model_tools.inspection import blank_inputs, first_argument, leaf_layers, replaced_calls
+from diffstride_hybrid.model_tools.layer_macs import WITHOUT_PRODUCTS, cells_of, counter_of, shape_of
 
 
 class LayerCost(NamedTuple):
@@ -70,120 +70,71 @@ class ModelCost(NamedTuple):
         return sizes
 
 
-def macs(model: keras.Model, input_shape: Sequence[int] | None = None) -> ModelCost:
+def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
     """Counts the multiply-accumulate operations of one forward pass, by running one blank image through the model.
 
     The sizes of all maps are therefore those that the current strides give. The count is
 
     - for convolutions and dense layers: output positions x kernel positions x input channels x output channels;
+    - for recurrent layers: steps x the entries of both kernels, at each position of a map for ConvLSTM;
+    - for attention: queries x values x (length of a key + length of a value), for each head, beside the projections;
     - for poolings of this package: the matrix products of the method 'matmul';
     - for any other layer that has a method `macs(input_shape, output_shape)`, shapes without the batch axis: the whole
       number that this method returns;
-    - for everything else, such as normalization, activations, sums and the products of two maps in attention: 0.
+    - for everything else, such as normalization, activations, embeddings and sums: 0.
 
-    A layer of another class that owns a kernel, such as a recurrent cell or a layer of your own, counts 0 too, and a
-    warning says so once for each layer.
+    Another layer that owns a kernel, and a product of two tensors in a functional model, count 0 too, and a warning
+    names each of them once. What a layer of another class multiplies without a kernel of its own is not seen.
 
     Args:
-        model: a built model with one input.
-        input_shape: (height, width, channels) of an image, or (time, channels) of a signal. The model's own if None.
+        model: a built model.
+        input_shape: (height, width, channels) of an image, or (time, channels) of a signal; for a model of several
+            inputs a list of shapes, or a dictionary by their names. The model's own if None.
 
     Returns:
         The cost of each layer, with the sums `macs` and `pooling_macs`.
 
     Raises:
-        ValueError: `input_shape` is None and the model's own is not known.
+        ValueError: `input_shape` is None and the model's own is not known, or it does not fit the model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3, padding="same")])
         >>> macs(model).macs == 8 * 8 * 3 * 3 * 3 * 4
         True
     """
-    own_shape = getattr(model, "input_shape", None)
-    shape = own_shape and own_shape[1:] if input_shape is None else input_shape
-    if shape is None or None in shape:
-        raise ValueError(f"input_shape must be given for a model of input shape {own_shape}.")
+    inputs = blank_inputs(model, input_shape)
+    if inputs is None:
+        raise ValueError(f"input_shape must be given for a model of input shape {getattr(model, 'input_shape', None)}.")
     costs: list[LayerCost] = []
+    layers = leaf_layers(model)
+    counters = {layer: counter for layer in layers if (counter := counter_of(layer)) is not None}
 
-    def count(layer: keras.layers.Layer, inputs: Any, outputs: Any) -> None:
-        shapes = _image_shape(inputs), _image_shape(outputs)
-        costs.append(LayerCost(layer, *shapes, _layer_macs(layer, *shapes)))
+    def counted(layer: keras.layers.Layer) -> Callable[..., Any]:
+        call = layer.call
 
-    counted, others = [], []
-    for layer in leaf_layers(model):
-        (counted if isinstance(layer, _COUNTED) or _has_own_count(layer) else others).append(layer)
-    with watched_calls(counted, count):
-        run_blank(model, shape)
-    _warn_of_kernels(others)
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            outputs = call(*args, **kwargs)
+            shapes = shape_of(first_argument(args, kwargs)), shape_of(outputs)
+            costs.append(LayerCost(layer, *shapes, counters[layer](*args, outputs=outputs, **kwargs)))
+            return outputs
+
+        return counting
+
+    with replaced_calls(list(counters), counted):
+        model(inputs, training=False)
+    within = {cell for layer in counters for cell in cells_of(layer)}
+    _warn_of_kernels([layer for layer in layers if layer not in counters and layer not in within])
+    _warn_of_operations([model, *layers])
     return ModelCost(costs)
 
 
-_TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
-
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-
-_COUNTED = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    *_TRANSPOSED,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-    *_SEPARABLE,
-    keras.layers.Dense,
-    keras.layers.EinsumDense,
-    FourierPooling,
-    SpatialPooling,
-)
-
-_WITHOUT_PRODUCTS = (
-    keras.layers.BatchNormalization,
-    keras.layers.Embedding,
-    keras.layers.GroupNormalization,
-    keras.layers.LayerNormalization,
-    keras.layers.Normalization,
-    keras.layers.PReLU,
-    keras.layers.SpectralNormalization,
-)
-"""Layers whose weights may look like a kernel, and which multiply no more than element by element."""
-
-
-def _image_shape(tensors: Any) -> tuple[int, ...]:
-    return tuple(keras.tree.flatten(tensors)[0].shape[1:])
-
-
-def _has_own_count(layer: keras.layers.Layer) -> bool:
-    return not isinstance(layer, keras.Model) and callable(getattr(layer, "macs", None))
-
-
-def _layer_macs(layer: keras.layers.Layer, input_shape: tuple[int, ...], output_shape: tuple[int, ...]) -> int:
-    if _has_own_count(layer):
-        return layer.macs(input_shape, output_shape)
-    if isinstance(layer, FourierPooling):
-        return layer.matmul_macs(input_shape, output_shape)
-    if isinstance(layer, SpatialPooling):
-        return math.prod(output_shape) * math.prod(layer.pool_size)
-    if isinstance(layer, keras.layers.Dense):
-        return math.prod(output_shape) * input_shape[-1]
-    if isinstance(layer, keras.layers.EinsumDense):
-        return math.prod(input_shape) * _einsum_factor(layer)
-    if isinstance(layer, _TRANSPOSED):
-        output_shape = input_shape
-    positions = math.prod(output_shape[1:] if layer.data_format == "channels_first" else output_shape[:-1])
-    if isinstance(layer, _SEPARABLE):
-        return positions * (math.prod(layer.depthwise_kernel.shape) + math.prod(layer.pointwise_kernel.shape))
-    return positions * math.prod(layer.kernel.shape)
-
-
-def _einsum_factor(layer: keras.layers.EinsumDense) -> int:
-    """The number of kernel entries that multiply each entry of the input: an axis in both is the same axis."""
-    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
-    return math.prod(length for label, length in zip(kernel, layer.kernel.shape) if label not in inputs)
-
-
 # --- Layers that nobody has counted ----------------------------------------------------------------------------------
-_examined: weakref.WeakSet[keras.layers.Layer] = weakref.WeakSet()
-"""Built layers that were examined before: a training run counts after every epoch, and warns once."""
+_examined: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Built layers and operations that were examined before: a training run counts after every epoch, and warns once."""
+
+_PRODUCTS = ("Conv", "ConvTranspose", "DepthwiseConv", "Dot", "DotProductAttention", "Einsum", "Inner", "Matmul")
+_PRODUCTS += ("Outer", "SeparableConv", "Tensordot", "Vdot")
+"""Classes of Keras's operations, used without a layer, that multiply tensors with each other."""
 
 
 def _warn_of_kernels(layers: Sequence[keras.layers.Layer]) -> None:
@@ -192,13 +143,27 @@ def _warn_of_kernels(layers: Sequence[keras.layers.Layer]) -> None:
         if not layer.built or layer in _examined:
             continue
         _examined.add(layer)
-        if isinstance(layer, _WITHOUT_PRODUCTS) or not _owns_a_kernel(layer):
+        if isinstance(layer, WITHOUT_PRODUCTS) or not _owns_a_kernel(layer):
             continue
         warnings.warn(
             f"macs counts 0 for layer {layer.path} of class {type(layer).__name__}, which has a kernel: give the class "
             "a method macs(input_shape, output_shape) that returns its multiply-accumulate operations for one image.",
             stacklevel=3,
         )
+
+
+def _warn_of_operations(layers: Sequence[keras.layers.Layer]) -> None:
+    """Warns of products that are written into a functional model without a layer."""
+    for model in layers:
+        for operation in getattr(model, "operations", []):
+            is_product = type(operation).__name__ in _PRODUCTS and not isinstance(operation, keras.layers.Layer)
+            if is_product and operation not in _examined:
+                _examined.add(operation)
+                warnings.warn(
+                    f"macs counts 0 for {operation.name} of {model.name}, a product of tensors without a layer: put it "
+                    "into a layer with a method macs(input_shape, output_shape).",
+                    stacklevel=3,
+                )
 
 
 def _owns_a_kernel(layer: keras.layers.Layer) -> bool:

@@ -12,7 +12,7 @@ import tensorflow as tf
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.input_checks import Size
-from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls, run_blank
+from diffstride_hybrid.model_tools.inspection import blank_inputs, leaf_layers, replaced_calls
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.model_tools.selection import Selection, keeping_strides
 from diffstride_hybrid.model_tools.swap import Replacement, swap
@@ -102,7 +102,7 @@ def _place_of_error(model: keras.Model, shape: Sequence[int]) -> str:
         return tracked_call
 
     with replaced_calls(leaf_layers(model), tracked), contextlib.suppress(Exception):
-        run_blank(model, shape)
+        model(blank_inputs(model, shape), training=False)
     return f"at layer {running[-1]}" if running else f"after layer {done[-1]}"
 
 

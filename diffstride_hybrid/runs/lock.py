@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 from collections.abc import Iterator
+
+from absl import logging
 
 try:
     import fcntl
@@ -13,10 +16,13 @@ except ImportError:  # Not on Windows.
     fcntl = None
 
 
+_WITHOUT_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+
 class FolderLock:
     """Keeps other processes out of a folder. The operating system frees the lock if its process dies.
 
-    On Windows it keeps nobody out.
+    On Windows, and on file systems without locks, it keeps nobody out; a warning says so.
 
     Args:
         folder: an existing folder.
@@ -35,10 +41,11 @@ class FolderLock:
         Raises:
             OSError: another process has the lock, or the folder cannot be locked.
         """
-        if fcntl is None:
+        descriptor = self._take() if fcntl is not None else None
+        if descriptor is None:
+            logging.warning("%s cannot be locked here: start no second run in it", self._folder)
             yield
             return
-        descriptor = self._take()
         try:
             yield
         finally:
@@ -52,8 +59,8 @@ class FolderLock:
         """Whether this object took the lock, and since then the lock's file was deleted or replaced."""
         return self._inode is not None and not self._is_in_place()
 
-    def _take(self) -> int:
-        """Returns the descriptor of the locked file."""
+    def _take(self) -> int | None:
+        """Returns the descriptor of the locked file, or None if the file system has no locks."""
         try:
             while True:
                 descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -72,6 +79,11 @@ class FolderLock:
                 f"Process {owner} trains in {self._folder}: wait for it, or choose another workdir."
             ) from None
         except OSError as error:
+            if error.errno in _WITHOUT_LOCKS and self._file.exists():
+                self._file.unlink()
+                self._inode = None
+                os.close(descriptor)
+                return None
             raise OSError(f"The workdir {self._folder} cannot be locked: {error.strerror}.") from error
 
     def _is_in_place(self) -> bool:

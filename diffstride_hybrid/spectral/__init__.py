@@ -33,7 +33,7 @@ from diffstride_hybrid.spectral.windows import (
     resampling_window,
     unequal_frequencies,
 )
-from diffstride_hybrid.spectral.xla import needs_static_shapes
+from diffstride_hybrid.spectral.xla import check_beside_graph, needs_static_shapes
 
 __all__ = [
     "DATA_FORMATS",
@@ -46,6 +46,7 @@ __all__ = [
     "Norm",
     "Window",
     "apply_matrices",
+    "check_beside_graph",
     "diffstride",
     "diffstride_1d",
     "diffstride_window_1d",

@@ -224,8 +224,10 @@ def spectral_pooling_1d(
 def resolve_method(method: Method, height: Length, width: Length) -> Method:
     """The engine that `method` stands for at a given size.
 
-    'auto' stands for 'matmul', but for 'fft' if an axis is known to be longer than `FFT_BEYOND`. On a TPU it always
-    stands for 'matmul', because the TPU's compiler turns a transform into dense products.
+    'auto' stands for 'matmul', but for 'fft' if an axis is known to be longer than `FFT_BEYOND`. For signals of unknown
+    length the graph decides when it runs; for maps of unknown size 'auto' stands for 'matmul', so choose 'fft' if they
+    are large. On a TPU 'auto' always stands for 'matmul', because the TPU's compiler turns a transform into dense
+    products.
 
     Args:
         method: 'auto', 'fft' or 'matmul'.
@@ -249,10 +251,19 @@ def resolve_method(method: Method, height: Length, width: Length) -> Method:
 def _apply_windows(
     inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat, method: Method
 ) -> tf.Tensor:
+    # If the size is not known yet, both engines in one graph would double it, and the time until the first step of a
+    # network whose maps have learned sizes. Such maps are mostly small.
     pool = pool_by_fft if resolve_method(method, rows.length, columns.length) == "fft" else pool_by_matmul
     return pool(inputs, rows, columns, norm, data_format)
 
 
 def _apply_window(inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat, method: Method) -> tf.Tensor:
-    pool = pool_signal_by_fft if resolve_method(method, 1, window.length) == "fft" else pool_signal_by_matmul
-    return pool(inputs, window, norm, data_format)
+    def by_fft() -> tf.Tensor:
+        return pool_signal_by_fft(inputs, window, norm, data_format)
+
+    def by_matmul() -> tf.Tensor:
+        return pool_signal_by_matmul(inputs, window, norm, data_format)
+
+    if method == "auto" and not isinstance(window.length, int) and not on_tpu():
+        return tf.cond(window.length > FFT_BEYOND, by_fft, by_matmul)
+    return by_fft() if resolve_method(method, 1, window.length) == "fft" else by_matmul()

@@ -213,7 +213,7 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
 
 def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
     """`[2 · frequencies, length]`: for each frequency a row of cosines and a row of sines."""
-    waves = cos_and_sin(frequencies[:, None] * tf.range(length), length, dtype)
+    waves = cos_and_sin(frequencies, tf.range(length), length, dtype, most=length)
     return tf.reshape(tf.stack(waves, 1), [-1, length])
 
 

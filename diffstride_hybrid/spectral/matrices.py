@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
@@ -91,30 +92,43 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
     weights *= scale_after_inverse(window.length, window.output_length, norm, dtype)
     weights /= tf.cast(window.output_length, dtype)
 
-    cos, sin = cos_and_sin(tf.range(window.output_length)[:, None] * places, window.output_length, dtype)
+    cos, sin = cos_and_sin(tf.range(window.output_length), places, window.output_length, dtype, most=window.length)
     left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
-    cos, sin = cos_and_sin(window.bins[:, None] * tf.range(window.length), window.length, dtype)
+    cos, sin = cos_and_sin(window.bins, tf.range(window.length), window.length, dtype, most=window.length)
     right = tf.concat([weights[:, None] * cos, weights[:, None] * sin], 0)
     left = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)])
     matrix = xla_einsum("pj,jn->pn", left, right) if compiled_by_xla() else left @ right
     return tf.reshape(matrix, [window.output_length, parts, window.length])
 
 
-def cos_and_sin(turns: tf.Tensor, length: Length, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
-    """Cosine and sine of `2π · turns / length`.
+def cos_and_sin(
+    frequencies: tf.Tensor, samples: tf.Tensor, length: Length, dtype: tf.DType, most: Length
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cosine and sine of `2π · frequency · sample / length`.
 
-    The integers `turns` are reduced to one turn first, so that large products lose no precision.
+    The products are whole numbers and are reduced to one turn first, so that large ones lose no precision.
 
     Args:
-        turns: int32, of any shape.
-        length: how many `turns` make a full turn.
+        frequencies: int32 `[k]`.
+        samples: int32 `[n]`.
+        length: of a full turn, in samples.
         dtype: float32 or float64, of the results.
+        most: no frequency and no sample is greater.
 
     Returns:
-        Cosines and sines, of the shape of `turns`.
+        Cosines and sines, `[k, n]`.
     """
-    angles = tf.cast(turns % length, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
+    if not isinstance(most, int) or most > _LARGEST_ROOT:
+        frequencies, samples = (tf.cast(numbers, tf.int64) for numbers in (frequencies, samples))
+        turns = frequencies[:, None] * samples % tf.cast(length, tf.int64)
+    else:
+        turns = frequencies[:, None] * samples % length
+    angles = tf.cast(turns, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
     return tf.cos(angles), tf.sin(angles)
+
+
+_LARGEST_ROOT = math.isqrt(np.iinfo(np.int32).max)
+"""46,340: the product of two numbers up to this one is an int32."""
 
 
 def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: tf.DType) -> tf.Tensor:

@@ -6,6 +6,8 @@ names the version of TensorFlow in which one of them is missing or different.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -29,6 +31,39 @@ def compiled_by_xla() -> bool:
     That is so under `jit_compile=True` and in the replicas of a TPU.
     """
     return not tf.executing_eagerly() and control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+
+
+def check_beside_graph(condition: Callable[[], tf.Tensor], advice: str) -> None:
+    """Lets a condition be checked whenever the graph runs that is being traced. Does nothing if none is.
+
+    If the condition does not hold, the graph fails with an error. XLA drops assertions. So for a graph that it compiles
+    the condition is checked outside, in the graph that calls it or, if it is called eagerly, before the call. There it
+    gives a warning: Keras validates in such a graph, and a long training should not end by that.
+
+    Args:
+        condition: makes a boolean scalar, eagerly or in the current graph.
+        advice: the message.
+    """
+    if tf.executing_eagerly():
+        return
+    if not compiled_by_xla():
+        tf.debugging.Assert(condition(), [advice])
+        return
+    graph = tf.compat.v1.get_default_graph()
+    while hasattr(graph.outer_graph, "outer_graph") and control_flow_util.GraphOrParentsInXlaContext(graph):
+        graph = graph.outer_graph
+    if not control_flow_util.GraphOrParentsInXlaContext(graph):
+        with graph.as_default():
+            tf.cond(condition(), tf.no_op, lambda: tf.py_function(lambda: warnings.warn(advice, stacklevel=2), [], []))
+        return
+
+    def checked() -> tf.Tensor:
+        if not condition():
+            warnings.warn(advice, stacklevel=2)
+        return tf.constant(True)
+
+    # TensorFlow has no public way to run Python before each call of a function.
+    graph.capture_call_time_value(checked, tf.TensorSpec([], tf.bool), default_value=tf.constant(True))
 
 
 def xla_einsum(equation: str, left: tf.Tensor, right: tf.Tensor, dtype: tf.DType | None = None) -> tf.Tensor:

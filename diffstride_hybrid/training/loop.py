@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.datasets import Datasets
+from diffstride_hybrid.model_tools.crop_refresh import held_crops, refresh_crops
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.batches import Batches
@@ -91,8 +92,17 @@ class TrainingLoop:
 
     def settle_crops(self) -> None:
         """Fixes the static crops for all sizes of maps before a step is traced: a replica cannot read the strides."""
-        if any(layer.crop_is_static for layer in diffstride_layers(self.model)):
+        layers = [layer for layer in diffstride_layers(self.model) if layer.crop_is_static]
+        for layer in layers:
+            layer.crop.follow()
+        if layers:
             macs(self.model, self.datasets.image_shape)
+
+    def finalize_weights(self) -> None:
+        """Gives the weights the values that the optimizer ends with: their moving averages if it has `use_ema`."""
+        self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
+            refresh_crops(self.model, self.datasets.image_shape)
 
     def start(self, first_step: int) -> None:
         """Sets the training data to the batch of a step.
@@ -158,12 +168,15 @@ class TrainingLoop:
         """
         steps, batches = self.datasets.evaluation_steps(split), self._batches.evaluation(split)
         self._evaluation_metrics.reset()
-        for first in range(0, steps, steps_per_execution or steps):
-            count = min(steps_per_execution or steps, steps - first)
-            with self.datasets.naming_damage():
-                self._evaluation_steps(batches, tf.constant(count), self._crops())
-            if after_execution is not None:
-                after_execution()
+        if not any(layer.crop.held for layer in diffstride_layers(self.model)):
+            self.settle_crops()
+        with held_crops(self.model):
+            for first in range(0, steps, steps_per_execution or steps):
+                count = min(steps_per_execution or steps, steps - first)
+                with self.datasets.naming_damage():
+                    self._evaluation_steps(batches, tf.constant(count), self._crops())
+                if after_execution is not None:
+                    after_execution()
         return self._evaluation_metrics.values()
 
     def results(self, reset: bool = True) -> dict[str, float]:

@@ -6,6 +6,7 @@ does not wait for Python within an epoch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ import tensorflow as tf
 
 from diffstride_hybrid.common import distribution, signals
 from diffstride_hybrid.data.datasets import Datasets
-from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
+from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, held_crops
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.runs import figures, model_card
 from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
@@ -28,6 +30,7 @@ from diffstride_hybrid.training.checks import (
     resolved_policy,
 )
 from diffstride_hybrid.training.loop import TrainingLoop
+from diffstride_hybrid.training.optimizers import keep_from_decay
 from diffstride_hybrid.training.progress import Progress
 from diffstride_hybrid.training.records import data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
@@ -110,11 +113,13 @@ def train(
         signals.noting_signals() as request,
         global_dtype_policy(resolved_policy(dtype_policy, strategy, folder)),
         distribution.naming_lost_workers(strategy, advice),
+        contextlib.ExitStack() as stack,
     ):
         datasets = load_data_fn(seed=seed)
         if folder.has_begun():
             datasets = data_as_recorded(datasets, folder.read_json("run.json"), folder.path / "run.json", resumes=True)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
+        stack.enter_context(held_crops(loop.model))
         rolls_back, steps_per_epoch = on_not_finite == "roll_back", steps_per_epoch or datasets.steps_per_epoch
         schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back)
         loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
@@ -162,6 +167,7 @@ def make_loop(
         model = model_cls(num_output_classes=datasets.num_classes)
         model.build((None, *datasets.image_shape))
         optimizer = optimizer_cls()
+        keep_from_decay(optimizer, [layer.strides for layer in diffstride_layers(model)])
         if model.compute_dtype == "float16":
             optimizer = distribution.LossScaleOptimizer(optimizer)
         optimizer.build(model.trainable_variables)
@@ -220,6 +226,7 @@ def _listeners(
 
 def _write_results(loop: TrainingLoop, folder: RunFolder, num_epochs: int, progress: Progress) -> dict[str, Any]:
     """Writes the final model, the figures, the model card and, last, the summary, which it returns."""
+    loop.finalize_weights()
     folder.write_model(FINAL_MODEL, loop.model)
     summary = summarize(loop, num_epochs, progress)
     if folder.writes:

@@ -50,6 +50,8 @@ MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", 
 
 LAYER_VARIANTS = ("released", "symmetric", "fft", "average", "strided convolution")
 
+STEP_VARIANTS = ("diffstride", "hybrid", "slice", "strided")
+
 DTYPES = ("float32", "bfloat16")
 
 
@@ -87,7 +89,7 @@ def cases(parts: Sequence[str], batch: int) -> list[Case]:
     if "step" in parts:
         listed += [
             Case("step", "ResNet-18", variant, dtype, batch, 32, 64, 2.0)
-            for variant in ("diffstride", "hybrid", "slice", "strided")
+            for variant in STEP_VARIANTS
             for dtype in DTYPES
         ]
     return listed

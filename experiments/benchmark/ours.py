@@ -106,6 +106,10 @@ class Slice(keras.layers.Layer):
         size = DIFFSTRIDE_SIZES[shape[1], self.stride]
         return (shape[0], size, size, shape[3])
 
+    def get_config(self) -> dict[str, Any]:
+        # A network keeps its pooling as a template without strides and data format, which each layer gets anew.
+        return {**super().get_config(), "strides": self.stride, "data_format": "channels_last"}
+
 
 if __name__ == "__main__":
     work(build)

@@ -100,6 +100,12 @@ def test_each_layer_can_be_built(case: cases.Case):
     assert (built.macs is None) == (case.variant == "fft")
 
 
+@pytest.mark.parametrize("variant", cases.STEP_VARIANTS)
+def test_each_training_step_can_be_built(variant: str):
+    built = ours.build(cases.Case("step", "ResNet-18", variant, "float32", 1, 32, 2, 2.0))
+    assert built.macs > 0
+
+
 def test_the_slice_cuts_to_the_size_that_diffstride_starts_with():
     for (size, stride), cut in ours.DIFFSTRIDE_SIZES.items():
         images = np.zeros([1, size, size, 1], "float32")

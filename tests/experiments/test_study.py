@@ -25,6 +25,9 @@ def test_the_studies_are_those_of_the_plan():
     assert set(STUDIES) == {
         "cifar10",
         "cifar100",
+        "cifar100_small",
+        "cifar_small",
+        "cifar_small_rates",
         "complexity",
         "complexity_small",
         "digits",

@@ -159,10 +159,70 @@ def test_every_kind_of_convolution_is_counted(layer: keras.layers.Layer, shape: 
     assert macs(keras.Sequential([keras.Input(shape), layer])).macs == expected
 
 
-def test_attention_costs_its_four_projections():
+def test_attention_costs_its_projections_and_two_products():
+    query, value = keras.Input((6, 8)), keras.Input((5, 7))
+    attention = keras.layers.MultiHeadAttention(2, 3, value_dim=4)
+    cost = macs(keras.Model([query, value], attention(query=query, value=value)))
+    projections = (6 * 8 + 5 * 7) * 2 * 3 + 5 * 7 * 2 * 4 + 6 * 2 * 4 * 8
+    assert cost.macs == projections + 6 * 5 * 2 * (3 + 4)
+
+
+def test_attention_over_some_axes_costs_their_products():
+    inputs = keras.Input((4, 6, 8))
+    attention = keras.layers.MultiHeadAttention(2, 3, attention_axes=(2,))
+    cost = macs(keras.Model(inputs, attention(inputs, inputs)))
+    assert cost.macs == 4 * (4 * 6) * 8 * 2 * 3 + (4 * 6) * 6 * 2 * (3 + 3)
+
+
+def test_grouped_queries_cost_their_products():
     inputs = keras.Input((6, 8))
-    model = keras.Model(inputs, keras.layers.MultiHeadAttention(2, 3)(query=inputs, value=inputs))
-    assert macs(model).macs == 4 * 6 * 8 * 2 * 3
+    attention = keras.layers.GroupQueryAttention(3, 4, 2)
+    projections = 6 * 8 * 4 * 3 * 2 + 6 * 8 * 2 * 3 * 2
+    assert macs(keras.Model(inputs, attention(inputs, inputs))).macs == projections + 6 * 6 * 4 * (3 + 3)
+
+
+@pytest.mark.parametrize("attention", [keras.layers.Attention(), keras.layers.AdditiveAttention()])
+def test_attention_without_weights_costs_its_two_products(attention: keras.layers.Layer):
+    query, value = keras.Input((6, 8)), keras.Input((5, 8))
+    assert macs(keras.Model([query, value], attention([query, value]))).macs == 6 * 5 * (8 + 8)
+
+
+def test_a_product_of_two_layers_is_counted():
+    first, second = keras.Input((6, 8)), keras.Input((5, 8))
+    assert macs(keras.Model([first, second], keras.layers.Dot(axes=2)([first, second]))).macs == 6 * 5 * 8
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "expected"),
+    [
+        (keras.layers.LSTM(2), (7, 3), 7 * (3 * 8 + 2 * 8)),
+        (keras.layers.GRU(2, return_sequences=True), (7, 3), 7 * (3 * 6 + 2 * 6)),
+        (keras.layers.SimpleRNN(2), (7, 3), 7 * (3 * 2 + 2 * 2)),
+        (keras.layers.Bidirectional(keras.layers.LSTM(2)), (7, 3), 2 * 7 * (3 * 8 + 2 * 8)),
+        (
+            keras.layers.RNN([keras.layers.LSTMCell(2), keras.layers.GRUCell(4)]),
+            (7, 3),
+            7 * (3 * 8 + 2 * 8 + 2 * 12 + 4 * 12),
+        ),
+        (keras.layers.ConvLSTM1D(2, 3), (7, 9, 5), 7 * 7 * (3 * 5 * 8 + 3 * 2 * 8)),
+        (
+            keras.layers.ConvLSTM2D(2, 3, padding="same", return_sequences=True),
+            (7, 9, 8, 5),
+            7 * 9 * 8 * (9 * 5 * 8 + 9 * 2 * 8),
+        ),
+        (
+            keras.layers.ConvLSTM1D(2, 3, data_format="channels_first"),
+            (7, 5, 9),
+            7 * 7 * (3 * 5 * 8 + 3 * 2 * 8),
+        ),
+        (keras.layers.Embedding(10, 4), (7,), 0),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, keras.layers.Layer) else None,
+)
+def test_recurrent_layers_cost_both_kernels_at_every_step(
+    layer: keras.layers.Layer, shape: tuple[int, ...], expected: int
+):
+    assert macs(keras.Sequential([keras.Input(shape), layer])).macs == expected
 
 
 class OwnDense(keras.layers.Layer):
@@ -186,9 +246,43 @@ def test_a_layer_that_nobody_has_counted_is_named_once():
     macs(model)  # A second warning would be an error.
 
 
-def test_recurrent_cells_are_named_as_not_counted():
-    with pytest.warns(UserWarning, match="lstm_cell of class LSTMCell, which has a kernel"):
-        macs(keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(2)]))
+def test_cells_that_nobody_has_counted_are_named():
+    class Cell(keras.layers.Layer):
+        state_size = output_size = 2
+
+        def build(self, input_shape: Sequence[int]) -> None:
+            self.kernel = self.add_weight(shape=(input_shape[-1], 2), name="kernel")
+
+        def call(self, inputs: tf.Tensor, states: Sequence[tf.Tensor]) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
+            return inputs @ self.kernel, states
+
+    with pytest.warns(UserWarning, match="cell of class Cell, which has a kernel"):
+        macs(keras.Sequential([keras.Input((4, 3)), keras.layers.RNN(Cell())]))
+
+
+def test_products_without_a_layer_are_named_once():
+    first, second = keras.Input((6, 8)), keras.Input((8, 5))
+    model = keras.Model([first, second], keras.ops.matmul(first, second), name="net")
+    with pytest.warns(UserWarning, match="macs counts 0 for matmul.* of net, a product of tensors without a layer"):
+        macs(model)
+    macs(model)  # A second warning would be an error.
+
+
+def test_a_model_of_several_inputs_is_counted():
+    image, numbers = keras.Input((None, 6, 3), name="image"), keras.Input((5,), name="numbers", dtype="int32")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+    x = keras.layers.Concatenate()([x, keras.layers.Flatten()(keras.layers.Embedding(9, 2)(numbers))])
+    model = keras.Model([image, numbers], keras.layers.Dense(2)(x))
+    expected = 6 * 4 * 9 * 3 * 4 + (4 + 10) * 2
+    with pytest.raises(ValueError, match="input_shape must be given"):
+        macs(model)
+    assert macs(model, [(8, 6, 3), (5,)]).macs == expected
+    assert macs(model, {"numbers": (5,), "image": (8, 6, 3)}).macs == expected
+    assert macs(model, [(9, 6, 3), (5,)]).macs == 7 * 4 * 9 * 3 * 4 + (4 + 10) * 2
+    with pytest.raises(ValueError, match="a shape for each of the 2 inputs"):
+        macs(model, (8, 6, 3))
+    with pytest.raises(ValueError, match="a shape for each of image, numbers, got image, number"):
+        macs(model, {"image": (8, 6, 3), "number": (5,)})
 
 
 def test_a_layer_may_count_itself():

@@ -1,14 +1,22 @@
 """Disks that are full, fail or are gone."""
 
+import errno
+import os
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import logging
 from support.interrupted_runs import At, assert_same_run, stopped_at, trained
 from support.tiny_runs import rows_of
+
+from diffstride_hybrid.common import files
+from diffstride_hybrid.runs import lock
+from diffstride_hybrid.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("uncompiled")]
 
@@ -110,3 +118,46 @@ def test_a_workdir_that_is_gone_stops_a_run(tmp_path: Path, backup_every: int | 
     with pytest.raises(OSError, match=rf"{run}.* (is gone|cannot be written)"):
         trained(run, callbacks=[At(2, lambda: shutil.rmtree(run))], backup_every=backup_every, num_epochs=1)
     assert not run.exists()
+
+
+@pytest.fixture
+def without_folder_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A file system whose folders cannot be synced and which has no locks, as some of networks and FUSE. The log."""
+    fsync, messages = os.fsync, []
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    files._warn_of_lost_safety.cache_clear()
+    monkeypatch.setattr(os, "fsync", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
+    return messages
+
+
+def test_a_run_trains_where_folders_cannot_be_synced_or_locked(
+    without_folder_syncs: list[str], tmp_path: Path, left_alone: Path
+):
+    trained(tmp_path / "run")
+    assert_same_run(tmp_path / "run", left_alone)
+    assert not (tmp_path / "run" / RunFolder.LOCK).exists()
+    assert sum("cannot be synced" in message for message in without_folder_syncs) == 1
+    assert sum("start no second run in it" in message for message in without_folder_syncs) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_fails_while_it_syncs_is_no_small_matter(
+    number: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    def fail(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"a\.csv cannot be written"):
+        files.write_whole(tmp_path / "a.csv", "a,b\n")
+    assert not list(tmp_path.iterdir())

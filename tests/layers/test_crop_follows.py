@@ -1,0 +1,253 @@
+"""A static crop follows its strides whichever way they arrive, or the user is told."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from diffstride_hybrid import CropRefresh, DiffStride, DiffStride1D, refresh_crops
+
+IMAGES = np.random.default_rng(0).normal(size=(4, 24, 20, 2)).astype("float32")
+NEW = [1.3, 3.1]
+"""Strides that ask for another size than the initial ones on both axes."""
+
+
+CHANGED = r"strides of .* have changed since .*refresh_crops"
+
+
+def told(jit_compile: bool) -> AbstractContextManager[Any]:
+    """XLA has no errors of its own."""
+    if jit_compile:
+        return pytest.warns(UserWarning, match=CHANGED)
+    return pytest.raises(tf.errors.InvalidArgumentError, match=CHANGED)
+
+
+def make(strides: float | tuple[float, float] = 2.0, **options: object) -> keras.Model:
+    pooling = DiffStride(strides, **{"static_crop": True, "smoothness_factor": 2.0} | options)
+    return keras.Sequential([keras.Input(IMAGES.shape[1:]), pooling, keras.layers.GlobalMaxPooling2D()])
+
+
+def moved() -> keras.Model:
+    """A model whose strides have the new values, which arrived by training or otherwise."""
+    model = make()
+    model.layers[0].strides.assign(NEW)
+    return model
+
+
+def expected() -> np.ndarray:
+    return make(tuple(NEW))(IMAGES).numpy()
+
+
+def by_set_weights(model: keras.Model, folder: Path) -> None:
+    model.set_weights(moved().get_weights())
+
+
+def by_assign(model: keras.Model, folder: Path) -> None:
+    model.layers[0].strides.assign(NEW)
+
+
+def by_assign_of_the_tensorflow_variable(model: keras.Model, folder: Path) -> None:
+    model.layers[0].strides.value.assign(NEW)
+
+
+def by_weights_file(model: keras.Model, folder: Path) -> None:
+    source = moved()
+    source.compile()  # The file of a model that was never compiled does not fit one that was.
+    source.save_weights(folder / "a.weights.h5")
+    model.load_weights(folder / "a.weights.h5")
+
+
+def by_legacy_file(model: keras.Model, folder: Path) -> None:
+    moved().save(folder / "a.h5")
+    model.load_weights(folder / "a.h5")
+
+
+def by_checkpoint(model: keras.Model, folder: Path) -> None:
+    source = moved()
+    source.compile()
+    path = tf.train.Checkpoint(model=source).save(folder / "checkpoint")
+    tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched()
+
+
+def by_average(model: keras.Model, folder: Path) -> None:
+    """As SwapEMAWeights and `finalize_variable_values` do."""
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True)
+    optimizer.build(model.trainable_variables)
+    optimizer._model_variables_moving_average[0].assign(NEW)
+    optimizer.finalize_variable_values(model.trainable_variables)
+
+
+def by_optimizer(model: keras.Model, folder: Path) -> None:
+    strides = model.layers[0].strides
+    keras.optimizers.SGD(1.0).apply([strides.value - NEW], [strides])
+
+
+WAYS = [
+    by_set_weights,
+    by_assign,
+    by_assign_of_the_tensorflow_variable,
+    by_weights_file,
+    by_legacy_file,
+    by_checkpoint,
+    by_average,
+    by_optimizer,
+]
+
+every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+
+
+@every_way
+def test_an_eager_call_follows(way: Callable[[keras.Model, Path], None], tmp_path: Path):
+    model = make()
+    model(IMAGES)
+    way(model, tmp_path)
+    np.testing.assert_allclose(model(IMAGES), expected(), rtol=1e-6)
+    assert model.layers[0].crops == make(tuple(NEW)).layers[0].crops
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+@every_way
+def test_what_is_traced_afterwards_follows(way: Callable[[keras.Model, Path], None], jit_compile: bool, tmp_path: Path):
+    model = make()
+    way(model, tmp_path)
+    model.compile(jit_compile=jit_compile)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+@every_way
+def test_what_was_traced_before_refuses_until_it_is_traced_anew(
+    way: Callable[[keras.Model, Path], None], jit_compile: bool, tmp_path: Path
+):
+    model = make()
+    model.compile(jit_compile=jit_compile)
+    model.predict(IMAGES, verbose=0)
+    way(model, tmp_path)
+    with told(jit_compile):
+        model.predict(IMAGES, verbose=0)
+    assert refresh_crops(model)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected(), rtol=1e-5)
+    assert not refresh_crops(model)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_what_xla_evaluates_warns_until_it_is_traced_anew(steps_per_execution: int):
+    """`fit` evaluates too, and must not end a training whose user has no `CropRefresh`."""
+    targets = np.zeros((4, 2), "float32")
+    model = make()
+    model.compile(loss="mse", jit_compile=True, steps_per_execution=steps_per_execution)
+    model.evaluate(IMAGES, targets, batch_size=1, verbose=0)
+    by_assign(model, Path())
+    with pytest.warns(UserWarning, match=CHANGED):
+        model.evaluate(IMAGES, targets, batch_size=1, verbose=0)
+    assert refresh_crops(model)
+    right = float(np.mean(np.square(expected())))
+    assert model.evaluate(IMAGES, targets, batch_size=1, verbose=0) == pytest.approx(right, rel=1e-5)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+def test_a_function_of_ones_own_refuses_when_strides_have_changed(jit_compile: bool):
+    model = make()
+    outputs = tf.function(lambda images: model(images), jit_compile=jit_compile)
+    outputs(IMAGES)
+    by_assign(model, Path())
+    with told(jit_compile):
+        outputs(IMAGES)
+    assert refresh_crops(model)
+    again = tf.function(lambda images: model(images), jit_compile=jit_compile)
+    np.testing.assert_allclose(again(IMAGES), expected(), rtol=1e-5)
+
+
+def test_strides_that_ask_for_the_same_size_need_no_new_trace():
+    model = make(2.1)
+    model.predict(IMAGES, verbose=0)
+    model.layers[0].strides.assign([2.11, 2.09])
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), make((2.11, 2.09))(IMAGES), rtol=1e-6)
+
+
+def test_a_clone_follows():
+    model = moved()
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_allclose(clone.predict(IMAGES, verbose=0), expected(), rtol=1e-6)
+
+
+def test_signals_follow():
+    signals = IMAGES.reshape(4, -1, 2)
+    model = keras.Sequential([keras.Input(signals.shape[1:]), DiffStride1D(2.0, static_crop=True)])
+    model(signals)
+    model.layers[0].strides.assign([3.3])
+    right = keras.Sequential([keras.Input(signals.shape[1:]), DiffStride1D(3.3, static_crop=True)])
+    np.testing.assert_array_equal(model(signals), right(signals))
+
+
+def test_a_stopped_fit_gives_its_best_figures_again_to_the_bit():
+    """EarlyStopping brings back the strides of the best epoch, which asked for another size than the last ones."""
+    random = np.random.default_rng(1)
+    images = random.normal(size=(64, 24, 20, 2)).astype("float32")
+    labels = random.integers(0, 3, 64)
+    pooling = DiffStride((2.0, 2.0), smoothness_factor=2.0)
+    model = keras.Sequential(
+        [
+            keras.Input(images.shape[1:]),
+            keras.layers.Conv2D(4, 3, padding="same"),
+            pooling,
+            keras.layers.ReLU(),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile(keras.optimizers.Adam(0.1), "sparse_categorical_crossentropy", jit_compile=True)
+    sizes = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: sizes.append(pooling.strides.numpy()))
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=3, restore_best_weights=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        history = model.fit(
+            images[:32],
+            labels[:32],
+            batch_size=16,
+            epochs=12,
+            verbose=0,
+            validation_data=(images[32:], labels[32:]),
+            callbacks=[CropRefresh(), note, stop],
+        ).history["val_loss"]
+    best = int(np.argmin(history))
+    assert np.abs(sizes[best] - sizes[-1]).max() > 0.1
+    np.testing.assert_array_equal(pooling.strides, sizes[best])
+    assert model.evaluate(images[32:], labels[32:], verbose=0) == history[best]
+
+
+def test_a_model_of_unknown_sizes_is_refreshed_by_the_sizes_met():
+    class Subclassed(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pooling = DiffStride(2.0, static_crop=True)
+
+        def call(self, inputs: tf.Tensor) -> tf.Tensor:
+            return self.pooling(inputs)
+
+    model = Subclassed()
+    model(IMAGES)
+    model.pooling.strides.assign(NEW)
+    assert refresh_crops(model)
+    assert not refresh_crops(model)
+    assert model(IMAGES).shape[1:3] == DiffStride(NEW)(IMAGES).shape[1:3]
+
+
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+def test_a_model_of_several_inputs_trains_with_refreshes(jit_compile: bool):
+    image, numbers = keras.Input((24, 20, 2), name="image"), keras.Input((5,), name="numbers", dtype="int32")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.ReLU()(DiffStride(2.0, static_crop=True)(image)))
+    x = keras.layers.Concatenate()([x, keras.layers.Flatten()(keras.layers.Embedding(9, 2)(numbers))])
+    model = keras.Model({"image": image, "numbers": numbers}, keras.layers.Dense(1)(x))
+    model.compile("adam", "mse", jit_compile=jit_compile)
+    inputs = {"image": IMAGES, "numbers": np.zeros((4, 5), "int32")}
+    history = model.fit(inputs, np.zeros((4, 1)), epochs=2, verbose=0, callbacks=[CropRefresh()])
+    assert len(history.history["loss"]) == 2
