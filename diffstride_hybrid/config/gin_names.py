@@ -81,6 +81,7 @@ _register_subclasses(
     keras.optimizers.schedules.LearningRateSchedule,
 )
 _register_subclasses("tf.keras.losses", keras.losses, keras.losses.Loss)
+_register_subclasses("tf.keras.callbacks", keras.callbacks, keras.callbacks.Callback)
 
 
 def bound_workdir() -> str | None:

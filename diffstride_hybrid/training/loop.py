@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.model_tools.crop_refresh import held_crops, refresh_crops
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, strides_by_path
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.batches import Batches
 from diffstride_hybrid.training.checks import check_replicas
@@ -101,7 +102,13 @@ class TrainingLoop:
     def finalize_weights(self) -> None:
         """Gives the weights the values that the optimizer ends with: their moving averages if it has `use_ema`."""
         self.optimizer.finalize_variable_values(self.model.trainable_variables)
-        if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
+
+    @contextlib.contextmanager
+    def following_crops(self) -> Iterator[None]:
+        """A context in which weights may be exchanged. If strides were, static crops follow them at its end."""
+        before = strides_by_path(self.model)
+        yield
+        if strides_by_path(self.model) != before:
             refresh_crops(self.model, self.datasets.image_shape)
 
     def start(self, first_step: int) -> None:

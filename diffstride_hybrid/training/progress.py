@@ -24,6 +24,7 @@ class Progress(tf.train.experimental.PythonState):
         best_accuracy: the highest accuracy on the validation images so far; None before the first validation.
         training_seconds: the time of all sittings, up to the last `tick`.
         metrics: the sums behind loss and accuracy of the present epoch, as of the last `note_metrics`.
+        callbacks: the state of the user's callbacks, from `Listeners.state`; None if there are none.
         left_out: the steps, counted over all epochs, whose batches the run leaves out.
     """
 
@@ -35,6 +36,7 @@ class Progress(tf.train.experimental.PythonState):
         self.best_accuracy: float | None = None
         self.training_seconds = 0.0
         self.metrics: list[float] = []
+        self.callbacks: str | None = None
         self.left_out: list[int] = []
         self._loop = loop
         self._retraces_before = 0
@@ -65,6 +67,7 @@ class Progress(tf.train.experimental.PythonState):
             "training_seconds": self.training_seconds,
             "metrics": self.metrics,
             "left_out": self.left_out,
+            "callbacks": self.callbacks,
             "retraces": self.retraces,
             "crops": [list(layer.crops.items()) for layer in layers],
         }
@@ -74,6 +77,7 @@ class Progress(tf.train.experimental.PythonState):
         state = json.loads(string_value)
         for name in ("epochs_done", "steps_done", "epoch_seconds", "best_accuracy", "training_seconds", "metrics"):
             setattr(self, name, state[name])
+        self.callbacks = state.get("callbacks")  # Backups of earlier versions have none.
         self._loop.metrics.reset()
         if self.metrics:
             self._loop.metrics.restore(self.metrics)

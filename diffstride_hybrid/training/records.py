@@ -103,26 +103,25 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} before, {after} now"
 
 
-def summarize(loop: TrainingLoop, num_epochs: int, progress: Progress) -> dict[str, Any]:
-    """Evaluates the model on the test images and gives the values of `summary.json`.
+def summarize(loop: TrainingLoop, test: dict[str, float], progress: Progress) -> dict[str, Any]:
+    """The values of `summary.json`.
 
     Args:
         loop: of the run, at its end.
-        num_epochs: of the run.
+        test: `loss` and `accuracy` on the test images.
         progress: of the run.
 
     Returns:
         Accuracies and losses as fractions, times in seconds, MACs for one image, and strides and sizes of the poolings.
     """
     model, datasets = loop.model, loop.datasets
-    test = loop.evaluate("test")
     cost = macs(model, datasets.image_shape)
     strides = strides_by_path(model)
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
         "best_validation_accuracy": progress.best_accuracy,
-        "epochs": num_epochs,
+        "epochs": progress.epochs_done,
         "steps": keras.ops.convert_to_numpy(loop.optimizer.iterations).item(),
         "training_seconds": round(progress.training_seconds, 1),
         "retraces": progress.retraces,

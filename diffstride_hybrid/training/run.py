@@ -29,9 +29,9 @@ from diffstride_hybrid.training.checks import (
     global_dtype_policy,
     resolved_policy,
 )
+from diffstride_hybrid.training.listeners import Listeners
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.optimizers import keep_from_decay
-from diffstride_hybrid.training.progress import Progress
 from diffstride_hybrid.training.records import data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
 
@@ -81,7 +81,8 @@ def train(
             backup and go on without the batch, up to `runner.MOST_LEFT_OUT` (10) times.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
-        callbacks: more Keras callbacks, beside the ones that record the run.
+        callbacks: more Keras callbacks, beside the ones that record the run. Their state is kept in the backups, and
+            `EarlyStopping` and others may end the run early.
         check_folder: called with the run's folder after data, model and optimizer are made, and before anything in the
             folder is read or changed. It raises an error if the run must not go on there.
 
@@ -128,12 +129,15 @@ def train(
         runner = Runner(loop, folder, schedule, request)
         runner.resume()
         listeners = _listeners(loop, folder, schedule, callbacks, crop_refresh_steps)
-        listeners.on_train_begin()
+        stack.callback(listeners.close)
+        runner.begin(listeners)
         folder.write_json("run.json", run_record(loop, seed))
         request.can_wait = True
         runner.train(listeners)
-        listeners.on_train_end()
-        summary = _write_results(loop, folder, num_epochs, runner.progress)
+        with loop.following_crops():
+            listeners.on_train_end()
+            loop.finalize_weights()
+        summary = _write_results(loop, folder, runner)
         # The other workers must not leave while the chief writes: it would take them for dead.
         distribution.wait_for_all_workers(strategy)
         return summary
@@ -211,7 +215,7 @@ def _listeners(
     schedule: Schedule,
     callbacks: Sequence[keras.callbacks.Callback],
     crop_refresh_steps: int | None,
-) -> keras.callbacks.CallbackList:
+) -> Listeners:
     """The user's callbacks, and after them the ones that refresh crops and record the run."""
     shape = loop.datasets.image_shape
     own: list[keras.callbacks.Callback] = [
@@ -219,16 +223,13 @@ def _listeners(
     ]
     if folder.writes:
         own += [MetricsLog(folder, shape), StrideLog(folder, shape)]
-    return keras.callbacks.CallbackList(
-        [*callbacks, *own], model=loop.model, epochs=schedule.num_epochs, steps=schedule.steps_per_epoch
-    )
+    return Listeners(loop, callbacks, own, schedule.num_epochs, schedule.steps_per_epoch)
 
 
-def _write_results(loop: TrainingLoop, folder: RunFolder, num_epochs: int, progress: Progress) -> dict[str, Any]:
+def _write_results(loop: TrainingLoop, folder: RunFolder, runner: Runner) -> dict[str, Any]:
     """Writes the final model, the figures, the model card and, last, the summary, which it returns."""
-    loop.finalize_weights()
     folder.write_model(FINAL_MODEL, loop.model)
-    summary = summarize(loop, num_epochs, progress)
+    summary = summarize(loop, runner.evaluate("test"), runner.progress)
     if folder.writes:
         figures.write_figures(folder)
         model_card.write_model_card(folder, summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import time
 
@@ -16,6 +17,7 @@ from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.runs.backups import Backups
 from diffstride_hybrid.runs.folder import BEST_MODEL, RunFolder
 from diffstride_hybrid.training import not_finite
+from diffstride_hybrid.training.listeners import Listeners
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.progress import Progress
 
@@ -61,6 +63,7 @@ class Runner:
         self._folder = folder
         self._schedule = schedule
         self._request = request
+        self._listeners: Listeners | None = None
         # A list of all variables: `tf.train.Checkpoint` does not find all variables of nested Keras models by itself.
         state = [*loop.model.variables, *loop.optimizer.variables]
         checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in state], progress=self.progress)
@@ -95,11 +98,20 @@ class Runner:
         if self.step:
             self._loop.start(self.step)
 
-    def train(self, listeners: keras.callbacks.CallbackList) -> None:
-        """Trains the epochs that are left.
+    def begin(self, listeners: Listeners) -> None:
+        """Tells the callbacks that training begins or goes on.
 
         Args:
-            listeners: get the events of Keras's callbacks.
+            listeners: the callbacks of the run.
+        """
+        listeners.begin(self.progress.epochs_done, self.progress.callbacks)
+        self._listeners = listeners
+
+    def train(self, listeners: Listeners) -> None:
+        """Trains the epochs that are left, unless a callback ends the run before.
+
+        Args:
+            listeners: the callbacks of the run, which `begin` has told that it begins.
 
         Raises:
             NotFiniteError: a step is not finite, and the run does not roll back, or has done so too often.
@@ -108,7 +120,7 @@ class Runner:
         """
         progress, num_epochs = self.progress, self._schedule.num_epochs
         progress.tick()
-        while progress.epochs_done < num_epochs:
+        while progress.epochs_done < num_epochs and not listeners.stop:
             epoch = progress.epochs_done
             listeners.on_epoch_begin(epoch)
             self._train_epoch(listeners)
@@ -119,10 +131,25 @@ class Runner:
             self._save()
             if self._folder.writes:
                 print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
-            if progress.epochs_done < num_epochs:
+            if progress.epochs_done < num_epochs and not listeners.stop:
                 self._leave_if_asked(saved=True)
 
-    def _train_epoch(self, listeners: keras.callbacks.CallbackList) -> None:
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Loss and accuracy on a split. A signal that comes meanwhile ends the sitting; the next one evaluates again.
+
+        Args:
+            split: 'train', 'validation' or 'test'.
+
+        Returns:
+            `loss` and `accuracy`.
+
+        Raises:
+            Stopped: a signal asked the process to end. The state is on the disk.
+        """
+        leave = functools.partial(self._leave_if_asked, saved=True)
+        return self._loop.evaluate(split, self._schedule.steps_per_execution, leave)
+
+    def _train_epoch(self, listeners: Listeners) -> None:
         progress, steps_per_epoch = self.progress, self._schedule.steps_per_epoch
         bar = tqdm.tqdm(
             total=steps_per_epoch,
@@ -216,6 +243,8 @@ class Runner:
             raise not_finite.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")
         self.progress.left_out = sorted([*self.progress.left_out, step])
         self._backups.restore()
+        if self._listeners is not None:
+            self._listeners.restore(self.progress.callbacks)
         loop.start(self.step)
         logging.warning("%s Going back to step %d and leaving its batch out.", happened, self.step)
 
@@ -235,6 +264,8 @@ class Runner:
     def _save(self) -> None:
         self.progress.tick()
         self.progress.note_metrics()
+        if self._listeners is not None:
+            self.progress.callbacks = self._listeners.state()
         if self._folder.writes:
             self._backups.save(self.step)
 

@@ -1,0 +1,253 @@
+"""Keras callbacks in a run: what they see as their model, which ones fit, and their state in backups."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import inspect
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from diffstride_hybrid.common.files import write_whole
+from diffstride_hybrid.training.loop import TrainingLoop
+
+_REFUSED = {
+    "BackupAndRestore": "the run keeps backups of its own and resumes by itself",
+    "ProgbarLogger": "the run shows its progress by itself",
+    "SwapEMAWeights": "bind use_ema of the optimizer: the averages are evaluated and saved at the end",
+    "TerminateOnNaN": "the run checks every step by itself, see train.train.on_not_finite",
+}
+"""Callbacks of Keras that have no effect here, or a harmful one, and what to do in their place."""
+
+_EVENTS_THAT_NEVER_COME = [
+    f"on_{kind}{batch}_{end}" for kind in ("test", "predict") for batch in ("", "_batch") for end in ("begin", "end")
+]
+
+_SET_ANEW = {"_model", "params", "validation_data"}
+"""Attributes that every sitting sets by itself."""
+
+
+class WatchedModel:
+    """What the callbacks of a run see as their model: the network, its optimizer, and their wish to stop.
+
+    The run's model is not compiled by Keras. So it has no optimizer, and gets none: Keras would save it with the model.
+
+    Args:
+        loop: of the run.
+
+    Attributes:
+        stop_training: whether a callback asks the run to end.
+        optimizer: of the run.
+    """
+
+    def __init__(self, loop: TrainingLoop):
+        self.stop_training = False
+        self.optimizer = loop.optimizer
+        self._network = loop.model
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_network":
+            raise AttributeError(name)
+        return getattr(self._network, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._network(*args, **kwargs)
+
+
+class Listeners:
+    """The callbacks of a run: those of the user, and after them those that refresh crops and record the run.
+
+    Args:
+        loop: of the run.
+        callbacks: of the user.
+        own: those of this package.
+        epochs: of the run.
+        steps: of an epoch.
+
+    Raises:
+        TypeError: one of `callbacks` is no Keras callback.
+        ValueError: one of `callbacks` cannot work in a run.
+    """
+
+    def __init__(
+        self,
+        loop: TrainingLoop,
+        callbacks: Sequence[keras.callbacks.Callback],
+        own: Sequence[keras.callbacks.Callback],
+        epochs: int,
+        steps: int,
+    ):
+        check_callbacks(callbacks, loop.optimizer)
+        self._callbacks = list(callbacks)
+        self._watched = WatchedModel(loop)
+        shape = {"epochs": epochs, "steps": steps}
+        self._lists = [
+            keras.callbacks.CallbackList(self._callbacks, model=self._watched, **shape),
+            keras.callbacks.CallbackList(own, model=loop.model, **shape),
+        ]
+
+    @property
+    def stop(self) -> bool:
+        """Whether a callback of the user asks the run to end."""
+        return self._watched.stop_training
+
+    def begin(self, epochs_done: int, state: str | None) -> None:
+        """Tells all callbacks that training begins, and gives those of the user the state that they had.
+
+        Args:
+            epochs_done: the complete epochs of a resumed run; 0 for a new one.
+            state: what `state` returned when the backup was made. None if there is none.
+        """
+        for callback in self._callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and epochs_done:
+                _keep_rows(pathlib.Path(callback.filename), callback.sep, epochs_done)
+                callback.append = True
+        for listeners in self._lists:
+            listeners.on_train_begin()
+        self.restore(state)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        for listeners in self._lists:
+            listeners.on_epoch_begin(epoch)
+
+    def on_train_batch_begin(self, batch: int) -> None:
+        for listeners in self._lists:
+            listeners.on_train_batch_begin(batch)
+
+    def on_train_batch_end(self, batch: int) -> None:
+        for listeners in self._lists:
+            listeners.on_train_batch_end(batch)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any]) -> None:
+        for listeners in self._lists:
+            listeners.on_epoch_end(epoch, logs)
+
+    def on_train_end(self) -> None:
+        for listeners in self._lists:
+            listeners.on_train_end()
+
+    def close(self) -> None:
+        """Closes the files of callbacks that training has left without `on_train_end`."""
+        for callback in self._callbacks:
+            if isinstance(callback, keras.callbacks.CSVLogger) and callback.csv_file is not None:
+                callback.csv_file.close()
+
+    def state(self) -> str | None:
+        """The state of the user's callbacks, for a backup: their numbers, texts and arrays. None if there are none."""
+        if not self._callbacks:
+            return None
+        arrays = {f"{i}/{name}": value for i, each in enumerate(self._callbacks) for name, value in _state_of(each)}
+        buffer = io.BytesIO()
+        np.savez(buffer, stop=self.stop, **arrays)
+        return base64.b64encode(buffer.getvalue()).decode()
+
+    def restore(self, state: str | None) -> None:
+        """Gives the user's callbacks the state that they had.
+
+        Args:
+            state: from `state`. None if there is none.
+        """
+        if state is None:
+            return
+        with np.load(io.BytesIO(base64.b64decode(state))) as arrays:
+            self._watched.stop_training = bool(arrays["stop"])
+            for i, callback in enumerate(self._callbacks):
+                kept = {name.split("/", 1)[1]: arrays[name] for name in arrays if name.startswith(f"{i}/")}
+                for name, value in _from_arrays(kept).items():
+                    setattr(callback, name, value)
+
+
+def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimizer) -> None:
+    """Checks that callbacks can work in a run.
+
+    Args:
+        callbacks: of the user.
+        optimizer: of the run.
+
+    Raises:
+        TypeError: one is no Keras callback, as an instance.
+        ValueError: one is of no use in a run, waits for events that never come, or sets a learning rate that follows a
+            schedule.
+    """
+    for callback in callbacks:
+        name = type(callback).__name__
+        if not isinstance(callback, keras.callbacks.Callback):
+            raise TypeError(
+                f"train.train.callbacks must be Keras callbacks, such as @EarlyStopping(), got {callback!r}."
+            )
+        reason = next((_REFUSED[each.__name__] for each in type(callback).__mro__ if each.__name__ in _REFUSED), None)
+        if reason is not None:
+            raise ValueError(f"train.train.callbacks cannot have {name}: {reason}.")
+        waits = [
+            event
+            for event in _EVENTS_THAT_NEVER_COME
+            if getattr(type(callback), event) is not getattr(keras.callbacks.Callback, event)
+            and not type(callback).__module__.startswith("keras.")
+        ]
+        if waits:
+            raise ValueError(f"train.train.callbacks cannot have {name}: a run never calls its {', '.join(waits)}.")
+        sets_rate = isinstance(callback, (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler))
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            raise ValueError(
+                f"train.train.callbacks cannot have {name}: the optimizer's learning rate follows "
+                f"{type(inner._learning_rate).__name__}. Give it a number."
+            )
+
+
+def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
+    """The attributes of a callback that an archive of arrays can hold. Lists of arrays get a name for each.
+
+    What its constructors take is not state: the config gives it to the callback in each sitting.
+    """
+    if isinstance(callback, keras.callbacks.CSVLogger):
+        return []  # Its file is its state.
+    given = {name for each in type(callback).__mro__[:-1] for name in inspect.signature(each.__init__).parameters}
+    state: list[tuple[str, Any]] = []
+    for name, value in vars(callback).items():
+        if name in _SET_ANEW | given:
+            continue
+        if value is None:
+            state.append((f"{name}/none", 0))
+        elif isinstance(value, (bool, int, float, str, np.generic, np.ndarray)):
+            if np.asarray(value).dtype != object:
+                state.append((f"{name}/one", value))
+        elif isinstance(value, list) and all(isinstance(part, (int, float, np.generic, np.ndarray)) for part in value):
+            state.append((f"{name}/list", len(value)))
+            state += [(f"{name}/{i}", part) for i, part in enumerate(value)]
+    return state
+
+
+def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for key, value in kept.items():
+        name, _, kind = key.rpartition("/")
+        if kind == "none":
+            state[name] = None
+        elif kind == "one":
+            state[name] = value.item() if value.ndim == 0 else value
+        elif kind == "list":
+            parts = [kept[f"{name}/{i}"] for i in range(int(value))]
+            state[name] = [part.item() if part.ndim == 0 else part for part in parts]
+    return state
+
+
+def _keep_rows(path: pathlib.Path, separator: str, epochs: int) -> None:
+    """Takes the rows of later epochs out of the file of a CSVLogger: those epochs are trained again."""
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file, delimiter=separator)
+        rows, columns = list(reader), list(reader.fieldnames or [])
+    kept = [row for row in rows if row["epoch"].isdigit() and int(row["epoch"]) < epochs]
+    if len(kept) < len(rows):
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=columns, delimiter=separator, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(path, text.getvalue())

@@ -1,0 +1,148 @@
+"""Keras's own callbacks in a run: they act, and a run that was stopped in between ends as one left alone."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from support.interrupted_runs import TIMES, At, Fault, assert_same_run, fail
+from support.tiny_runs import json_of, load, rows_of, train
+
+Make = Callable[[Path], list[keras.callbacks.Callback]]
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+
+plain_sgd = functools.partial(keras.optimizers.SGD, 0.1, momentum=0.9)
+
+run = functools.partial(train, num_epochs=4, steps_per_epoch=3, steps_per_execution=1, optimizer_cls=plain_sgd)
+
+
+def test_early_stopping_stops(tmp_path: Path):
+    """Keras's callback never stops after the first epoch."""
+    stop = keras.callbacks.EarlyStopping("val_loss", min_delta=10.0, patience=0)
+    summary = run(tmp_path, callbacks=[stop])
+    assert (summary["epochs"], summary["steps"]) == (2, 6)
+    assert len(rows_of(tmp_path / "metrics.csv")) == 2
+    assert json_of(tmp_path / "summary.json")["epochs"] == 2
+
+
+def test_early_stopping_brings_back_the_best_weights(tmp_path: Path):
+    """With a rate that grows, the first epoch is the best one."""
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch: [0.01, 30.0, 30.0, 30.0][epoch])
+    stop = keras.callbacks.EarlyStopping("val_loss", patience=2, restore_best_weights=True)
+    run(tmp_path / "stopped", callbacks=[rates, stop])
+    run(tmp_path / "first", num_epochs=1, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch: 0.01)])
+    losses = [float(row["val_loss"]) for row in rows_of(tmp_path / "stopped/metrics.csv")]
+    assert losses.index(min(losses)) == 0
+    for weight, other in zip(load(tmp_path / "stopped").weights, load(tmp_path / "first").weights, strict=True):
+        np.testing.assert_array_equal(weight, other)
+
+
+def test_rates_are_set(tmp_path: Path):
+    run(tmp_path, callbacks=[keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)])
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "metrics.csv")]
+    assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.00625])
+
+
+def everything(folder: Path) -> list[keras.callbacks.Callback]:
+    """All that keep a state. The loss never falls by 10, so the rate falls at every second epoch."""
+    return [
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=10.0),
+        keras.callbacks.EarlyStopping("loss", patience=3, min_delta=10.0, restore_best_weights=True),
+        keras.callbacks.CSVLogger(folder / "log.csv"),
+        keras.callbacks.TensorBoard(folder / "board"),
+        keras.callbacks.ModelCheckpoint(folder / "best_{epoch}.keras", "loss", save_best_only=True),
+    ]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_stopped_run_ends_as_one_left_alone(step: int, tmp_path: Path):
+    runs = []
+    for name in ("alone", "stopped"):
+        folder = tmp_path / name
+        if name == "stopped":
+            with pytest.raises(Fault):
+                run(folder, num_epochs=6, callbacks=[*everything(folder), At(step, fail)])
+        runs.append(run(folder, num_epochs=6, callbacks=everything(folder)))
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+    assert runs[0]["epochs"] == runs[1]["epochs"] == 4
+    logs = [
+        [
+            {name: value for name, value in row.items() if name not in TIMES}
+            for row in rows_of(tmp_path / name / "log.csv")
+        ]
+        for name in ("stopped", "alone")
+    ]
+    assert logs[0] == logs[1]
+    assert len(logs[0]) == 4
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "alone/metrics.csv")]
+    assert rates[-1] < rates[0]
+    assert list((tmp_path / "stopped/board").rglob("*tfevents*"))
+    assert (tmp_path / "stopped/best_1.keras").exists()
+
+
+class WaitsForEvaluation(keras.callbacks.Callback):
+    def on_test_begin(self, logs: Any = None) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("callback", "culprit"),
+    [
+        (lambda: keras.callbacks.BackupAndRestore("folder"), "cannot have BackupAndRestore: the run keeps backups"),
+        (keras.callbacks.TerminateOnNaN, "cannot have TerminateOnNaN: the run checks every step"),
+        (keras.callbacks.SwapEMAWeights, "cannot have SwapEMAWeights: bind use_ema"),
+        (WaitsForEvaluation, "cannot have WaitsForEvaluation: a run never calls its on_test_begin"),
+        (lambda: keras.callbacks.EarlyStopping, "must be Keras callbacks, such as"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(tmp_path: Path, callback: Callable[[], Any], culprit: str):
+    with pytest.raises((ValueError, TypeError), match=culprit):
+        run(tmp_path, callbacks=[callback(), At(1, fail)])
+
+
+def test_a_rate_that_follows_a_schedule_is_not_set(tmp_path: Path):
+    schedule = functools.partial(keras.optimizers.SGD, keras.optimizers.schedules.CosineDecay(0.1, 10))
+    with pytest.raises(ValueError, match="cannot have ReduceLROnPlateau: the optimizer's learning rate follows Cosine"):
+        run(tmp_path, optimizer_cls=schedule, callbacks=[keras.callbacks.ReduceLROnPlateau()])
+
+
+def test_gin_binds_callbacks(tmp_path: Path):
+    from support.commands import options_of, run_here
+
+    bindings = {
+        "train.train.num_epochs": 4,
+        "train.train.callbacks": "[@tf.keras.callbacks.EarlyStopping()]",
+        "tf.keras.callbacks.EarlyStopping.min_delta": 100.0,
+        "tf.keras.callbacks.EarlyStopping.monitor": "'val_loss'",
+    }
+    result = run_here("train", "--gin_file=base", f"--workdir={tmp_path / 'run'}", *options_of(bindings))
+    assert result.code == 0, result.err
+    assert "after 2 epochs" in result.out
+
+
+def test_a_signal_during_the_last_evaluation_is_heeded_and_the_run_ends_there(tmp_path: Path, monkeypatch: Any):
+    import os
+    import signal
+
+    from diffstride_hybrid.common.signals import Stopped
+    from diffstride_hybrid.training.loop import TrainingLoop
+
+    evaluate = TrainingLoop.evaluate
+
+    def interrupted(loop: TrainingLoop, split: str, *arguments: Any) -> dict[str, float]:
+        if split == "test":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(loop, split, *arguments)
+
+    monkeypatch.setattr(TrainingLoop, "evaluate", interrupted)
+    with pytest.raises(Stopped, match="stopped by SIGTERM after 12 steps"):
+        run(tmp_path / "stopped")
+    assert not (tmp_path / "stopped/summary.json").exists()
+    monkeypatch.setattr(TrainingLoop, "evaluate", evaluate)
+    run(tmp_path / "stopped")
+    run(tmp_path / "alone")
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
