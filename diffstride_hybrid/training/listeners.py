@@ -84,6 +84,7 @@ class Listeners:
     ):
         check_callbacks(callbacks, loop.optimizer)
         self._callbacks = list(callbacks)
+        self._begun: list[dict[str, Any]] = []
         self._watched = WatchedModel(loop)
         shape = {"epochs": epochs, "steps": steps}
         self._lists = [
@@ -109,6 +110,7 @@ class Listeners:
                 callback.append = True
         for listeners in self._lists:
             listeners.on_train_begin()
+        self._begun = [dict(_state_of(callback)) for callback in self._callbacks]
         self.restore(state)
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -141,10 +143,19 @@ class Listeners:
         """The state of the user's callbacks, for a backup: their numbers, texts and arrays. None if there are none."""
         if not self._callbacks:
             return None
-        arrays = {f"{i}/{name}": value for i, each in enumerate(self._callbacks) for name, value in _state_of(each)}
         buffer = io.BytesIO()
-        np.savez(buffer, stop=self.stop, **arrays)
+        np.savez(buffer, stop=self.stop, **self._changed())
         return base64.b64encode(buffer.getvalue()).decode()
+
+    def _changed(self) -> dict[str, Any]:
+        """What has changed since training began: the rest is as the config, or the user's program, has made it."""
+        changed: dict[str, Any] = {}
+        for i, (callback, begun) in enumerate(zip(self._callbacks, self._begun)):
+            now = dict(_state_of(callback))
+            differing = (key for key in now if key not in begun or not np.array_equal(now[key], begun[key]))
+            names = {key.split("/")[0] for key in differing}
+            changed |= {f"{i}/{key}": value for key, value in now.items() if key.split("/")[0] in names}
+        return changed
 
     def restore(self, state: str | None) -> None:
         """Gives the user's callbacks the state that they had.
@@ -205,6 +216,8 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
 
     What its constructors take is not state: the config gives it to the callback in each sitting.
     """
+    if isinstance(callback, keras.callbacks.CSVLogger):
+        return []  # Its file is its state.
     if isinstance(callback, keras.callbacks.CSVLogger):
         return []  # Its file is its state.
     given = {name for each in type(callback).__mro__[:-1] for name in inspect.signature(each.__init__).parameters}

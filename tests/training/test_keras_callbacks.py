@@ -104,6 +104,24 @@ def test_what_cannot_work_is_refused_before_the_first_step(tmp_path: Path, callb
         run(tmp_path, callbacks=[callback(), At(1, fail)])
 
 
+def test_a_callback_of_ones_own_keeps_what_has_changed_and_nothing_else(tmp_path: Path):
+    class Counts(keras.callbacks.Callback):
+        def __init__(self, name: str):
+            super().__init__()
+            self._name, self.epochs, self.weights = name, 0, []
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.epochs += 1
+            self.weights.append(self.model.get_weights()[0])
+
+    with pytest.raises(Fault):
+        run(tmp_path, callbacks=[Counts("old"), At(8, fail)])
+    counts = Counts("new")
+    run(tmp_path, callbacks=[counts])
+    assert (counts._name, counts.epochs, len(counts.weights)) == ("new", 4, 4)
+    assert counts.weights[0].shape == counts.weights[3].shape
+
+
 def test_a_rate_that_follows_a_schedule_is_not_set(tmp_path: Path):
     schedule = functools.partial(keras.optimizers.SGD, keras.optimizers.schedules.CosineDecay(0.1, 10))
     with pytest.raises(ValueError, match="cannot have ReduceLROnPlateau: the optimizer's learning rate follows Cosine"):
