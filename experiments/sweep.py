@@ -9,6 +9,7 @@ A sweep that was stopped or killed continues where it was when it is started aga
 
 from __future__ import annotations
 
+import pathlib
 import re
 import signal
 import sys
@@ -18,7 +19,7 @@ import tensorflow as tf
 from absl import flags
 
 from diffstride_hybrid import command_line
-from experiments.studies import costs, fingerprint
+from experiments.studies import costs, fingerprint, records
 from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.studies.scheduler import LOG_FILE, Sweep, outcome, progress
 from experiments.studies.study import Cell, shard_of
@@ -31,6 +32,9 @@ def define_flags() -> None:
     define_study_flags()
     flags.DEFINE_integer("jobs", 1, "How many runs train at a time. They share the CPU cores evenly.", lower_bound=1)
     flags.DEFINE_string("shard", "1/1", "Which part of the grid to run, such as 2/8 on the second of eight machines.")
+    flags.DEFINE_bool(
+        "skip_recorded", False, "Do not run what the CSV file of the study has already, from another machine or day."
+    )
     flags.DEFINE_bool("list", False, "Print which runs are finished, and run nothing.")
     flags.DEFINE_bool("dry_run", False, "Print the MACs of each run, and run nothing.")
     flags.DEFINE_multi_string(
@@ -110,11 +114,14 @@ def main(argv: Sequence[str]) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    sweep = Sweep(cells, FLAGS.runs, FLAGS.jobs, FLAGS.train_flag, study.measure)
+    recorded = records.recorded_costs(study, pathlib.Path(FLAGS.results)) if FLAGS.skip_recorded else {}
+    sweep = Sweep(cells, FLAGS.runs, FLAGS.jobs, FLAGS.train_flag, study.measure, recorded)
     sweep.run()
     if sweep.broken:
         raise RuntimeError(f"{len(sweep.broken)} of {len(cells)} runs are broken: see {LOG_FILE} in their folders.")
-    print(f"all {len(cells)} runs are finished, in {FLAGS.runs}/{study.name}")
+    elsewhere = sum(cell in recorded and not cell.is_finished(FLAGS.runs) for cell in cells)
+    known = f", and {elsewhere} of them recorded in {FLAGS.results}" if elsewhere else ""
+    print(f"all {len(cells)} runs are finished, in {FLAGS.runs}/{study.name}{known}")
 
 
 def _composition(cells: Sequence[Cell]) -> str:

@@ -144,7 +144,9 @@ def test_the_tables_are_those_of_their_rows(page: str, name: str):
     if table is None:
         study = load_study(name)
         rows = records.read_rows(records.runs_path(study, RESULTS))
-        assert len(rows) == len(study.cells())
+        cells = len(study.cells())
+        # A study that takes many sittings grows row by row. Until it is complete its page says how much of it there is.
+        assert len(rows) == cells or f"{len(rows)} of the {cells} runs of `{name}`" in " ".join(TEXT[page].split())
         table = study_report.tables(study, rows)
     assert f"<!-- table {name} -->\n{table}\n<!-- end of table -->" in TEXT[page]
 

@@ -71,19 +71,20 @@ def cell_cost(cell: Cell, runs: str) -> Cost:
     return initial_cost(cell.gin_file, (*cell.gin_bindings, *matched_bindings(cell, runs)))
 
 
-def matched_bindings(cell: Cell, runs: str) -> tuple[str, ...]:
+def matched_bindings(cell: Cell, runs: str, recorded: Mapping[Cell, Cost] | None = None) -> tuple[str, ...]:
     """Finds the bindings that give a cell the map sizes or the MACs of its reference.
 
     Args:
         cell: of a study.
         runs: the folder that holds a folder for each study.
+        recorded: the costs of cells that are finished elsewhere.
 
     Returns:
         Gin bindings; none for a cell without a reference.
     """
     if cell.reference is None:
         return ()
-    reference = cell_cost(cell.reference, runs)
+    reference = (recorded or {}).get(cell.reference) or cell_cost(cell.reference, runs)
     model = cell.model
     if cell.method.match == "maps":
         strides = _strides_of_sizes(reference.pooling_sizes, blocks=len(cell.strides) + 1)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.runs.folder import read_json
 from experiments.studies import fingerprint
+from experiments.studies.costs import Cost
 from experiments.studies.study import Cell, Study, format_strides
 
 KEY = ("data", "method", "variant", "strides", "seed")
@@ -67,6 +68,24 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
             write_whole(path, rows_as_text(list(columns), rows))
         files.append(rows)
     return files[0], files[1]
+
+
+def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
+    """Finds the cells whose rows are in the CSV file and were made by this version of the study and of its config.
+
+    Args:
+        study: of the cells.
+        results: the folder of the CSV files.
+
+    Returns:
+        The cost after training of each such cell, to which other cells may be matched.
+    """
+    rows = {_row_key(row): row for row in read_rows(runs_path(study, results))}
+    return {
+        cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
+        for cell in study.cells()
+        if (row := rows.get(_key(cell))) is not None and row.get("config") == _config(cell)
+    }
 
 
 def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
@@ -140,6 +159,15 @@ def _epoch_rows(cell: Cell, runs: str) -> Iterator[Row]:
 def _rounded(text: str) -> str:
     """Rounds a number that is not whole to five decimals; other text stays as it is."""
     return f"{float(text):.5f}" if "." in text or "e" in text else text
+
+
+def _sizes_of(text: str) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Reads what `sizes_at_end` says of each pooling, such as 'pooling 32x32 to 24x24'."""
+    sizes = {}
+    for part in text.split("; ") if text else ():
+        layer, before, _, after = part.split(" ")
+        sizes[layer] = tuple(tuple(map(int, size.split("x"))) for size in (before, after))
+    return sizes
 
 
 def _pair(strides: Sequence[float]) -> str:

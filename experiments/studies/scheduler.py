@@ -52,13 +52,20 @@ class Sweep:
         jobs: how many cells run at a time.
         train_flags: flags that are passed to `diffstride_hybrid.train`.
         measure: which accuracy of a finished run is printed, that on the 'test' or on the 'validation' images.
+        recorded: cells that are finished elsewhere, with their costs. They are not run.
 
     Attributes:
         broken: the cells that failed twice or whose reference did, each with the reason.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], runs: str, jobs: int, train_flags: Sequence[str] = (), measure: str = "test"
+        self,
+        cells: Sequence[Cell],
+        runs: str,
+        jobs: int,
+        train_flags: Sequence[str] = (),
+        measure: str = "test",
+        recorded: Mapping[Cell, costs.Cost] | None = None,
     ):
         self.broken: dict[Cell, str] = {}
         self._cells = cells
@@ -66,7 +73,8 @@ class Sweep:
         self._jobs = jobs
         self._train_flags = train_flags
         self._measure = measure
-        self._waiting = [cell for cell in cells if not cell.is_finished(runs)]
+        self._recorded = dict(recorded or {})
+        self._waiting = [cell for cell in cells if not (cell.is_finished(runs) or cell in self._recorded)]
         self._running: dict[Cell, Running] = {}
         self._attempts = dict.fromkeys(cells, 0)
         self._seconds = {cell: _seconds(cell, runs) for cell in cells if cell.is_finished(runs)}
@@ -97,7 +105,7 @@ class Sweep:
             elif cell.reference in self.broken:
                 self._waiting.remove(cell)
                 self._report_broken(cell, f"needs {cell.reference.name}, which is broken")
-            elif cell.reference is None or cell.reference.is_finished(self._runs):
+            elif cell.reference is None or self._is_known(cell.reference):
                 lock = _locked(cell, self._runs)
                 if lock is None:
                     elsewhere += 1
@@ -117,7 +125,7 @@ class Sweep:
         fingerprint.write_description(cell, self._runs)
         matched: Sequence[str] = ()
         if cell.reference is not None:
-            matched = costs.matched_bindings(cell, self._runs)
+            matched = costs.matched_bindings(cell, self._runs, self._recorded)
         command = [*TRAIN, f"--gin_file={cell.gin_file}"]
         command += [f"--gin_bindings={binding}" for binding in (*cell.gin_bindings, *matched)]
         command += [f"--workdir={folder}", f"--seed={cell.seed}", *self._train_flags]
@@ -126,6 +134,9 @@ class Sweep:
                 command, stdout=log, stderr=log, env=_environment(self._jobs), pass_fds=[lock.fileno()]
             )
         return Running(process, lock, time.monotonic())
+
+    def _is_known(self, cell: Cell) -> bool:
+        return cell in self._recorded or cell.is_finished(self._runs)
 
     def _collect(self) -> None:
         for cell, running in list(self._running.items()):

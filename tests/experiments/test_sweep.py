@@ -10,6 +10,7 @@ import textwrap
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.paths import ROOT
@@ -55,7 +56,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
         script.write_text(TRAINER.format(body=textwrap.dedent(body)))
         monkeypatch.setattr(scheduler, "TRAIN", [sys.executable, str(script)])
         monkeypatch.setattr(scheduler, "POLL_SECONDS", 0.02)
-        monkeypatch.setattr(costs, "matched_bindings", lambda cell, runs: ["matched = 1"] if cell.reference else [])
+        monkeypatch.setattr(costs, "matched_bindings", lambda cell, *_: ["matched = 1"] if cell.reference else [])
 
     return use
 
@@ -117,6 +118,28 @@ def test_finished_cells_are_not_run_again(trainer: Callable[[str], None], tmp_pa
     assert all(len(attempts_at(cell, tmp_path)) == 1 for cell in cells[1:])
 
 
+def test_what_is_recorded_is_not_run_again_and_others_are_matched_to_it(
+    trainer: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The folders of the runs may be on another machine: their rows are enough."""
+    matched = costs.matched_bindings
+    trainer("")
+    cells = STUDY.cells()
+    for cell in cells[:2]:
+        finish(cell, tmp_path / "before")
+    records.record(STUDY, str(tmp_path / "before"), tmp_path)
+    recorded = records.recorded_costs(STUDY, tmp_path)
+    assert list(recorded) == cells[:2]
+    for cell in cells[:2]:
+        assert recorded[cell] == costs.cell_cost(cell, str(tmp_path / "before"))
+    assert matched(cells[2], str(tmp_path), recorded) == matched(cells[2], str(tmp_path / "before"))
+
+    sweep_of_the_rest = scheduler.Sweep(cells, str(tmp_path), 2, recorded=recorded)
+    sweep_of_the_rest.run()
+    assert not sweep_of_the_rest.broken
+    assert [len(attempts_at(cell, tmp_path)) for cell in cells] == [0, 0, 1, 1, 1, 1]
+
+
 def test_a_broken_run_is_tried_once_more(
     trainer: Callable[[str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -153,7 +176,7 @@ def test_a_cell_that_cannot_be_started_is_reported_and_the_others_run(
 ):
     trainer("")
 
-    def no_width(cell: Cell, runs: str) -> list[str]:
+    def no_width(cell: Cell, runs: str, recorded: Any) -> list[str]:
         raise ValueError("no width has these MACs")
 
     monkeypatch.setattr(costs, "matched_bindings", no_width)
