@@ -2,6 +2,11 @@
 
 import sys
 
+from diffstride_hybrid.common import startup
+
+if sys.argv[:1] == ["-m"]:  # So Python names a module that it runs, `python -m diffstride_hybrid.train`, at this time.
+    startup.start_tensorflow()
+
 from diffstride_hybrid.layers.diffstride import DiffStride, StrideConstraint
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D

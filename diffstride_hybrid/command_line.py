@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 from absl import app, flags, logging
 
-from diffstride_hybrid.common import distribution, signals
+from diffstride_hybrid.common import distribution, signals, startup
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL
 
@@ -87,8 +87,9 @@ def reporting_errors(
 
 
 def traceback_flag() -> None:
-    """Defines `--traceback`, which every command has."""
+    """Defines `--traceback` and `--startup_notes`, which every command has."""
     flags.DEFINE_bool("traceback", False, "Show where in the code an error was raised.")
+    flags.DEFINE_bool(startup.FLAG.removeprefix("--"), False, "Show what TensorFlow notes when it starts.")
 
 
 def gin_flags() -> None:

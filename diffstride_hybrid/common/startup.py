@@ -1,0 +1,63 @@
+"""Starts TensorFlow without the notes that it prints before a command says its first word.
+
+This module is imported before TensorFlow, and so imports nothing that imports it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+
+FLAG = "--startup_notes"
+"""With this option a command shows the notes."""
+
+_NOTES = re.compile(
+    rb"I\d{4} |WARNING: All log messages before absl::InitializeLog|To enable the following instructions:"
+    rb"|\d{4}-\d\d-\d\d [^ ]+ I tensorflow/"
+)
+
+_NO_GPU = re.compile(rb"E\d{4} .*cuInit|\d{4}-\d\d-\d\d [^ ]+ E .*cuInit")
+"""An error if there is a GPU. If there is none, TensorFlow has looked for one in vain, and that is all."""
+
+
+def start_tensorflow() -> None:
+    """Imports TensorFlow and finds the devices, without notes unless the command line has `--startup_notes`."""
+    with contextlib.nullcontext() if FLAG in sys.argv else without_notes():
+        import tensorflow as tf
+
+        tf.config.list_physical_devices("GPU")
+
+
+@contextlib.contextmanager
+def without_notes() -> Iterator[None]:
+    """A context in which notes on standard error are dropped, those of C++ code too. Everything else is passed on.
+
+    Yields:
+        Nothing.
+    """
+    read, write = os.pipe()
+    true_error = os.dup(2)
+    os.dup2(write, 2)
+    os.close(write)
+    passing_on = threading.Thread(target=_pass_on, args=(read, true_error), daemon=True)
+    passing_on.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(true_error, 2)  # This closes the pipe, so that the thread comes to its end.
+        passing_on.join()
+        os.close(true_error)
+
+
+def _pass_on(source: int, target: int) -> None:
+    has_gpu = bool(glob.glob("/dev/nvidia*"))
+    with os.fdopen(source, "rb") as lines:
+        for line in lines:
+            if not (_NOTES.match(line) or (_NO_GPU.match(line) and not has_gpu)):
+                os.write(target, line)

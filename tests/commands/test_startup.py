@@ -1,0 +1,42 @@
+"""What a command prints before its first useful line."""
+
+import os
+from pathlib import Path
+
+import pytest
+from support.commands import start_command, wait_for
+
+from diffstride_hybrid.common import startup
+
+
+def test_a_command_says_nothing_before_its_first_word(tmp_path: Path):
+    quiet, noisy = (start_command("prepare", "--name=nothing", *flags, cwd=tmp_path) for flags in ([], [startup.FLAG]))
+    lines = wait_for(quiet).err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: Unknown data set 'nothing'")
+    assert len(wait_for(noisy).err.splitlines()) > 1
+
+
+@pytest.mark.parametrize("has_gpu", [False, True])
+def test_notes_are_dropped_and_all_else_is_passed_on(
+    has_gpu: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(startup.glob, "glob", lambda pattern: ["/dev/nvidia0"] if has_gpu else [])
+    notes = [
+        "WARNING: All log messages before absl::InitializeLog() is called are written to STDERR",
+        "I0000 00:00:1795716936.229754    3221 port.cc:153] oneDNN custom operations are on.",
+        "2026-11-26 18:00:00.123456: I tensorflow/core/util/port.cc:153] oneDNN custom operations are on.",
+        "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow.",
+    ]
+    gpu = "E0000 00:00:1795716938.723752    3221 cuda_platform.cc:52] failed call to cuInit: INTERNAL"
+    errors = [
+        "W0000 00:00:1 1 a.cc:1] a warning",
+        "E0000 00:00:1 1 a.cc:1] an error",
+        "Traceback (most recent call last):",
+    ]
+    with startup.without_notes():
+        for line in [*notes, gpu, *errors]:
+            os.write(2, f"{line}\n".encode())
+    os.write(2, b"afterwards\n")
+    passed = [*([gpu] if has_gpu else []), *errors, "afterwards"]
+    assert capfd.readouterr().err.splitlines() == passed
