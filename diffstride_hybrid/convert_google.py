@@ -33,6 +33,9 @@ def define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Builds the network of the config, restores the checkpoint, and saves the model.
 
+    Channels and classes are those of the checkpoint. The size of the images, from which the least strides follow, is
+    that of the data set that is bound, or 32 x 32.
+
     Args:
         argv: the name of the command.
     """
@@ -43,7 +46,8 @@ def main(argv: Sequence[str]) -> None:
     if output.exists():
         raise ValueError(f"{output} exists: choose another name, or move that file away.")
     gin_files.parse([gin_files.find_gin_file(name) for name in FLAGS.gin_file], FLAGS.gin_bindings)
-    model, _ = gin_names.bound_model()
+    channels, num_classes = google_checkpoint.channels_and_classes(FLAGS.checkpoint)
+    model = gin_names.bound_network((*gin_names.bound_image_size(), channels), num_classes)
     if not isinstance(model, Resnet):
         raise ValueError(f"train.train.model_cls must make a Resnet, as in the release, got {type(model).__name__}.")
     google_checkpoint.restore(model, FLAGS.checkpoint)

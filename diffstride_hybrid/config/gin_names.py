@@ -113,6 +113,31 @@ def bound_model() -> tuple[keras.Model, tuple[int, int, int]]:
         ValueError: a parameter of the network or of the data set is out of range.
     """
     image_shape, num_classes = bound_shapes()
-    model = gin.get_bindings("train.train")["model_cls"](num_output_classes=num_classes)
+    return bound_network(image_shape, num_classes), image_shape
+
+
+def bound_network(image_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
+    """Builds the network that is bound, for images and classes that need not be those of a data set.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: how many classes it tells apart.
+
+    Raises:
+        ValueError: a parameter of the network is out of range, or no network is bound.
+    """
+    make = gin.get_bindings("train.train").get("model_cls")
+    if make is None:
+        raise ValueError("train.train.model_cls is not bound: bind a network, such as @resnet.resnet18.")
+    model = make(num_output_classes=num_classes)
     model.build((None, *image_shape))
-    return model, image_shape
+    return model
+
+
+def bound_image_size() -> tuple[int, int]:
+    """(height, width) of the images of the data set that is bound; that of CIFAR, 32 x 32, if none is bound."""
+    bound = gin.get_bindings("data.load_datasets")
+    if "name" in bound:
+        return bound_shapes()[0][:2]
+    size = bound.get("image_size") or 32
+    return size, size

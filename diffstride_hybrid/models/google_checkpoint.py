@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 from typing import Any
 
 import keras
@@ -40,6 +41,38 @@ def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
     # The release raises strides to the least that a map allows when it calls a layer, but saves the strides unraised.
     for layer in diffstride_layers(model):
         layer.strides.assign(layer.strides.constraint(layer.strides))
+
+
+def channels_and_classes(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Reads how many channels the images of a saved network have, and how many classes it tells apart.
+
+    Args:
+        path: as for `restore`.
+
+    Returns:
+        The input channels of the first convolution, and the outputs of the last dense layer.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint at `path`.
+        ValueError: the checkpoint is damaged, or holds no network that begins and ends in this way.
+    """
+    prefix = _prefix(path)
+    try:
+        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+    except (tf.errors.OpError, IndexError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}.") from error
+    kernels = {
+        int(match[1]): shape
+        for name, shape in shapes.items()
+        if (match := re.fullmatch(_OUTER_KERNEL, name)) is not None
+    }
+    first, last = (kernels.get(place, ()) for place in (min(kernels, default=0), max(kernels, default=0)))
+    if len(first) != 4 or len(last) != 2:
+        raise ValueError(f"{path} holds a network of another architecture: it is no ResNet of the release.")
+    return first[2], last[1]
+
+
+_OUTER_KERNEL = r"layer_with_weights-(\d+)/kernel/\.ATTRIBUTES/VARIABLE_VALUE"
 
 
 def _saved_variables(prefix: str) -> int:
