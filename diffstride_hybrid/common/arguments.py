@@ -12,6 +12,9 @@ import numpy as np
 Strides = float | Sequence[float]
 """One stride for both axes, or a pair (vertical, horizontal)."""
 
+Limits = float | tuple[float | None, float | None] | None
+"""A limit of the strides of both axes, or a pair (vertical, horizontal). None is no limit."""
+
 
 def validated_whole(name: str, value: Any, least: int) -> int:
     """The value, if it is a whole number of at least `least`. `True` is refused, though Python takes it for 1.
@@ -110,6 +113,32 @@ def validated_limit(name: str, value: Any) -> float | None:
         ValueError: the number is not finite, or below 1, or above 2147483647.
     """
     return None if value is None else validated_number(name, value, at_least=1.0)
+
+
+def validated_limits(name: str, value: Any) -> Limits:
+    """The value as limits of the strides of two axes.
+
+    Args:
+        name: of the argument, for the message.
+        value: None, a number for both axes, or a pair (vertical, horizontal) of numbers or None.
+
+    Returns:
+        None, a Python float, or a pair of floats or None.
+
+    Raises:
+        TypeError: the value is something else.
+        ValueError: a number is not finite, or below 1, or above 2147483647.
+
+    Example:
+        >>> validated_limits("upper_limit_stride", (1, None))
+        (1.0, None)
+    """
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise ValueError(f"{name} must be one number, or a pair (vertical, horizontal), got {value!r}.")
+        vertical, horizontal = (validated_limit(name, limit) for limit in value)
+        return vertical, horizontal
+    return validated_limit(name, value)
 
 
 def validated_strides(value: Any) -> tuple[float, float]:

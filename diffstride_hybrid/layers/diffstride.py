@@ -13,10 +13,11 @@ import tensorflow as tf
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.arguments import (
+    Limits,
     Strides,
     validated_choice,
     validated_flag,
-    validated_limit,
+    validated_limits,
     validated_number,
     validated_strides,
 )
@@ -24,6 +25,9 @@ from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.layers.static_crop import Crop, StaticCrop
+
+_LARGEST_STRIDE = 2.0**31 - 1
+"""The greatest stride that an argument may have."""
 
 
 @register
@@ -75,7 +79,7 @@ class DiffStride(FourierPooling):
 
     Input shape:
         Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-        `data_format='channels_first'`. Height and width are at least 2.
+        `data_format='channels_first'`. One row, or one column, passes through, and the other axis is pooled.
 
     Output shape:
         `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype. Rows
@@ -89,8 +93,9 @@ class DiffStride(FourierPooling):
             mask='released' rounds an odd width down to an even one.
         trainable: whether the strides are learned.
         shared_stride: whether one stride serves both axes.
-        lower_limit_stride: least stride, at least 1. 1 if None.
-        upper_limit_stride: greatest stride, at least 1. Unlimited if None.
+        lower_limit_stride: least stride, at least 1, or a pair (vertical, horizontal). 1 if None.
+        upper_limit_stride: greatest stride, at least 1, or a pair. Unlimited if None. An axis of the limit 1 passes
+            through unpooled, and its stride stays 1 (under mask='released' an odd width loses a column).
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         mask: 'released' computes the window of the code released with the paper; 'symmetric' weighs positive and
             negative frequencies alike on both axes, gives odd output sizes, and costs less.
@@ -125,8 +130,8 @@ class DiffStride(FourierPooling):
         cropping: bool = True,
         trainable: bool = True,
         shared_stride: bool = False,
-        lower_limit_stride: float | None = None,
-        upper_limit_stride: float | None = None,
+        lower_limit_stride: Limits = None,
+        upper_limit_stride: Limits = None,
         data_format: str | None = None,
         mask: spectral.Mask = "released",
         norm: spectral.Norm = "backward",
@@ -139,13 +144,16 @@ class DiffStride(FourierPooling):
         self.smoothness_factor = validated_number("smoothness_factor", smoothness_factor, at_least=0.0)
         self.cropping = validated_flag("cropping", cropping)
         self.shared_stride = validated_flag("shared_stride", shared_stride)
-        self.lower_limit_stride = validated_limit("lower_limit_stride", lower_limit_stride)
-        self.upper_limit_stride = validated_limit("upper_limit_stride", upper_limit_stride)
+        self.lower_limit_stride = validated_limits("lower_limit_stride", lower_limit_stride)
+        self.upper_limit_stride = validated_limits("upper_limit_stride", upper_limit_stride)
         self.mask = validated_choice("mask", mask, spectral.MASKS)
         self.static_crop = None if static_crop is None else validated_flag("static_crop", static_crop)
         if self.shared_stride and self.initial_strides[0] != self.initial_strides[1]:
             raise ValueError(f"shared_stride=True needs one stride for both axes, got strides={self.initial_strides}.")
-        if (self.lower_limit_stride or 1.0) > (self.upper_limit_stride or math.inf):
+        lower, upper = map(spectral.limits_of_axes, (self.lower_limit_stride, self.upper_limit_stride))
+        if self.shared_stride and (lower[0] != lower[1] or upper[0] != upper[1]):
+            raise ValueError(f"shared_stride=True needs one limit for both axes, got {lower} and {upper}.")
+        if any((least or 1.0) > (most or math.inf) for least, most in zip(lower, upper)):
             raise ValueError(
                 f"lower_limit_stride must not exceed upper_limit_stride, got {lower_limit_stride} and "
                 f"{upper_limit_stride}."
@@ -159,9 +167,7 @@ class DiffStride(FourierPooling):
         if spectral.needs_static_shapes():
             self.fix_crop()
         minima = self._minimum_strides(size)
-        constraint = StrideConstraint(
-            [max(minimum, self.lower_limit_stride or 1.0) for minimum in minima], self.upper_limit_stride
-        )
+        constraint = self._constraint(minima)
         with tf.init_scope():
             initial = constraint(tf.constant(self.initial_strides[: len(minima)])).numpy()
         self.strides = self.add_weight(
@@ -175,10 +181,19 @@ class DiffStride(FourierPooling):
         if self.crop_is_static:
             self._crop.at(size, initial)
 
+    def _constraint(self, minima: Sequence[float]) -> StrideConstraint:
+        lower, upper = map(spectral.limits_of_axes, (self.lower_limit_stride, self.upper_limit_stride))
+        least = [max(minimum, limit or 1.0) for minimum, limit in zip(minima, lower)]
+        if not isinstance(self.upper_limit_stride, tuple):
+            return StrideConstraint(least, self.upper_limit_stride)
+        return StrideConstraint(least, [limit or _LARGEST_STRIDE for limit in upper[: len(minima)]])
+
     def _minimum_strides(self, size: tuple[int | None, int | None]) -> list[float]:
         """The least value of each stride that the weight holds."""
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         return [max(minima)] if self.shared_stride else minima
+
+    _least_size = (1, 1)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         inputs = self._checked(inputs)

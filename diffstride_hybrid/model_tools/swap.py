@@ -101,6 +101,7 @@ class _Poolings:
         self._pooling_cls = pooling_cls
         self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | options
         self._names = names
+        self._has_limits = "upper_limit_stride" in parameters
         self._made: dict[tuple[Size, Size, str], tuple[keras.layers.Layer, keras.Model]] = {}
 
     def replacing(self, layer: keras.layers.Layer, model: keras.Model, before: Size, after: Size) -> keras.layers.Layer:
@@ -118,7 +119,12 @@ class _Poolings:
         return pooling
 
     def _new(self, layer: keras.layers.Layer) -> keras.layers.Layer:
-        options = {"strides": tuple(float(stride) for stride in layer.strides), **self._options}
+        strides = tuple(float(stride) for stride in layer.strides)
+        options = {"strides": strides, **self._options}
+        if min(strides) == 1.0 and self._has_limits and "strides" not in self._options:
+            # The layer does not pool along one axis, such as over the electrodes of an EEG, and neither shall this.
+            limits = tuple(1.0 if stride == 1.0 else None for stride in strides)
+            options = {"upper_limit_stride": limits, **options}
         name = self._new_name(f"{layer.name}_downsampling")
         return self._pooling_cls(data_format=layer.data_format, dtype=layer.dtype_policy, name=name, **options)
 

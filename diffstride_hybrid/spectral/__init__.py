@@ -20,6 +20,7 @@ from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
 from diffstride_hybrid.spectral.options import DATA_FORMATS, MASKS, METHODS, NORMS, DataFormat, Mask, Method, Norm
 from diffstride_hybrid.spectral.sizes import (
     fixed_output_lengths,
+    limits_of_axes,
     minimum_stride,
     spectral_output_length,
     spectral_output_lengths,
@@ -55,6 +56,7 @@ __all__ = [
     "fixed_spectral_pooling",
     "fixed_windows",
     "kept_bins",
+    "limits_of_axes",
     "matmul_macs",
     "minimum_stride",
     "needs_static_shapes",

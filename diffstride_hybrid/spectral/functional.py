@@ -16,7 +16,7 @@ import tensorflow as tf
 from diffstride_hybrid.spectral.fft import pool_by_fft, pool_signal_by_fft, spectral_pooling_fft
 from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths, working_dtype
 from diffstride_hybrid.spectral.matmul import pool_by_matmul, pool_signal_by_matmul
-from diffstride_hybrid.spectral.options import DataFormat, Length, Mask, Method, Norm
+from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm
 from diffstride_hybrid.spectral.windows import (
     Window,
     diffstride_window_1d,
@@ -40,8 +40,8 @@ def diffstride(
     *,
     smoothness_factor: float = 4.0,
     cropping: bool = True,
-    lower_limit_stride: float | None = None,
-    upper_limit_stride: float | None = None,
+    lower_limit_stride: Limits = None,
+    upper_limit_stride: Limits = None,
     mask: Mask = "released",
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
@@ -61,8 +61,8 @@ def diffstride(
             a gradient to the strides.
         cropping: whether bins of weight 0 are dropped. If not, the output has the size of the input, except that
             mask='released' rounds an odd width down to an even one.
-        lower_limit_stride: least effective stride. 1 if None.
-        upper_limit_stride: greatest effective stride. Unlimited if None.
+        lower_limit_stride: least effective stride, or one for each axis. 1 if None.
+        upper_limit_stride: greatest effective stride, or one for each axis. Unlimited if None.
         mask: 'released' computes the window of the released code, 'symmetric' the window of the paper, which weighs
             positive and negative frequencies alike.
         norm: as in `numpy.fft`.

@@ -9,6 +9,9 @@ import tensorflow as tf
 Length = int | tf.Tensor
 """Samples along an axis: a Python integer if it is known when the graph is traced, else an int32 scalar."""
 
+Limits = float | tuple[float | None, float | None] | None
+"""A limit of the strides of both axes, or a pair (vertical, horizontal). None is no limit."""
+
 MASKS = ("released", "symmetric")
 """Windows of DiffStride: as the code released with the paper computes them, or as the paper defines them."""
 

@@ -6,7 +6,7 @@ import math
 
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.options import Length
+from diffstride_hybrid.spectral.options import Length, Limits
 
 
 def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = tf.float32) -> float | tf.Tensor:
@@ -55,6 +55,22 @@ def effective_stride(
     stride = stride + tf.stop_gradient(tf.maximum(stride, minimum) - stride)
     upper = stride.dtype.max if upper_limit is None else upper_limit
     return tf.clip_by_value(stride, 1.0 if lower_limit is None else lower_limit, upper)
+
+
+def limits_of_axes(limits: Limits) -> tuple[float | None, float | None]:
+    """Splits limits of strides.
+
+    Args:
+        limits: one limit for both axes, or a pair; None is no limit.
+
+    Returns:
+        The vertical and the horizontal limit.
+
+    Example:
+        >>> limits_of_axes(3.0), limits_of_axes((1.0, None))
+        ((3.0, 3.0), (1.0, None))
+    """
+    return tuple(limits) if isinstance(limits, (tuple, list)) else (limits, limits)
 
 
 def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.options import Length, Mask
-from diffstride_hybrid.spectral.sizes import effective_stride, fixed_output_lengths, minimum_stride
+from diffstride_hybrid.spectral.options import Length, Limits, Mask
+from diffstride_hybrid.spectral.sizes import effective_stride, fixed_output_lengths, limits_of_axes, minimum_stride
 
 
 class Window(NamedTuple):
@@ -47,8 +47,8 @@ def diffstride_windows(
     *,
     smoothness_factor: float,
     cropping: bool,
-    lower_limit_stride: float | None,
-    upper_limit_stride: float | None,
+    lower_limit_stride: Limits,
+    upper_limit_stride: Limits,
     mask: Mask,
     kept: tuple[int, int] | None = None,
     trainable: bool = True,
@@ -76,8 +76,8 @@ def diffstride_windows(
             larger of their minimum strides.
         smoothness_factor: `R`, in bins.
         cropping: whether bins of weight 0 are dropped.
-        lower_limit_stride: least effective stride. 1 if None.
-        upper_limit_stride: greatest effective stride. Unlimited if None.
+        lower_limit_stride: least effective stride, or one for each axis. 1 if None.
+        upper_limit_stride: greatest effective stride, or one for each axis. Unlimited if None.
         mask: 'released' or 'symmetric'.
         kept: a fixed number of kept bins, (rows, columns), whatever their weight. None keeps those of positive weight.
         trainable: whether the strides are trained.
@@ -156,13 +156,16 @@ def _released_windows(
     column_weights = _soft_window(tf.range(width // 2 + 1), column_threshold + 1.0, smoothness_factor)
     if kept is None:
         kept = _kept_counts(height, width, row_weights, column_weights, cropping)
+    # A map of one column has the bin of frequency 0 alone.
+    at_least = max if isinstance(kept[1], int) else tf.maximum
+    output_width = at_least(2 * (kept[1] - 1), 1)
     # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
     negatives = kept[0] - kept[0] // 2
     first_unequal = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
     unequal = first_unequal, unequal_frequencies(smoothness_factor)
     return (
         _lowest_rows(height, row_weights, kept[0], negatives, unequal, trainable),
-        _lowest_columns(width, column_weights, kept[1], 2 * (kept[1] - 1), trainable),
+        _lowest_columns(width, column_weights, kept[1], output_width, trainable),
     )
 
 
@@ -195,8 +198,8 @@ def _effective_strides(
     width: Length,
     strides: tf.Tensor,
     smoothness_factor: float,
-    lower_limit: float | None,
-    upper_limit: float | None,
+    lower_limit: Limits,
+    upper_limit: Limits,
     dtype: tf.DType,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The vertical and the horizontal effective stride, as scalars of `dtype`."""
@@ -205,9 +208,10 @@ def _effective_strides(
     ]
     if strides.shape[0] == 1:
         minima = [tf.maximum(*minima)] * 2
+    places, limits = (0, strides.shape[0] - 1), zip(limits_of_axes(lower_limit), limits_of_axes(upper_limit))
     vertical, horizontal = (
-        effective_stride(tf.cast(strides[i], dtype), minimum, lower_limit, upper_limit)
-        for i, minimum in zip((0, strides.shape[0] - 1), minima)
+        effective_stride(tf.cast(strides[i], dtype), minimum, lower, upper)
+        for i, minimum, (lower, upper) in zip(places, minima, limits)
     )
     return vertical, horizontal
 

@@ -101,7 +101,7 @@ def test_unknown_options_are_named(cls: type[keras.layers.Layer], argument: str,
         cls(**{argument: "other"})
 
 
-@every_fourier_class
+@pytest.mark.parametrize("cls", [FixedSpectralPooling, SpectralPooling])
 @pytest.mark.parametrize("size", [(1, 5), (5, 1)])
 def test_a_map_of_one_row_or_column_is_too_small(cls: type[keras.layers.Layer], size: tuple[int, int]):
     for data_format in ("channels_last", "channels_first"):
@@ -110,7 +110,7 @@ def test_a_map_of_one_row_or_column_is_too_small(cls: type[keras.layers.Layer], 
             cls(data_format=data_format).build(shape)
 
 
-@every_fourier_class
+@pytest.mark.parametrize("cls", [FixedSpectralPooling, SpectralPooling])
 @pytest.mark.parametrize("size", [(1, 5), (5, 1)])
 def test_a_map_that_turns_out_too_small_is_refused(cls: type[keras.layers.Layer], size: tuple[int, int]):
     layer = cls()

@@ -66,6 +66,9 @@ def test_one_pixel_is_pooled_or_refused(cls: type[Layer]):
             np.testing.assert_array_equal(cls(strides=(1.5, 1e6))(x), x[:, [0, 1, 3, 4][: -(-size[0] * 2 // 3)], :1])
             continue
         for method in ENGINES:
+            if cls is DiffStride:
+                np.testing.assert_allclose(cls(1.0, smoothness_factor=0.0, method=method)(x), x, rtol=1e-5, atol=1e-6)
+                continue
             with pytest.raises(ValueError, match=f"{cls.__name__} needs at least [12]x2 samples to pool, got"):
                 cls(method=method)(x)
 
@@ -73,7 +76,9 @@ def test_one_pixel_is_pooled_or_refused(cls: type[Layer]):
 @most_layers_slowly
 @pytest.mark.parametrize("data_format", ["channels_last", pytest.param("channels_first", marks=SLOW)])
 def test_a_graph_of_unknown_sizes_refuses_what_is_too_small(data_format: str, cls: type[Layer]):
-    if cls is SpatialPooling:
+    if cls is DiffStride:
+        layer, least, sizes = cls(method="fft", data_format=data_format), "1x1", [(0, 4), (4, 0)]
+    elif cls is SpatialPooling:
         layer, least, sizes = cls((2, 3), padding="valid", data_format=data_format), "2x3", [(1, 3), (2, 2)]
     else:
         layer, least, sizes = cls(method="fft", data_format=data_format), "[12]x2", [(1, 1), (6, 1)]
