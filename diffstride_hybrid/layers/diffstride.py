@@ -197,8 +197,8 @@ class DiffStride(FourierPooling):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         inputs = self._checked(inputs)
-        pooled = self._pool(inputs)
-        if self.crop_is_static and not self._crop.held and not training:
+        pooled = self._pool(inputs, bool(training))
+        if self.crop_is_static and not training and self._crop.held != StaticCrop.ALL:
             self._check_crop_when_run(self._spatial_shape(inputs.shape))
         return pooled
 
@@ -218,7 +218,7 @@ class DiffStride(FourierPooling):
         fits = tf.size(columns.bins) == kept[1]
         return fits if rows is None else fits & (tf.size(rows.bins) == kept[0])
 
-    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         if spectral.needs_static_shapes() and not self.crop_is_static:
             self.fix_crop()
             if self.crop_is_static and self.trainable:
@@ -227,7 +227,8 @@ class DiffStride(FourierPooling):
                     "diffstride_hybrid.CropRefresh lets it follow them, and so does jit_compile=False.",
                     stacklevel=2,
                 )
-        kept = self._crop.at(self._spatial_shape(inputs.shape)) if self.crop_is_static else None
+        size = self._spatial_shape(inputs.shape)
+        kept = self._crop.at(size, training=training) if self.crop_is_static else None
         return self._pool_to(kept, inputs)
 
     def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:

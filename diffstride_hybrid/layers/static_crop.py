@@ -26,7 +26,8 @@ class StaticCrop:
     the new values ask for, whichever way they came: from an optimizer, a file, `set_weights`, a checkpoint.
 
     While crops are held, as `model_tools.crop_refresh` does during training, they stay until `forget` or `refresh`: a
-    compiled training step then keeps its sizes while the strides move.
+    compiled training step then keeps its sizes while the strides move. Crops may be held for training alone; then
+    inference has the crops that the strides ask for.
 
     Args:
         windows_at: makes the layer's windows.
@@ -35,12 +36,16 @@ class StaticCrop:
 
     Attributes:
         is_static: as above. The layer may set it later, once.
-        held: whether crops stay when the strides change.
+        held: whether crops stay when the strides change: NOT, for TRAINING, or for ALL calls.
+        inferred: the crops of calls for inference while crops are held for training, by size.
     """
+
+    NOT, TRAINING, ALL = 0, 1, 2
 
     def __init__(self, windows_at: WindowsAt, read_strides: Callable[[], np.ndarray], is_static: bool):
         self.is_static = is_static
-        self.held = False
+        self.held = self.NOT
+        self.inferred: dict[Size, Crop] = {}
         self._windows_at = windows_at
         self._read_strides = read_strides
         self._crops: dict[Size, Crop] = {}
@@ -60,12 +65,13 @@ class StaticCrop:
         self._crops = dict(crops)
         self._strides = self._read() if crops else None
 
-    def at(self, size: Size, strides: np.ndarray | None = None) -> Crop:
+    def at(self, size: Size, strides: np.ndarray | None = None, training: bool = False) -> Crop:
         """The crop of maps of one size, which is set now if the size or the strides are new.
 
         Args:
             size: height and width.
             strides: the strides that set a new crop. The layer's own if None.
+            training: whether the maps are those of a training step.
 
         Returns:
             Kept rows and kept columns.
@@ -78,6 +84,9 @@ class StaticCrop:
                 f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
                 "static crop as well."
             )
+        if self.held == self.TRAINING and not training and (present := self._read()) is not None:
+            self.inferred[size] = self._asked(size, present)
+            return self.inferred[size]
         if tf.executing_eagerly():
             if (moved := self._moved_to()) is not None:
                 return self._asked(size, moved)  # What was traced keeps its crops until `refresh` compares them.
@@ -98,17 +107,6 @@ class StaticCrop:
             self._traced.setdefault(size, set()).add(self._crops[size])
         return self._crops[size]
 
-    @contextlib.contextmanager
-    def exact(self) -> Iterator[None]:
-        """A context with the crops that the strides ask for at its start. Afterwards the crops are as before."""
-        state = self._crops, self._crops_before, self._hysteresis, self._strides, self._traced, self.held
-        self.held, self._traced = True, {}
-        self.forget(hysteresis=0.0)
-        try:
-            yield
-        finally:
-            self._crops, self._crops_before, self._hysteresis, self._strides, self._traced, self.held = state
-
     def refresh(self, hysteresis: float) -> bool:
         """Sets the crop of every size met so far anew.
 
@@ -121,9 +119,19 @@ class StaticCrop:
         """
         before = self.set_crops()
         self.forget(hysteresis)
-        for size in before:
-            self.at(size)
+        with self.being_set():
+            for size in before:
+                self.at(size)
         return self.differs(before)
+
+    @contextlib.contextmanager
+    def being_set(self) -> Iterator[None]:
+        """A context in which every call sets the crop of its size, if there is none, and keeps it."""
+        held, self.held = self.held, self.ALL
+        try:
+            yield
+        finally:
+            self.held = held
 
     def follow(self) -> None:
         """Forgets the crops if they belong to other strides than the present ones and are not held."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.layers.static_crop import StaticCrop
 from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers
 
 HYSTERESIS = 0.02
@@ -48,7 +49,9 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
         before = [layer.crop.set_crops() for layer in layers]
         for layer in layers:
             layer.forget_crop(hysteresis)
-        with held_crops(model):
+        with contextlib.ExitStack() as stack:
+            for layer in layers:
+                stack.enter_context(layer.crop.being_set())
             model(inputs, training=False)
         changes = [layer.crop.differs(crops) for layer, crops in zip(layers, before)]
     if any(changes):
@@ -57,7 +60,7 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
 
 
 @contextlib.contextmanager
-def held_crops(model: keras.Model) -> Iterator[None]:
+def held_crops(model: keras.Model, held: int = StaticCrop.ALL) -> Iterator[None]:
     """A context in which the static crops of a model stay as they are while its strides change.
 
     A training step that was compiled has the sizes of the time when it was traced. In this context everything else has
@@ -65,18 +68,19 @@ def held_crops(model: keras.Model) -> Iterator[None]:
 
     Args:
         model: a built model.
+        held: `StaticCrop.ALL`, or `StaticCrop.TRAINING` if inference shall follow the strides.
 
     Yields:
         Nothing.
     """
     crops = [layer.crop for layer in diffstride_layers(model) if not layer.crop.held]
     for crop in crops:
-        crop.held = True
+        crop.held = held
     try:
         yield
     finally:
         for crop in crops:
-            crop.held = False
+            crop.held = StaticCrop.NOT
 
 
 def _let_trace_anew(model: keras.Model) -> None:
@@ -122,17 +126,21 @@ class CropRefresh(keras.callbacks.Callback):
         self._hysteresis = hysteresis
         self._input_shape = input_shape
         self._steps = self._steps_before_epoch = 0
-        self._held, self._exact = contextlib.ExitStack(), contextlib.ExitStack()
+        self._held = contextlib.ExitStack()
         self._tested: list[Any] | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
+        layers = diffstride_layers(self.model)
         if self.model.compiled and self.model.jit_compile:
-            for layer in diffstride_layers(self.model):
+            for layer in layers:
                 layer.fix_crop()
-        if not any(layer.crop.held for layer in diffstride_layers(self.model)):
-            # The strides may have changed since an earlier `fit`, whose compiled step is still there.
-            refresh_crops(self.model, self._input_shape)
-        self._held.enter_context(held_crops(self.model))
+        if any(layer.crop.held == StaticCrop.ALL for layer in layers):
+            return
+        for layer in layers:
+            layer.crop.held = StaticCrop.NOT  # An earlier `fit` may have ended by an error.
+        # The strides may have changed since an earlier `fit`, whose compiled step is still there.
+        refresh_crops(self.model, self._input_shape)
+        self._held.enter_context(held_crops(self.model, StaticCrop.TRAINING))
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._held.close()
@@ -141,19 +149,16 @@ class CropRefresh(keras.callbacks.Callback):
 
     def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         # What is evaluated has the sizes that the strides ask for now, so that the weights alone give the same figures.
-        layers = [layer for layer in diffstride_layers(self.model) if layer.crop_is_static]
-        for layer in layers:
-            self._exact.enter_context(layer.crop.exact())
+        crops = [layer.crop for layer in diffstride_layers(self.model) if layer.crop_is_static]
+        for crop in crops:
+            crop.inferred = {}
         inputs = blank_inputs(self.model, self._input_shape)
         if inputs is not None:
             self.model(inputs, training=False)
-        crops = [layer.crops for layer in layers]
-        if crops != self._tested or inputs is None:
+        sizes = [crop.inferred for crop in crops]
+        if sizes != self._tested or inputs is None:
             self.model.make_test_function(force=True)
-        self._tested = crops
-
-    def on_test_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._exact.close()
+        self._tested = sizes
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps_per_epoch = self.params.get("steps")

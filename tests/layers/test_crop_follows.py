@@ -44,54 +44,57 @@ def expected() -> np.ndarray:
     return make(tuple(NEW))(IMAGES).numpy()
 
 
-def by_set_weights(model: keras.Model, folder: Path) -> None:
-    model.set_weights(moved().get_weights())
+def by_set_weights(model: keras.Model, source: keras.Model, folder: Path) -> None:
+    model.set_weights(source.get_weights())
 
 
-def by_assign(model: keras.Model, folder: Path) -> None:
-    model.layers[0].strides.assign(NEW)
+def by_assign(model: keras.Model, source: keras.Model, folder: Path) -> None:
+    for weight, other in zip(model.weights, source.weights, strict=True):
+        weight.assign(other)
 
 
-def by_assign_of_the_tensorflow_variable(model: keras.Model, folder: Path) -> None:
-    model.layers[0].strides.value.assign(NEW)
+def by_assign_of_the_tensorflow_variables(model: keras.Model, source: keras.Model, folder: Path) -> None:
+    for weight, other in zip(model.weights, source.weights, strict=True):
+        weight.value.assign(other.value)
 
 
-def by_weights_file(model: keras.Model, folder: Path) -> None:
-    source = moved()
+def by_weights_file(model: keras.Model, source: keras.Model, folder: Path) -> None:
     source.compile()  # The file of a model that was never compiled does not fit one that was.
     source.save_weights(folder / "a.weights.h5")
     model.load_weights(folder / "a.weights.h5")
 
 
-def by_legacy_file(model: keras.Model, folder: Path) -> None:
-    moved().save(folder / "a.h5")
+def by_legacy_file(model: keras.Model, source: keras.Model, folder: Path) -> None:
+    source.save(folder / "a.h5")
     model.load_weights(folder / "a.h5")
 
 
-def by_checkpoint(model: keras.Model, folder: Path) -> None:
-    source = moved()
+def by_checkpoint(model: keras.Model, source: keras.Model, folder: Path) -> None:
     source.compile()
     path = tf.train.Checkpoint(model=source).save(folder / "checkpoint")
     tf.train.Checkpoint(model=model).restore(path).assert_existing_objects_matched()
 
 
-def by_average(model: keras.Model, folder: Path) -> None:
+def by_average(model: keras.Model, source: keras.Model, folder: Path) -> None:
     """As SwapEMAWeights and `finalize_variable_values` do."""
     optimizer = keras.optimizers.SGD(0.1, use_ema=True)
     optimizer.build(model.trainable_variables)
-    optimizer._model_variables_moving_average[0].assign(NEW)
+    for average, other in zip(optimizer._model_variables_moving_average, source.trainable_variables, strict=True):
+        average.assign(other)
     optimizer.finalize_variable_values(model.trainable_variables)
 
 
-def by_optimizer(model: keras.Model, folder: Path) -> None:
-    strides = model.layers[0].strides
-    keras.optimizers.SGD(1.0).apply([strides.value - NEW], [strides])
+def by_optimizer(model: keras.Model, source: keras.Model, folder: Path) -> None:
+    pairs = list(zip(model.trainable_variables, source.trainable_variables, strict=True))
+    keras.optimizers.SGD(1.0).apply([weight.value - other.value for weight, other in pairs], [one for one, _ in pairs])
 
+
+Way = Callable[[keras.Model, keras.Model, Path], None]
 
 WAYS = [
     by_set_weights,
     by_assign,
-    by_assign_of_the_tensorflow_variable,
+    by_assign_of_the_tensorflow_variables,
     by_weights_file,
     by_legacy_file,
     by_checkpoint,
@@ -103,32 +106,30 @@ every_way = pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 
 
 @every_way
-def test_an_eager_call_follows(way: Callable[[keras.Model, Path], None], tmp_path: Path):
+def test_an_eager_call_follows(way: Way, tmp_path: Path):
     model = make()
     model(IMAGES)
-    way(model, tmp_path)
+    way(model, moved(), tmp_path)
     np.testing.assert_allclose(model(IMAGES), expected(), rtol=1e-6)
     assert model.layers[0].crops == make(tuple(NEW)).layers[0].crops
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
 @every_way
-def test_what_is_traced_afterwards_follows(way: Callable[[keras.Model, Path], None], jit_compile: bool, tmp_path: Path):
+def test_what_is_traced_afterwards_follows(way: Way, jit_compile: bool, tmp_path: Path):
     model = make()
-    way(model, tmp_path)
+    way(model, moved(), tmp_path)
     model.compile(jit_compile=jit_compile)
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
 @every_way
-def test_what_was_traced_before_refuses_until_it_is_traced_anew(
-    way: Callable[[keras.Model, Path], None], jit_compile: bool, tmp_path: Path
-):
+def test_what_was_traced_before_refuses_until_it_is_traced_anew(way: Way, jit_compile: bool, tmp_path: Path):
     model = make()
     model.compile(jit_compile=jit_compile)
     model.predict(IMAGES, verbose=0)
-    way(model, tmp_path)
+    way(model, moved(), tmp_path)
     with told(jit_compile):
         model.predict(IMAGES, verbose=0)
     assert refresh_crops(model)
@@ -143,7 +144,7 @@ def test_what_xla_evaluates_warns_until_it_is_traced_anew(steps_per_execution: i
     model = make()
     model.compile(loss="mse", jit_compile=True, steps_per_execution=steps_per_execution)
     model.evaluate(IMAGES, targets, batch_size=1, verbose=0)
-    by_assign(model, Path())
+    by_assign(model, moved(), Path())
     with pytest.warns(UserWarning, match=CHANGED):
         model.evaluate(IMAGES, targets, batch_size=1, verbose=0)
     assert refresh_crops(model)
@@ -156,7 +157,7 @@ def test_a_function_of_ones_own_refuses_when_strides_have_changed(jit_compile: b
     model = make()
     outputs = tf.function(lambda images: model(images), jit_compile=jit_compile)
     outputs(IMAGES)
-    by_assign(model, Path())
+    by_assign(model, moved(), Path())
     with told(jit_compile):
         outputs(IMAGES)
     assert refresh_crops(model)
@@ -169,6 +170,55 @@ def test_strides_that_ask_for_the_same_size_need_no_new_trace():
     model.predict(IMAGES, verbose=0)
     model.layers[0].strides.assign([2.11, 2.09])
     np.testing.assert_allclose(model.predict(IMAGES, verbose=0), make((2.11, 2.09))(IMAGES), rtol=1e-6)
+
+
+def random_model(random: np.random.Generator, strides: list[tuple[float, float]]) -> keras.Model:
+    """One or two poolings with convolutions between, of random options. A generator of the same seed makes the same."""
+    layers: list[keras.layers.Layer] = [keras.Input(IMAGES.shape[1:])]
+    keras.utils.set_random_seed(int(random.integers(1000)))
+    for pair in strides:
+        layers.append(keras.layers.Conv2D(int(random.integers(2, 5)), 3, padding="same"))
+        options = {
+            "smoothness_factor": float(random.choice([0.5, 2.0, 4.0])),
+            "mask": str(random.choice(["released", "symmetric"])),
+            "norm": str(random.choice(["forward", "backward"])),
+            "method": str(random.choice(["auto", "fft"])),
+        }
+        layers.append(DiffStride(pair, static_crop=True, **options))
+    return keras.Sequential([*layers, keras.layers.GlobalMaxPooling2D()])
+
+
+def check_random_model(seed: int, folder: Path) -> None:
+    """Strides move into a model by a random way. What it computes is that of a model built at them, or it is told."""
+    random = np.random.default_rng(seed)
+    count, way, jit_compile, traced = random.integers(1, 3), random.choice(WAYS), bool(seed % 2), random.random() < 0.5
+    start, end = ([tuple(pair) for pair in random.uniform(1.2, 3.5, (count, 2))] for _ in range(2))
+    model, source = (random_model(np.random.default_rng(seed), strides) for strides in (start, end))
+    model.compile(jit_compile=jit_compile)
+    if traced:
+        model.predict(IMAGES, verbose=0)
+    way(model, source, folder)
+    right = random_model(np.random.default_rng(seed), end)(IMAGES)
+    same_sizes = [layer.crops for layer in model.layers[1::2]] == [
+        layer.crops for layer in random_model(np.random.default_rng(seed), start).layers[1::2]
+    ]
+    if traced and not same_sizes:
+        with told(jit_compile):
+            model.predict(IMAGES, verbose=0)
+        assert refresh_crops(model)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), right, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(IMAGES), right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_strides_move_into_random_models(seed: int, tmp_path: Path):
+    check_random_model(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 220))
+def test_strides_move_into_many_random_models(seed: int, tmp_path: Path):
+    check_random_model(seed, tmp_path)
 
 
 def test_a_clone_follows():
@@ -222,6 +272,24 @@ def test_a_stopped_fit_gives_its_best_figures_again_to_the_bit():
     assert np.abs(sizes[best] - sizes[-1]).max() > 0.1
     np.testing.assert_array_equal(pooling.strides, sizes[best])
     assert model.evaluate(images[32:], labels[32:], verbose=0) == history[best]
+
+
+def test_a_fit_that_ended_by_an_error_leaves_no_crop_behind():
+    class Stop(Exception):
+        pass
+
+    def stop(batch: int, logs: Any) -> None:
+        by_assign(model, moved(), Path())
+        raise Stop
+
+    model = make()
+    model.compile("sgd", "mse")
+    callbacks = [CropRefresh(), keras.callbacks.LambdaCallback(on_train_batch_end=stop)]
+    with pytest.raises(Stop):
+        model.fit(IMAGES, np.zeros((4, 2)), verbose=0, callbacks=callbacks)
+    np.testing.assert_allclose(model(IMAGES), expected(), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(IMAGES, verbose=0), expected(), rtol=1e-6)
+    model.fit(IMAGES, np.zeros((4, 2)), verbose=0, callbacks=[CropRefresh()])
 
 
 def test_a_model_of_unknown_sizes_is_refreshed_by_the_sizes_met():

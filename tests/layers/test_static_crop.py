@@ -48,7 +48,7 @@ def test_a_dynamic_crop_has_nothing_to_refresh():
 
 def test_while_a_crop_is_held_the_window_is_cut_at_its_size():
     layer = static_layer()
-    layer.crop.held = True
+    layer.crop.held = layer.crop.ALL
     x = tf.constant(images())
     kept = (10, 6)
     assert layer(x).shape == (2, 10, 10, 3)
