@@ -12,9 +12,6 @@ import numpy as np
 Strides = float | Sequence[float]
 """One stride for both axes, or a pair (vertical, horizontal)."""
 
-Limits = float | tuple[float | None, float | None] | None
-"""A limit of the strides of both axes, or a pair (vertical, horizontal). None is no limit."""
-
 
 def validated_whole(name: str, value: Any, least: int) -> int:
     """The value, if it is a whole number of at least `least`. `True` is refused, though Python takes it for 1.
@@ -115,7 +112,7 @@ def validated_limit(name: str, value: Any) -> float | None:
     return None if value is None else validated_number(name, value, at_least=1.0)
 
 
-def validated_limits(name: str, value: Any) -> Limits:
+def validated_limits(name: str, value: Any) -> float | tuple[float | None, float | None] | None:
     """The value as limits of the strides of two axes.
 
     Args:

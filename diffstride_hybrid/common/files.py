@@ -118,11 +118,12 @@ def write_model_whole(path: pathlib.Path, model: keras.Model) -> None:
         model.save(partial)
 
 
-def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
+def read_rows(path: pathlib.Path, separator: str = ",") -> list[dict[str, str]]:
     """Reads the rows of a CSV file.
 
     Args:
         path: of the file.
+        separator: between two fields.
 
     Returns:
         A mapping from column to text for each row; no rows if the file does not exist.
@@ -130,15 +131,16 @@ def read_rows(path: pathlib.Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return list(csv.DictReader(file, delimiter=separator))
 
 
-def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], separator: str = ",") -> str:
     """Formats rows as the text of a CSV file.
 
     Args:
         columns: the names of the columns, in order.
         rows: a mapping from column to value for each row. A missing column becomes an empty field.
+        separator: between two fields.
 
     Returns:
         The text, with a line for the head and a line for each row.
@@ -151,7 +153,7 @@ def rows_as_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> s
         2,
     """
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=columns, delimiter=separator, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

@@ -14,7 +14,7 @@ from absl import logging
 from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.runs.folder import RunFolder, read_json
-from diffstride_hybrid.training.records import data_as_recorded
+from diffstride_hybrid.training.records import data_as_recorded, recorded_data
 
 _CONFIG = "operative_config.gin"
 
@@ -173,11 +173,7 @@ def load_image_format(workdir: pathlib.Path) -> ImageFormat:
         OSError: the record, run.json, does not exist or is damaged.
     """
     path = workdir / "run.json"
-    record = read_json(path)
-    try:
-        return ImageFormat(*(record["data"][name] for name in ImageFormat._fields))
-    except (KeyError, TypeError) as error:
-        raise OSError(f"{path} is damaged: it does not say which images the run was trained on.") from error
+    return ImageFormat(**recorded_data(read_json(path), path, ImageFormat._fields))
 
 
 def _check_undamaged(path: pathlib.Path) -> None:

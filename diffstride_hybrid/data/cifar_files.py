@@ -132,15 +132,15 @@ def _write_python_files(read: Callable[[str], dict[str, Any]], layout: _Layout, 
 
 def _write_images(source: pathlib.Path, name: str, layout: _Layout, shown: pathlib.Path) -> None:
     names = cifar_images.class_names(name)
+    coarse = len(layout.labels) > 1
+    superclasses = np.array([cifar_images.superclass_of(class_name) for class_name in names] if coarse else [])
     for file, key in layout.names.items():
         _write_names(shown / file, sorted(cifar_images.CIFAR_100) if key.startswith("coarse") else names)
     for split in cifar_images.SPLITS:
         pixels, labels = cifar_images.read_split(source, name, split)
         columns = {"labels": labels, "fine_labels": labels}
-        if "coarse_labels" in layout.labels:
-            columns["coarse_labels"] = np.array([cifar_images.superclass_of(class_name) for class_name in names])[
-                labels
-            ]
+        if coarse:
+            columns["coarse_labels"] = superclasses[labels]
         files = [file for file in layout.images if file.startswith("test") == (split == "test")]
         for file, part in zip(files, np.array_split(np.arange(len(labels)), len(files))):
             entries = {key: values[part] for key, values in columns.items()} | {"data": pixels[part]}

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.arguments import (
-    Limits,
     Strides,
     validated_choice,
     validated_flag,
@@ -130,8 +129,8 @@ class DiffStride(FourierPooling):
         cropping: bool = True,
         trainable: bool = True,
         shared_stride: bool = False,
-        lower_limit_stride: Limits = None,
-        upper_limit_stride: Limits = None,
+        lower_limit_stride: spectral.Limits = None,
+        upper_limit_stride: spectral.Limits = None,
         data_format: str | None = None,
         mask: spectral.Mask = "released",
         norm: spectral.Norm = "backward",
@@ -196,15 +195,10 @@ class DiffStride(FourierPooling):
     _least_size = (1, 1)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        inputs = self._checked(inputs)
-        pooled = self._pool(inputs, bool(training))
-        if self.crop_is_static and not training and self._crop.held != StaticCrop.ALL:
-            self._check_crop_when_run(self._spatial_shape(inputs.shape))
-        return pooled
+        return self._pool(self._checked(inputs), bool(training))
 
-    def _check_crop_when_run(self, size: Size) -> None:
+    def _check_crop_when_run(self, size: Size, kept: Crop) -> None:
         """Makes a graph compare its crop with the strides whenever it runs: it may run on after they have changed."""
-        kept = self._crop.at(size)
         advice = (
             f"The strides of {self.path} have changed since a graph was traced that keeps {kept[0]} x {kept[1]} bins. "
             "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does the callback CropRefresh "
@@ -229,6 +223,8 @@ class DiffStride(FourierPooling):
                 )
         size = self._spatial_shape(inputs.shape)
         kept = self._crop.at(size, training=training) if self.crop_is_static else None
+        if kept is not None and not training and self._crop.held != StaticCrop.ALL:
+            self._check_crop_when_run(size, kept)
         return self._pool_to(kept, inputs)
 
     def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:

@@ -18,6 +18,9 @@ WindowsAt = Callable[[Size, np.ndarray, Crop | None], tuple[Window | None, Windo
 """Makes the windows of a layer for a map's size, strides and, if it is fixed, a crop."""
 
 
+_MOST_ANSWERS = 64
+
+
 class StaticCrop:
     """The crops of one layer, a fixed one for each input size that it has met.
 
@@ -52,6 +55,7 @@ class StaticCrop:
         self._crops_before: dict[Size, Crop] = {}
         self._hysteresis = 0.0
         self._strides: np.ndarray | None = None  # Those to which the crops belong; None before one is set.
+        self._answers: dict[tuple[Size, bytes], Crop] = {}
         self._traced: dict[Size, set[Crop]] = {}  # Graphs that were traced have these crops.
 
     @property
@@ -133,10 +137,16 @@ class StaticCrop:
         finally:
             self.held = held
 
-    def follow(self) -> None:
-        """Forgets the crops if they belong to other strides than the present ones and are not held."""
-        if self._moved_to() is not None:
+    def follow(self) -> bool:
+        """Forgets the crops if they belong to other strides than the present ones and are not held.
+
+        Returns:
+            Whether they did.
+        """
+        moved = self._moved_to() is not None
+        if moved:
             self.forget(hysteresis=0.0)
+        return moved
 
     def set_crops(self) -> dict[Size, Crop]:
         """A copy of the crops as they were set last, which may belong to other strides than the present ones."""
@@ -182,8 +192,14 @@ class StaticCrop:
         self._strides = strides
 
     def _asked(self, size: Size, strides: np.ndarray) -> Crop:
-        with tf.init_scope():
-            return kept_bins(*self._windows_at(size, strides, None))
+        """What strides ask for at a size. The last answers are kept: an eager call asks for the same each time."""
+        question = size, strides.tobytes()
+        if question not in self._answers:
+            if len(self._answers) >= _MOST_ANSWERS:
+                self._answers.clear()
+            with tf.init_scope():
+                self._answers[question] = kept_bins(*self._windows_at(size, strides, None))
+        return self._answers[question]
 
     def _moved_to(self) -> np.ndarray | None:
         """The present strides, if the crops belong to others and are not held."""

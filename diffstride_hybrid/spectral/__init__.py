@@ -17,7 +17,17 @@ from diffstride_hybrid.spectral.functional import (
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
 from diffstride_hybrid.spectral.matmul import matmul_macs
 from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
-from diffstride_hybrid.spectral.options import DATA_FORMATS, MASKS, METHODS, NORMS, DataFormat, Mask, Method, Norm
+from diffstride_hybrid.spectral.options import (
+    DATA_FORMATS,
+    MASKS,
+    METHODS,
+    NORMS,
+    DataFormat,
+    Limits,
+    Mask,
+    Method,
+    Norm,
+)
 from diffstride_hybrid.spectral.sizes import (
     fixed_output_lengths,
     limits_of_axes,
@@ -42,6 +52,7 @@ __all__ = [
     "METHODS",
     "NORMS",
     "DataFormat",
+    "Limits",
     "Mask",
     "Method",
     "Norm",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import inspect
 import io
 import pathlib
@@ -13,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from diffstride_hybrid.common.files import write_whole
+from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.training.loop import TrainingLoop
 
 _REFUSED = {
@@ -218,8 +217,6 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
     """
     if isinstance(callback, keras.callbacks.CSVLogger):
         return []  # Its file is its state.
-    if isinstance(callback, keras.callbacks.CSVLogger):
-        return []  # Its file is its state.
     given = {name for each in type(callback).__mro__[:-1] for name in inspect.signature(each.__init__).parameters}
     state: list[tuple[str, Any]] = []
     for name, value in vars(callback).items():
@@ -252,15 +249,7 @@ def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _keep_rows(path: pathlib.Path, separator: str, epochs: int) -> None:
     """Takes the rows of later epochs out of the file of a CSVLogger: those epochs are trained again."""
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter=separator)
-        rows, columns = list(reader), list(reader.fieldnames or [])
+    rows = read_rows(path, separator)
     kept = [row for row in rows if row["epoch"].isdigit() and int(row["epoch"]) < epochs]
     if len(kept) < len(rows):
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=columns, delimiter=separator, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        write_whole(path, text.getvalue())
+        write_whole(path, rows_as_text(list(rows[0]), kept, separator))

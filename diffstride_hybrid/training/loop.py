@@ -81,6 +81,8 @@ class TrainingLoop:
         if self.jit_compile:
             for layer in diffstride_layers(model):
                 layer.fix_crop()
+        for layer in diffstride_layers(model):
+            layer.crop.follow()
         self.settle_crops()
         with strategy.scope():
             self.metrics, self._evaluation_metrics = Metrics(), Metrics()
@@ -93,11 +95,14 @@ class TrainingLoop:
 
     def settle_crops(self) -> None:
         """Fixes the static crops for all sizes of maps before a step is traced: a replica cannot read the strides."""
-        layers = [layer for layer in diffstride_layers(self.model) if layer.crop_is_static]
-        for layer in layers:
-            layer.crop.follow()
-        if layers:
+        if any(layer.crop_is_static for layer in diffstride_layers(self.model)):
             macs(self.model, self.datasets.image_shape)
+
+    def _follow_strides(self) -> None:
+        """Settles crops anew that belong to other strides than the present ones and are not held."""
+        moved = [layer.crop.follow() for layer in diffstride_layers(self.model)]
+        if any(moved):
+            self.settle_crops()
 
     def finalize_weights(self) -> None:
         """Gives the weights the values that the optimizer ends with: their moving averages if it has `use_ema`."""
@@ -175,8 +180,7 @@ class TrainingLoop:
         """
         steps, batches = self.datasets.evaluation_steps(split), self._batches.evaluation(split)
         self._evaluation_metrics.reset()
-        if not any(layer.crop.held for layer in diffstride_layers(self.model)):
-            self.settle_crops()
+        self._follow_strides()
         with held_crops(self.model):
             for first in range(0, steps, steps_per_execution or steps):
                 count = min(steps_per_execution or steps, steps - first)

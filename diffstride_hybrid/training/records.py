@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import platform
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -69,18 +70,34 @@ def data_as_recorded(datasets: Datasets, record: Any, path: pathlib.Path, resume
         ValueError: the classes or the shape of the images, or, with `resumes`, the sizes of the splits have changed.
     """
     now = _data_record(datasets)
-    try:
-        begun = {name: record["data"][name] for name in now}
-        mean, std = tuple(begun["mean"]), tuple(begun["std"])
-    except (KeyError, TypeError) as error:
-        raise OSError(f"{path} is damaged: it does not say which images the run was trained on.") from error
+    begun = recorded_data(record, path, now)
     for name in ("class_names", "image_shape", *(["split_sizes"] if resumes else [])):
         if begun[name] != now[name]:
             raise ValueError(
                 f"The {name.replace('_', ' ')} of {datasets.name} changed since {path.parent} was begun: "
                 f"{_difference(begun[name], now[name])}."
             )
-    return dataclasses.replace(datasets, mean=mean, std=std)
+    return dataclasses.replace(datasets, mean=tuple(begun["mean"]), std=tuple(begun["std"]))
+
+
+def recorded_data(record: Any, path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:
+    """What `run.json` says of a run's data.
+
+    Args:
+        record: the values of `run.json`.
+        path: of `run.json`, for the message.
+        names: of the entries, such as 'class_names'.
+
+    Returns:
+        The entries.
+
+    Raises:
+        OSError: one of them is missing.
+    """
+    try:
+        return {name: record["data"][name] for name in names}
+    except (KeyError, TypeError) as error:
+        raise OSError(f"{path} is damaged: it does not say which images the run was trained on.") from error
 
 
 def _data_record(datasets: Datasets) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def train(
         runner.begin(listeners)
         folder.write_json("run.json", run_record(loop, seed))
         request.can_wait = True
-        runner.train(listeners)
+        runner.train()
         with loop.following_crops():
             listeners.on_train_end()
             loop.finalize_weights()

@@ -107,23 +107,20 @@ class Runner:
         listeners.begin(self.progress.epochs_done, self.progress.callbacks)
         self._listeners = listeners
 
-    def train(self, listeners: Listeners) -> None:
-        """Trains the epochs that are left, unless a callback ends the run before.
-
-        Args:
-            listeners: the callbacks of the run, which `begin` has told that it begins.
+    def train(self) -> None:
+        """Trains the epochs that are left, unless a callback ends the run before. `begin` comes first.
 
         Raises:
             NotFiniteError: a step is not finite, and the run does not roll back, or has done so too often.
             Stopped: a signal asked the process to end. The state is on the disk.
             OSError: a file cannot be written.
         """
-        progress, num_epochs = self.progress, self._schedule.num_epochs
+        progress, num_epochs, listeners = self.progress, self._schedule.num_epochs, self._listeners
         progress.tick()
         while progress.epochs_done < num_epochs and not listeners.stop:
             epoch = progress.epochs_done
             listeners.on_epoch_begin(epoch)
-            self._train_epoch(listeners)
+            self._train_epoch()
             logs = self._training_logs() | self._validate()
             listeners.on_epoch_end(epoch, logs)
             self._loop.metrics.reset()
@@ -149,8 +146,8 @@ class Runner:
         leave = functools.partial(self._leave_if_asked, saved=True)
         return self._loop.evaluate(split, self._schedule.steps_per_execution, leave)
 
-    def _train_epoch(self, listeners: Listeners) -> None:
-        progress, steps_per_epoch = self.progress, self._schedule.steps_per_epoch
+    def _train_epoch(self) -> None:
+        progress, steps_per_epoch, listeners = self.progress, self._schedule.steps_per_epoch, self._listeners
         bar = tqdm.tqdm(
             total=steps_per_epoch,
             initial=progress.steps_done,

@@ -1,7 +1,6 @@
 """The papers' comparison on CIFAR-10 in a size for two CPU cores: all training images, width 8, twelve epochs."""
 
-import dataclasses
-
+from experiments.studies.rates import with_rates
 from experiments.studies.study import PAPER_METHODS, Study
 
 EPOCHS = 12
@@ -33,11 +32,6 @@ def recipe(epochs: int) -> tuple[str, ...]:
     )
 
 
-def rate_binding(rate: float) -> str:
-    """Returns the binding of the learning rate at which the cosine decay starts."""
-    return f"tf.keras.optimizers.schedules.CosineDecay.initial_learning_rate = {rate}"
-
-
 # The best validation accuracies of the study cifar_small_rates.
 LEARNING_RATES = {
     "strided": 0.1,
@@ -51,10 +45,7 @@ LEARNING_RATES = {
 STUDY = Study(
     name="cifar_small",
     purpose="Does DiffStride hold its accuracy from poor strides on CIFAR-10, does the hybrid differ, at what cost?",
-    methods=tuple(
-        dataclasses.replace(method, bindings=(*method.bindings, rate_binding(LEARNING_RATES[method.name])))
-        for method in METHODS
-    ),
+    methods=with_rates(METHODS, LEARNING_RATES),
     data=("cifar10",),
     strides=STRIDES,
     seeds=(1, 2, 3),

@@ -1,7 +1,8 @@
 """The learning rate of each method of cifar_small: three rates, the same for all, compared on the validation images."""
 
 from experiments.studies.grids import cifar_small
-from experiments.studies.study import Study, Variant
+from experiments.studies.rates import rate_variants
+from experiments.studies.study import Study
 
 EPOCHS = 4
 
@@ -15,5 +16,5 @@ STUDY = Study(
     seeds=(0,),  # Not a seed of cifar_small, which uses the rates.
     bindings=cifar_small.recipe(EPOCHS),
     measure="validation",
-    variants=tuple(Variant(f"rate{rate:g}", (cifar_small.rate_binding(rate),)) for rate in RATES),
+    variants=rate_variants(RATES),
 )

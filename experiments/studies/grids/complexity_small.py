@@ -1,6 +1,7 @@
 """The study complexity at the size of fashion_mnist_small: the penalty on small strides at five strengths."""
 
 from experiments.studies.grids import complexity, fashion_mnist_small
+from experiments.studies.rates import rate_binding
 from experiments.studies.study import Method, Study
 
 STUDY = Study(
@@ -10,7 +11,7 @@ STUDY = Study(
         Method(
             "diffstride",
             "{data}_diffstride",
-            (fashion_mnist_small.rate_binding(fashion_mnist_small.LEARNING_RATES["diffstride"]),),
+            (rate_binding(fashion_mnist_small.LEARNING_RATES["diffstride"]),),
         ),
     ),
     data=fashion_mnist_small.DATA,

@@ -1,7 +1,6 @@
 """The papers' comparison in a size for two CPU cores: 10,000 images of Fashion-MNIST, width 4, five epochs."""
 
-import dataclasses
-
+from experiments.studies.rates import with_rates
 from experiments.studies.study import PAPER_METHODS, Study
 
 DATA = ("fashion_mnist",)
@@ -20,11 +19,6 @@ RECIPE = (
 )
 
 
-def rate_binding(rate: float) -> str:
-    """Returns the binding of the learning rate at which the cosine decay starts."""
-    return f"tf.keras.optimizers.schedules.CosineDecay.initial_learning_rate = {rate}"
-
-
 # The best validation accuracies of the study learning_rate.
 LEARNING_RATES = {
     "strided": 0.02,
@@ -39,10 +33,7 @@ LEARNING_RATES = {
 STUDY = Study(
     name="fashion_mnist_small",
     purpose="Do learned strides hold their accuracy where strided convolutions lose it, and at what cost?",
-    methods=tuple(
-        dataclasses.replace(method, bindings=(*method.bindings, rate_binding(LEARNING_RATES[method.name])))
-        for method in PAPER_METHODS
-    ),
+    methods=with_rates(PAPER_METHODS, LEARNING_RATES),
     data=DATA,
     strides=((2, 2, 2), (1, 3, 1), (3, 2, 3)),
     seeds=(1, 2, 3, 4),

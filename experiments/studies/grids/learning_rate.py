@@ -4,7 +4,8 @@ The baselines are matched to the DiffStride run of the same rate. Its strides, a
 """
 
 from experiments.studies.grids import fashion_mnist_small
-from experiments.studies.study import PAPER_METHODS, Study, Variant
+from experiments.studies.rates import rate_variants
+from experiments.studies.study import PAPER_METHODS, Study
 
 RATES = (0.0025, 0.005, 0.01, 0.02)
 
@@ -16,5 +17,5 @@ STUDY = Study(
     seeds=(0,),  # Not a seed of fashion_mnist_small, which uses the rates.
     bindings=fashion_mnist_small.RECIPE,
     measure="validation",
-    variants=tuple(Variant(f"rate{rate:g}", (fashion_mnist_small.rate_binding(rate),)) for rate in RATES),
+    variants=rate_variants(RATES),
 )
