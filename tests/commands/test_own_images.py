@@ -9,6 +9,7 @@ from PIL import Image
 from support.commands import Result, assert_one_clear_line, options_of, run_here
 from support.interrupted_runs import assert_same_run, stopped_at, trained
 
+from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.loading import load_datasets
 
 CLASSES = {"hell und weiß": 200, "dunkel": 60}
@@ -94,10 +95,13 @@ def test_a_run_is_evaluated_with_the_normalization_that_it_was_trained_with(run:
     """The mean of the training images changes when images are added. That of the run must not."""
     folder, _ = run
     before = run_here("evaluate", f"--workdir={folder}").out
+    mean = saved_runs.load_image_format(folder).mean
     for i in range(40):
         Image.new("RGB", (16, 16), "white").save(photos / f"train/dunkel/weiß{i}.png")
     try:
         assert run_here("evaluate", f"--workdir={folder}").out == before
+        assert list(saved_runs.load_run(folder, "final.keras").datasets.mean) == mean
+        assert list(load_datasets(str(photos), batch_size=12, image_size=16).mean) != mean
     finally:
         for path in (photos / "train/dunkel").glob("weiß*"):
             path.unlink()
