@@ -34,12 +34,12 @@ def recipe(epochs: int) -> tuple[str, ...]:
 
 # The best validation accuracies of the study cifar_small_rates.
 LEARNING_RATES = {
-    "strided": 0.1,
+    "strided": 0.3,
     "spectral": 0.1,
     "diffstride": 0.1,
     "hybrid": 0.1,
     "hybrid_before_activation": 0.1,
-    "strided_matched_macs": 0.1,
+    "strided_matched_macs": 0.3,
 }
 
 STUDY = Study(
