@@ -6,13 +6,17 @@ from diffstride_hybrid.common import startup
 
 if sys.argv[:1] == ["-m"]:  # So Python names a module that it runs, `python -m diffstride_hybrid.train`, at this time.
     startup.start_tensorflow()
+else:
+    startup.check_backend()
 
-from diffstride_hybrid.layers.diffstride import DiffStride, StrideConstraint
+from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
 from diffstride_hybrid.layers.spectral_pooling import FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.layers.stride_constraint import StrideConstraint
 from diffstride_hybrid.model_tools import crop_refresh as callbacks
+from diffstride_hybrid.model_tools.calibration import recalibrate_normalization
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, refresh_crops
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
@@ -34,6 +38,7 @@ __all__ = [
     "SpectralPooling1D",
     "StrideConstraint",
     "macs",
+    "recalibrate_normalization",
     "refresh_crops",
     "regularize_strides",
     "replace_downsampling",

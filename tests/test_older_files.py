@@ -27,7 +27,11 @@ from fixtures.machine import machine
 
 import diffstride_hybrid
 
-LATER_PARAMETERS = {"load_datasets.test_fraction = 0.2"}
+LATER_PARAMETERS = {
+    "load_datasets.test_fraction = 0.2",
+    "train.stride_learning_rate = 1.0",
+    "train.stride_warmup_epochs = 0",
+}
 """What the config of a run says now, and did not say then."""
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 import sys
@@ -25,8 +26,37 @@ _NO_GPU = re.compile(rb"E\d{4} .*cuInit|\d{4}-\d\d-\d\d [^ ]+ E .*cuInit")
 """An error if there is a GPU. If there is none, TensorFlow has looked for one in vain, and that is all."""
 
 
+def check_backend() -> None:
+    """Refuses every backend of Keras but TensorFlow, which this package computes with.
+
+    Keras fails with a missing module or, later, with a tensor of the wrong kind.
+
+    Raises:
+        ImportError: Keras is set to another backend.
+    """
+    source, backend = "KERAS_BACKEND", os.environ.get("KERAS_BACKEND")
+    if not backend:
+        source = os.path.join(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
+        with contextlib.suppress(OSError, ValueError, AttributeError), open(source, encoding="utf-8") as file:
+            backend = json.load(file).get("backend")
+    if not backend or backend == "tensorflow":
+        return
+    raise ImportError(
+        f"diffstride_hybrid needs Keras with TensorFlow, and {source} says {backend!r}. Set the environment variable "
+        "KERAS_BACKEND=tensorflow before Keras is imported."
+    )
+
+
 def start_tensorflow() -> None:
-    """Imports TensorFlow and finds the devices, without notes unless the command line has `--startup_notes`."""
+    """Imports TensorFlow and finds the devices, without notes unless the command line has `--startup_notes`.
+
+    Raises:
+        SystemExit: Keras is set to another backend. One line says so.
+    """
+    try:
+        check_backend()
+    except ImportError as error:
+        sys.exit(f"error: {error}")
     with contextlib.nullcontext() if FLAG in sys.argv else without_notes():
         import tensorflow as tf
 

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -24,39 +23,10 @@ from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.layers.static_crop import Crop, StaticCrop
+from diffstride_hybrid.layers.stride_constraint import StrideConstraint
 
 _LARGEST_STRIDE = 2.0**31 - 1
 """The greatest stride that an argument may have."""
-
-
-@register
-class StrideConstraint(keras.constraints.Constraint):
-    """Keeps strides between two limits, as the constraint of a weight. `DiffStride` sets it on its own weight.
-
-    Calling it with a floating-point tensor returns the tensor clipped to the limits, in its own shape and dtype.
-
-    Args:
-        lower_limit: least stride, one number for both axes or one for each. 1 if None.
-        upper_limit: greatest stride, one number for both axes or one for each. Unlimited if None.
-
-    Example:
-        >>> StrideConstraint(lower_limit=[1.5, 2.0], upper_limit=4.0)(np.array([0.0, 9.0])).numpy().tolist()
-        [1.5, 4.0]
-    """
-
-    def __init__(self, lower_limit: Strides | None = None, upper_limit: Strides | None = None):
-        self.lower_limit = lower_limit
-        self.upper_limit = upper_limit
-
-    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
-        strides = tf.convert_to_tensor(strides)
-        strides = tf.maximum(strides, tf.cast(1.0 if self.lower_limit is None else self.lower_limit, strides.dtype))
-        if self.upper_limit is None:
-            return strides
-        return tf.minimum(strides, tf.cast(self.upper_limit, strides.dtype))
-
-    def get_config(self) -> dict[str, Any]:
-        return {"lower_limit": self.lower_limit, "upper_limit": self.upper_limit}
 
 
 @register
@@ -100,8 +70,8 @@ class DiffStride(FourierPooling):
             negative frequencies alike on both axes, gives odd output sizes, and costs less.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
             the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
-            'fft' if an axis is longer than 512 samples.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
+            faster one: 'fft' for long axes, few channels and small batches.
         static_crop: whether the output's size is fixed, at the size that the strides ask for when the layer is built,
             so that Keras, XLA and exporters know it. True needs a known input size. `refresh_crop()` and the callback
             `CropRefresh` fix the size anew. If None, the size follows the strides until XLA compiles the layer or it
@@ -191,8 +161,6 @@ class DiffStride(FourierPooling):
         """The least value of each stride that the weight holds."""
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         return [max(minima)] if self.shared_stride else minima
-
-    _least_size = (1, 1)
 
     def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
         return self._pool(self._checked(inputs), bool(training))

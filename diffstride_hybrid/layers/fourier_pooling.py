@@ -20,7 +20,7 @@ class FourierPooling(keras.layers.Layer):
 
     Input shape:
         Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-        `data_format='channels_first'`. At least 2 samples along both axes.
+        `data_format='channels_first'`. An axis of one sample passes through.
 
     Output shape:
         The input's, with a smaller height and width that the subclass states. The dtype is the layer's compute dtype.
@@ -31,7 +31,7 @@ class FourierPooling(keras.layers.Layer):
             constant map of ones grows by the ratio of the areas; 'forward' keeps the mean of the map; 'ortho'
             multiplies the mean by the square root of the ratio.
         method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
-            'fft' if an axis is longer than 512 samples: beyond that the transforms are faster on a CPU.
+            'fft' if it is faster at the size: for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -46,7 +46,7 @@ class FourierPooling(keras.layers.Layer):
     """
 
     _pooled_axes: tuple[str, ...] = ("height", "width")
-    _least_size: Size = (2, 2)
+    _least_size: Size = (1, 1)
 
     def __init__(
         self,

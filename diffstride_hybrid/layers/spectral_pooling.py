@@ -24,19 +24,19 @@ class FixedSpectralPooling(FourierPooling):
 
     Input shape:
         Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-        `data_format='channels_first'`. Height and width are at least 2.
+        `data_format='channels_first'`. An axis of one sample passes through.
 
     Output shape:
         `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype: along
-        an axis of `n` samples `max(2, floor(n / stride))`, rows rounded down to an even number.
+        an axis of `n` samples `max(2, floor(n / stride))`, rows rounded down to an even number; 1 if `n` is 1.
 
     Args:
         strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
             the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
-            'fft' if an axis is longer than 512 samples.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
+            faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -90,11 +90,12 @@ class SpectralPooling(FourierPooling):
 
     Input shape:
         Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
-        `data_format='channels_first'`. Height and width are at least 2, and at least `output_size`.
+        `data_format='channels_first'`. Height and width are at least `output_size`. An axis of one sample passes
+        through.
 
     Output shape:
         `(batch, rows, columns, channels)`, or `(batch, channels, rows, columns)`, in the layer's compute dtype:
-        `output_size`, or `max(2, floor(n / stride))` samples along an axis of `n`.
+        `output_size`, or `max(2, floor(n / stride))` samples along an axis of `n`; 1 if `n` is 1.
 
     Args:
         strides: one number for both axes or (vertical, horizontal), at least 1, fractions allowed. Not used if
@@ -103,8 +104,8 @@ class SpectralPooling(FourierPooling):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
             areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
-            'fft' if an axis is longer than 512 samples.
+        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
+            faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

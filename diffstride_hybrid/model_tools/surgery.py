@@ -9,9 +9,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.common.arguments import validated_flag
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.input_checks import Size
+from diffstride_hybrid.model_tools.calibration import Images, recalibrate_normalization
 from diffstride_hybrid.model_tools.inspection import blank_inputs, leaf_layers, replaced_calls
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.model_tools.selection import Selection, keeping_strides
@@ -25,14 +27,18 @@ def replace_downsampling(
     include: Selection | None = None,
     exclude: Selection | None = None,
     input_shape: Sequence[int] | None = None,
+    keep_max: bool = True,
+    keep_macs: bool = False,
+    calibrate: Images | None = None,
     report: Callable[[str], None] | None = None,
     **options: Any,
 ) -> keras.Model:
     """Makes a copy of a model in which a pooling of this package does the downsampling.
 
-    Max and average pooling with strides is replaced by the pooling. A strided `Conv2D`, `DepthwiseConv2D` or
-    `SeparableConv2D` becomes the same convolution at stride 1 with padding 'same', followed by the pooling; a
-    `ZeroPadding2D` or `keras.ops.pad` straight before it is left out. Layers that took maps of one size to maps of
+    Average pooling with strides is replaced by the pooling. A max pooling stays as a maximum at stride 1, followed by
+    the pooling. A strided `Conv2D`, `DepthwiseConv2D` or `SeparableConv2D` becomes the same convolution at stride 1
+    with padding 'same', followed by the pooling; a `ZeroPadding2D` or `keras.ops.pad` straight before it is left out.
+    Layers that took maps of one size to maps of
     another size share one pooling, so that branches that meet again agree in size whatever the strides become. All
     other layers are copied, and the copies get the weights of their originals. Layers that another layer calls in its
     own code keep their strides; the report names them.
@@ -44,6 +50,13 @@ def replace_downsampling(
             returns whether it is meant. All of them if None.
         exclude: the layers to keep, given in the same way. No layer if None.
         input_shape: (height, width, channels) of an image, needed if the model takes images of any size.
+        keep_max: whether the maximum of a max pooling is kept. If not, the pooling alone replaces it, which costs
+            accuracy until the model is trained on.
+        keep_macs: whether the pooling comes before a strided convolution instead of after it. The model then costs no
+            more than before, but for the pooling itself; but the convolution sees a map without the frequencies that
+            the pooling removes, and its kernel covers more of the image, so it needs more training.
+        calibrate: images, as `recalibrate_normalization` takes them, from which batch normalization gets its statistics
+            anew in the swapped model. The present ones stay if None.
         report: a function such as `print`, called with a table of the layers that were replaced, with their sizes and
             the multiply-accumulate operations of the model before and after.
         **options: for `pooling_cls`. If not given, `strides` are those of the replaced layer; and `mask='symmetric'`
@@ -56,7 +69,7 @@ def replace_downsampling(
     Raises:
         ValueError: the model cannot be taken apart, it lacks a layer that a selection names, nothing in it is to be
             replaced, one of its layers cannot follow a map of another size, or nested models would share a pooling.
-        TypeError: a selection is not a name, names or a function of a layer.
+        TypeError: a selection is not a name, names or a function of a layer, or `keep_max` or `keep_macs` is no bool.
 
     Example:
         >>> inputs = keras.Input((32, 32, 3))
@@ -66,11 +79,14 @@ def replace_downsampling(
         >>> swapped.get_layer("stem").strides, swapped.get_layer("stem_downsampling").strides.numpy()
         ((1, 1), array([2., 2.], dtype=float32))
     """
-    swapped, replacements = swap(model, pooling_cls, include, exclude, input_shape, options)
+    validated_flag("keep_max", keep_max)
+    validated_flag("keep_macs", keep_macs)
+    swapped, replacements = swap(model, pooling_cls, include, exclude, input_shape, options, keep_max, keep_macs)
     shape = swapped.input_shape[1:]
     sizes = _checked_sizes(swapped, shape)
+    calibrated = [] if calibrate is None else recalibrate_normalization(swapped, calibrate)
     if report is not None:
-        report(_table(model, swapped, shape, replacements, sizes))
+        report("\n".join([_table(model, swapped, shape, replacements, sizes), *_calibration(calibrate, calibrated)]))
     return swapped
 
 
@@ -125,6 +141,12 @@ def _table(
     macs_before, macs_after = (macs(model, shape).macs / 1e9 for model in (before, after))
     lines.append(f"{macs_before:.3f} G MACs an image before, {macs_after:.3f} G after, at the initial strides")
     return "\n".join(lines)
+
+
+def _calibration(images: Images | None, calibrated: Sequence[str]) -> list[str]:
+    if images is None:
+        return []
+    return [f"statistics taken anew: {', '.join(calibrated)}"]
 
 
 def _sizes(sizes: tuple[Size, Size]) -> str:

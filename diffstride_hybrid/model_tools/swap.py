@@ -50,6 +50,8 @@ def swap(
     exclude: Selection | None,
     input_shape: Sequence[int] | None,
     options: dict[str, Any],
+    keep_max: bool = True,
+    keep_macs: bool = False,
 ) -> tuple[keras.Model, list[Replacement]]:
     """Rebuilds a model, and the models nested in it, with poolings in place of downsampling layers.
 
@@ -60,6 +62,8 @@ def swap(
         exclude: the layers to keep. No layer if None.
         input_shape: (height, width, channels) of an image. The model's own if None.
         options: further arguments of `pooling_cls`.
+        keep_max: whether a max pooling takes its maximum at stride 1 before the new pooling.
+        keep_macs: whether the pooling comes before a strided convolution instead of after it.
 
     Returns:
         The new model, and the layers that were replaced, in the order of the original model.
@@ -79,7 +83,9 @@ def swap(
     chooser.check(model)
     poolings = _Poolings(pooling_cls, options, {layer.name for layer in leaf_layers(model)})
     tensors = [keras.KerasTensor((None, *shape), entry.dtype)]
-    return _Rebuild(_Plan(chooser, poolings), model).result(tensors, tensors), poolings.replacements
+    return _Rebuild(_Plan(chooser, poolings, keep_max, keep_macs), model).result(
+        tensors, tensors
+    ), poolings.replacements
 
 
 def _check_graph(model: keras.Model) -> None:
@@ -143,14 +149,23 @@ class _Plan:
     Attributes:
         chooser: tells which layers are replaced.
         poolings: makes the layers that replace them.
+        keep_max: whether a max pooling takes its maximum at stride 1 before the new pooling.
+        keep_macs: whether the pooling comes before a strided convolution instead of after it.
         copies: (copy, original) by the id of the original, so that a layer that several models call has one copy.
         nested: the new model by the id of a nested model, so that a model that is called twice stays one model.
     """
 
     chooser: Chooser
     poolings: _Poolings
+    keep_max: bool
+    keep_macs: bool
     copies: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     nested: dict[int, keras.Model] = dataclasses.field(default_factory=dict)
+
+    def drops(self, layer: Any) -> bool:
+        """Whether nothing of a layer stays beside the pooling that replaces it."""
+        stays = not isinstance(layer, POOLINGS) or (self.keep_max and isinstance(layer, keras.layers.MaxPooling2D))
+        return self.chooser.replaces(layer) and not stays
 
 
 class _Rebuild:
@@ -197,8 +212,7 @@ class _Rebuild:
     def _copied(self, layer: Any) -> Any:
         """A copy of a layer; the layer itself if the new model will call another layer or model in its place."""
         if id(layer) not in self._plan.copies:
-            is_replaced_pooling = isinstance(layer, POOLINGS) and self._plan.chooser.replaces(layer)
-            is_called = not isinstance(layer, keras.Model) and not is_replaced_pooling
+            is_called = not isinstance(layer, keras.Model) and not self._plan.drops(layer)
             self._plan.copies[id(layer)] = (self._new_copy(layer) if is_called else layer, layer)
         copy, _ = self._plan.copies[id(layer)]
         self._originals[id(copy)] = self._plan.copies[id(layer)]
@@ -262,13 +276,15 @@ class _Rebuild:
         return outputs
 
     def _pooled(self, original: keras.layers.Layer, copy: Any, inputs: Any, spec: Any) -> Any:
-        """Calls the convolution of stride 1, if the original is a convolution, and then the pooling."""
+        """Calls the pooling, and before it what stays of the original at stride 1: a convolution or a maximum."""
         inputs = self._without_padding(original, inputs)
         before, after = (_spatial_size(original, tensor.shape) for tensor in (self._spec_of(inputs), spec))
         pooling = self._plan.poolings.replacing(original, self._model, before, after)
-        if not isinstance(original, POOLINGS):
-            inputs = self._run(copy, inputs)
-        return self._run(pooling, inputs)
+        if self._plan.drops(original):
+            return self._run(pooling, inputs)
+        if self._plan.keep_macs and not isinstance(original, POOLINGS):
+            return self._run(copy, self._run(pooling, inputs))
+        return self._run(pooling, self._run(copy, inputs))
 
     def _nested(self, model: keras.Model, inputs: Any) -> keras.Model:
         """The new model for a model that is a layer of this one."""

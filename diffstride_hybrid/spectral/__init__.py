@@ -10,7 +10,6 @@ from diffstride_hybrid.spectral.functional import (
     diffstride,
     diffstride_1d,
     fixed_spectral_pooling,
-    resolve_method,
     spectral_pooling,
     spectral_pooling_1d,
 )
@@ -74,7 +73,6 @@ __all__ = [
     "pooling_matrices",
     "resampling_window",
     "resized",
-    "resolve_method",
     "signal_length",
     "spatial_axes",
     "spatial_lengths",

@@ -1,4 +1,4 @@
-"""The poolings as functions of tensors, and the choice between the two engines.
+"""The poolings as functions of tensors.
 
 The poolings differ only in their windows:
 
@@ -13,10 +13,20 @@ from typing import Any
 
 import tensorflow as tf
 
+from diffstride_hybrid.spectral.engines import (
+    FIXED_MAPS,
+    LEARNED_MAPS,
+    LEARNED_SIGNALS,
+    RESAMPLED_MAPS,
+    RESAMPLED_SIGNALS,
+    Crossover,
+    by_faster_engine,
+)
 from diffstride_hybrid.spectral.fft import pool_by_fft, pool_signal_by_fft, spectral_pooling_fft
 from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths, working_dtype
 from diffstride_hybrid.spectral.matmul import pool_by_matmul, pool_signal_by_matmul
 from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm
+from diffstride_hybrid.spectral.shared_graphs import share_graph_if_undecided
 from diffstride_hybrid.spectral.windows import (
     Window,
     diffstride_window_1d,
@@ -24,16 +34,9 @@ from diffstride_hybrid.spectral.windows import (
     fixed_windows,
     resampling_window,
 )
-from diffstride_hybrid.spectral.xla import on_tpu
-
-FFT_BEYOND = 512
-"""If the longer axis has more samples than this, 'auto' takes the transforms.
-
-Measured on a CPU at stride 2, 'matmul' took this share of the time of 'fft': 0.4 to 0.8 at 512 samples, 0.7 (64
-channels) and 1.3 (16 channels) at 640, 1.9 (16 channels) at 1024.
-"""
 
 
+@share_graph_if_undecided(LEARNED_MAPS)
 def diffstride(
     inputs: tf.Tensor,
     strides: tf.Tensor,
@@ -93,9 +96,10 @@ def diffstride(
         trainable=trainable,
         dtype=working_dtype(inputs),
     )
-    return _apply_windows(inputs, rows, columns, norm, data_format, method)
+    return _apply_windows(inputs, rows, columns, norm, data_format, method, LEARNED_MAPS)
 
 
+@share_graph_if_undecided(FIXED_MAPS)
 def fixed_spectral_pooling(
     inputs: tf.Tensor,
     strides: tuple[float, float],
@@ -123,9 +127,10 @@ def fixed_spectral_pooling(
         TensorShape([1, 4, 5, 3])
     """
     rows, columns = fixed_windows(*spatial_lengths(inputs, data_format), strides, dtype=working_dtype(inputs))
-    return _apply_windows(inputs, rows, columns, norm, data_format, method)
+    return _apply_windows(inputs, rows, columns, norm, data_format, method, FIXED_MAPS)
 
 
+@share_graph_if_undecided(RESAMPLED_MAPS)
 def spectral_pooling(
     inputs: tf.Tensor,
     output_lengths: tuple[Length, Length],
@@ -156,15 +161,21 @@ def spectral_pooling(
         TensorShape([1, 7, 8, 3])
     """
     lengths = spatial_lengths(inputs, data_format)
-    if resolve_method(method, *lengths) == "fft":
+
+    def by_fft() -> tf.Tensor:
         return spectral_pooling_fft(inputs, output_lengths, norm, data_format)
-    dtype = working_dtype(inputs)
-    rows, columns = (
-        resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
-    )
-    return pool_by_matmul(inputs, rows, columns, norm, data_format)
+
+    def by_matmul() -> tf.Tensor:
+        dtype = working_dtype(inputs)
+        rows, columns = (
+            resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
+        )
+        return pool_by_matmul(inputs, rows, columns, norm, data_format)
+
+    return by_faster_engine(inputs, method, RESAMPLED_MAPS, data_format, by_fft, by_matmul)
 
 
+@share_graph_if_undecided(LEARNED_SIGNALS)
 def diffstride_1d(
     inputs: tf.Tensor,
     stride: tf.Tensor,
@@ -190,9 +201,10 @@ def diffstride_1d(
     """
     length = signal_length(inputs, data_format)
     window = diffstride_window_1d(length, stride, dtype=working_dtype(inputs), **options)
-    return _apply_window(inputs, window, norm, data_format, method)
+    return _apply_window(inputs, window, norm, data_format, method, LEARNED_SIGNALS)
 
 
+@share_graph_if_undecided(RESAMPLED_SIGNALS)
 def spectral_pooling_1d(
     inputs: tf.Tensor,
     output_length: Length,
@@ -215,55 +227,36 @@ def spectral_pooling_1d(
     """
     length = signal_length(inputs, data_format)
     window = resampling_window(length, output_length, working_dtype(inputs))
-    return _apply_window(inputs, window, norm, data_format, method)
-
-
-# --- Engines ---------------------------------------------------------------------------------------------------------
-
-
-def resolve_method(method: Method, height: Length, width: Length) -> Method:
-    """The engine that `method` stands for at a given size.
-
-    'auto' stands for 'matmul', but for 'fft' if an axis is known to be longer than `FFT_BEYOND`. For signals of unknown
-    length the graph decides when it runs; for maps of unknown size 'auto' stands for 'matmul', so choose 'fft' if they
-    are large. On a TPU 'auto' always stands for 'matmul', because the TPU's compiler turns a transform into dense
-    products.
-
-    Args:
-        method: 'auto', 'fft' or 'matmul'.
-        height: rows of the feature map, 1 for signals.
-        width: columns of the feature map, or samples of the signal.
-
-    Returns:
-        'fft' or 'matmul'.
-
-    Example:
-        >>> from diffstride_hybrid import spectral
-        >>> spectral.resolve_method("auto", 32, 32), spectral.resolve_method("auto", 1024, 1024)
-        ('matmul', 'fft')
-    """
-    if method != "auto":
-        return method
-    longest = max(length if isinstance(length, int) else 0 for length in (height, width))
-    return "fft" if longest > FFT_BEYOND and not on_tpu() else "matmul"
+    return _apply_window(inputs, window, norm, data_format, method, RESAMPLED_SIGNALS)
 
 
 def _apply_windows(
-    inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat, method: Method
+    inputs: tf.Tensor,
+    rows: Window,
+    columns: Window,
+    norm: Norm,
+    data_format: DataFormat,
+    method: Method,
+    crossover: Crossover,
 ) -> tf.Tensor:
-    # If the size is not known yet, both engines in one graph would double it, and the time until the first step of a
-    # network whose maps have learned sizes. Such maps are mostly small.
-    pool = pool_by_fft if resolve_method(method, rows.length, columns.length) == "fft" else pool_by_matmul
-    return pool(inputs, rows, columns, norm, data_format)
+    return by_faster_engine(
+        inputs,
+        method,
+        crossover,
+        data_format,
+        lambda: pool_by_fft(inputs, rows, columns, norm, data_format),
+        lambda: pool_by_matmul(inputs, rows, columns, norm, data_format),
+    )
 
 
-def _apply_window(inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat, method: Method) -> tf.Tensor:
-    def by_fft() -> tf.Tensor:
-        return pool_signal_by_fft(inputs, window, norm, data_format)
-
-    def by_matmul() -> tf.Tensor:
-        return pool_signal_by_matmul(inputs, window, norm, data_format)
-
-    if method == "auto" and not isinstance(window.length, int) and not on_tpu():
-        return tf.cond(window.length > FFT_BEYOND, by_fft, by_matmul)
-    return by_fft() if resolve_method(method, 1, window.length) == "fft" else by_matmul()
+def _apply_window(
+    inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat, method: Method, crossover: Crossover
+) -> tf.Tensor:
+    return by_faster_engine(
+        inputs,
+        method,
+        crossover,
+        data_format,
+        lambda: pool_signal_by_fft(inputs, window, norm, data_format),
+        lambda: pool_signal_by_matmul(inputs, window, norm, data_format),
+    )

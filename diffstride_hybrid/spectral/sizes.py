@@ -76,20 +76,25 @@ def limits_of_axes(limits: Limits) -> tuple[float | None, float | None]:
 def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
     """The size that `fixed_spectral_pooling` gives: `max(2, floor(n / stride))`, and an even number of rows.
 
+    A single row or column passes through.
+
     Args:
         height: rows of the feature map.
         width: columns of the feature map.
         strides: vertical and horizontal, at least 1.
 
     Returns:
-        Rows, rounded down to an even number, and columns; both at least 2.
+        Rows, rounded down to an even number, and columns.
     """
     rows = spectral_output_length(height, strides[0])
-    return rows - rows % 2, spectral_output_length(width, strides[1])
+    at_least = max if isinstance(rows, int) else tf.maximum
+    return at_least(rows - rows % 2, 1), spectral_output_length(width, strides[1])
 
 
 def spectral_output_lengths(height: Length, width: Length, strides: tuple[float, float]) -> tuple[Length, Length]:
     """The size that `SpectralPooling` gives for its strides: `max(2, floor(n / stride))` along each axis.
+
+    A single row or column passes through.
 
     Args:
         height: rows of the feature map.
@@ -103,7 +108,9 @@ def spectral_output_lengths(height: Length, width: Length, strides: tuple[float,
 
 
 def spectral_output_length(length: Length, stride: float) -> Length:
-    """`max(2, floor(length / stride))`; a stride of `length / n`, rounded or not, gives exactly `n`.
+    """`max(2, floor(length / stride))`, and 1 for a single sample, which passes through.
+
+    A stride of `length / n`, rounded or not, gives exactly `n`.
 
     Args:
         length: samples along the axis.
@@ -119,5 +126,6 @@ def spectral_output_length(length: Length, stride: float) -> Length:
     """
     rounding = 1e-6  # Tolerates rounding in length / n, and graphs that multiply by 1 / stride.
     if isinstance(length, int):
-        return max(2, math.floor(length / stride + rounding))
-    return tf.maximum(2, tf.cast(tf.floor(tf.cast(length, tf.float64) / stride + rounding), tf.int32))
+        return min(length, max(2, math.floor(length / stride + rounding)))
+    whole = tf.cast(tf.floor(tf.cast(length, tf.float64) / stride + rounding), tf.int32)
+    return tf.minimum(length, tf.maximum(2, whole))

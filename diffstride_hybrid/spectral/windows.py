@@ -276,7 +276,8 @@ def fixed_windows(
     """The hard windows of `fixed_spectral_pooling`: every kept bin weighs 1.
 
     Rows keep the frequencies `-h / 2 … h / 2 - 1` of the `h` rows of the output, columns `0 … w / 2`. The row `-h / 2`
-    becomes the output's Nyquist row without its counterpart, as in the code released with DiffStride.
+    becomes the output's Nyquist row without its counterpart, as in the code released with DiffStride. A map of one row
+    keeps its frequency 0.
 
     Args:
         height: rows of the feature map.
@@ -292,7 +293,7 @@ def fixed_windows(
     rows = Window(
         length=height,
         output_length=output_height,
-        bins=tf.concat([tf.range(low), tf.range(height - low, height)], 0),
+        bins=tf.concat([tf.range(output_height - low), tf.range(height - low, height)], 0),
         weights=tf.ones([output_height], dtype),
         negatives=low,
         unequal=(low, 1),

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
-from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_whole
+from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_number, validated_whole
 from diffstride_hybrid.runs.folder import RunFolder
 
 ON_NOT_FINITE = ("stop", "roll_back")
@@ -44,6 +44,23 @@ def check_optional_counts(**counts: Any) -> None:
         ValueError: one is not.
     """
     check_counts(**{name: value for name, value in counts.items() if value is not None})
+
+
+def check_stride_pace(stride_learning_rate: Any, stride_warmup_epochs: Any) -> None:
+    """Checks two arguments of `train`.
+
+    Args:
+        stride_learning_rate: above 0.
+        stride_warmup_epochs: a whole number of at least 0.
+
+    Raises:
+        TypeError: one is no number.
+        ValueError: one is out of range.
+    """
+    name = "train.train.stride_learning_rate"
+    if validated_number(name, stride_learning_rate, at_least=0.0) == 0.0:
+        raise ValueError(f"{name} must be above 0. pooling.DiffStride.trainable = False holds the strides.")
+    validated_whole("train.train.stride_warmup_epochs", stride_warmup_epochs, least=0)
 
 
 def check_makers(**makers: Any) -> None:

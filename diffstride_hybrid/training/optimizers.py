@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
@@ -21,3 +22,56 @@ def keep_from_decay(optimizer: keras.optimizers.Optimizer, variables: Sequence[k
     before = getattr(optimizer, "_exclude_from_weight_decay", set())
     optimizer.exclude_from_weight_decay(variables, [names.pattern] if names else None)
     optimizer._exclude_from_weight_decay |= before
+
+
+def pace_strides(
+    optimizer: keras.optimizers.Optimizer,
+    strides: Sequence[keras.Variable],
+    relative_rate: float,
+    rest_steps: int,
+) -> None:
+    """Gives strides a learning rate of their own, and lets them rest in the first steps.
+
+    Call it before the first step is traced. Replicas, loss scaling, gradient accumulation and schedules of the learning
+    rate work as before.
+
+    Args:
+        optimizer: of any kind that Keras has.
+        strides: the variables concerned.
+        relative_rate: factor of the optimizer's learning rate, above 0.
+        rest_steps: updates of the optimizer before the strides first move.
+
+    Raises:
+        ValueError: there are no strides to pace.
+
+    Example:
+        >>> from diffstride_hybrid import DiffStride
+        >>> from diffstride_hybrid.training.optimizers import pace_strides
+        >>> layer = DiffStride(2.0)
+        >>> layer.build((None, 32, 32, 3))
+        >>> optimizer = keras.optimizers.SGD(0.1)
+        >>> pace_strides(optimizer, [layer.strides], relative_rate=5.0, rest_steps=0)
+        >>> optimizer.apply([keras.ops.ones(2)], [layer.strides])
+        >>> layer.strides.numpy().tolist()  # 2 - 5 * 0.1
+        [1.5, 1.5]
+    """
+    if relative_rate == 1.0 and rest_steps == 0:
+        return
+    if not strides:
+        raise ValueError(
+            "train.train.stride_learning_rate and train.train.stride_warmup_epochs have nothing to act on: the model "
+            "has no stride that is trained. Leave them out, or bind resnet.Resnet.pooling_cls = @pooling.DiffStride."
+        )
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    # TensorFlow's variable arrives in place of Keras's, on several replicas that of one of them. All have one key.
+    key, update = optimizer._var_key, optimizer.update_step
+    paced = {key(variable) for variable in strides}
+
+    def update_step(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
+        if key(variable) in paced:
+            moves = keras.ops.cast(optimizer.iterations >= rest_steps, learning_rate.dtype)
+            learning_rate = learning_rate * relative_rate * moves
+        update(gradient, variable, learning_rate)
+
+    # Keras calls this for each variable with the learning rate of the step. It has no other way to set one by variable.
+    optimizer.update_step = update_step

@@ -26,12 +26,13 @@ from diffstride_hybrid.training.checks import (
     check_loss,
     check_makers,
     check_optional_counts,
+    check_stride_pace,
     global_dtype_policy,
     resolved_policy,
 )
 from diffstride_hybrid.training.listeners import Listeners
 from diffstride_hybrid.training.loop import TrainingLoop
-from diffstride_hybrid.training.optimizers import keep_from_decay
+from diffstride_hybrid.training.optimizers import keep_from_decay, pace_strides
 from diffstride_hybrid.training.records import data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
 
@@ -52,6 +53,8 @@ def train(
     workdir: str = "runs/latest",
     seed: int = 1,
     callbacks: Sequence[keras.callbacks.Callback] = (),
+    stride_learning_rate: float = 1.0,
+    stride_warmup_epochs: int = 0,
     check_folder: Callable[[RunFolder], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a model under `tf.distribute.get_strategy()`, and writes and returns the results.
@@ -83,6 +86,8 @@ def train(
         seed: of initial weights, order of the data, augmentation and mixup.
         callbacks: more Keras callbacks, beside the ones that record the run. Their state is kept in the backups, and
             `EarlyStopping` and others may end the run early.
+        stride_learning_rate: of the strides, as a factor of the optimizer's learning rate.
+        stride_warmup_epochs: first epochs in which the strides rest and the other weights are trained.
         check_folder: called with the run's folder after data, model and optimizer are made, and before anything in the
             folder is read or changed. It raises an error if the run must not go on there.
 
@@ -101,6 +106,7 @@ def train(
         steps_per_epoch=steps_per_epoch, crop_refresh_steps=crop_refresh_steps, backup_every=backup_every
     )
     check_choices(on_not_finite, jit_compile)
+    check_stride_pace(stride_learning_rate, stride_warmup_epochs)
     check_makers(load_data_fn=load_data_fn, model_cls=model_cls, optimizer_cls=optimizer_cls, loss_cls=loss_cls)
     folder = RunFolder(workdir)
     if folder.is_finished():
@@ -121,7 +127,10 @@ def train(
             datasets = data_as_recorded(datasets, folder.read_json("run.json"), folder.path / "run.json", resumes=True)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         stack.enter_context(held_crops(loop.model))
-        rolls_back, steps_per_epoch = on_not_finite == "roll_back", steps_per_epoch or datasets.steps_per_epoch
+        strides = [layer.strides for layer in diffstride_layers(loop.model) if layer.trainable]
+        steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
+        pace_strides(loop.optimizer, strides, stride_learning_rate, stride_warmup_epochs * steps_per_epoch)
+        rolls_back = on_not_finite == "roll_back"
         schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back)
         loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
         if check_folder is not None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import diffstride_hybrid
 from diffstride_hybrid import command_line
-from experiments.benchmark.cases import Case
+from experiments.benchmark.cases import Case, is_map
 from experiments.benchmark.worker import Built, compiled, forward_and_backward, training_step, work
 
 DIFFSTRIDE_SIZES = {(32, 1.0): 32, (32, 2.0): 24, (24, 2.0): 20, (20, 2.0): 18}
@@ -32,7 +32,7 @@ def build(case: Case) -> Built:
     if case.part == "machine":
         matrix = tf.cast(tf.random.normal([case.height, case.height]), case.dtype)
         return Built(compiled(tf.matmul, matrix, matrix), case.height**3)
-    return _step(case) if case.part == "step" else _layer(case)
+    return {"step": _step, "engines": _engine}.get(case.part, _layer)(case)
 
 
 def _policy(case: Case) -> str:
@@ -56,6 +56,15 @@ def _layer(case: Case) -> Built:
     run = forward_and_backward(layer, case, [variable.value for variable in layer.trainable_variables])
     cost = diffstride_hybrid.macs(keras.Sequential([keras.Input(shape), layer]))
     return Built(run, None if case.variant == "fft" else cost.macs + cost.pooling_macs)
+
+
+def _engine(case: Case) -> Built:
+    spatial_axes = 2 if is_map(case.place) else 1
+    layer_class = diffstride_hybrid.DiffStride if is_map(case.place) else diffstride_hybrid.DiffStride1D
+    method, _, unknown = case.variant.partition(", ")
+    layer = layer_class(case.stride, method=method)
+    layer.build((None, *[None if unknown else case.height] * spatial_axes, case.channels))
+    return Built(forward_and_backward(layer, case, [layer.strides.value], spatial_axes, not unknown))
 
 
 def _step(case: Case) -> Built:

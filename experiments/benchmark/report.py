@@ -71,7 +71,22 @@ def tables(rows: Sequence[Row]) -> str:
             lines.append([place, variant, str(first["batch"]), counted, *times])
         table = markdown.table([part, "implementation", "batch", "MACs an image", *dtypes], lines)
         texts.append("\n".join([table, *_mean_lines(part, here, variants, dtypes)]))
-    return "\n\n".join(texts)
+    engines = [row for row in rows if row["part"] == "engines"]
+    return "\n\n".join([*texts, *([_engines_table(engines)] if engines else [])])
+
+
+def _engines_table(rows: Sequence[Row]) -> str:
+    """Makes the table of both engines at each size, and of the share of the better engine's time that 'auto' takes."""
+    lines = []
+    for place, found in itertools.groupby(rows, key=lambda row: row["place"]):
+        at_place = {row["variant"]: row for row in found}
+        engines = [at_place.get("matmul"), at_place["fft"]]
+        better = min(row["least"] for row in engines if row)
+        shares = [f"{row['least'] / better:.2f}" for name, row in at_place.items() if name.startswith("auto")]
+        times = [f"{row['least']:,.2f} ms" if row else "" for row in engines]
+        lines.append([place, str(at_place["fft"]["batch"]), *times, *shares])
+    head = ["engines", "batch", "matmul", "fft", "auto / better engine", "auto, size unknown / better engine"]
+    return markdown.table(head, lines)
 
 
 def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
@@ -93,13 +108,17 @@ def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
 def draw(rows: Sequence[Row]) -> Figure | None:
     """Draws the times of each place in a panel of its own, with the range of the repeats.
 
+    The many places of the part 'engines' are left out.
+
     Args:
         rows: as `driver.measure` returns them.
 
     Returns:
         A figure, or None if the rows have no place.
     """
-    places = list(dict.fromkeys((row["part"], row["place"]) for row in rows if row["part"] != "machine"))
+    places = list(
+        dict.fromkeys((row["part"], row["place"]) for row in rows if row["part"] not in ("machine", "engines"))
+    )
     if not places:
         return None
     columns = min(5, len(places))

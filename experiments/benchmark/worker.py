@@ -87,7 +87,7 @@ def compiled(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
     Returns:
         A function that runs it once and returns when the results are there.
     """
-    graph = tf.function(function)
+    graph = function if hasattr(function, "get_concrete_function") else tf.function(function)
 
     def run() -> None:
         graph(*inputs)
@@ -96,18 +96,27 @@ def compiled(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
     return run
 
 
-def forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Sequence[Any]) -> Callable[[], None]:
-    """Compiles a layer's forward and backward pass over random images.
+def forward_and_backward(
+    layer: Callable[[Any], Any],
+    case: Case,
+    variables: Sequence[Any],
+    spatial_axes: int = 2,
+    size_is_known: bool = True,
+) -> Callable[[], None]:
+    """Compiles a layer's forward and backward pass over random images or signals.
 
     Args:
         layer: a built layer of either Keras.
         case: the size and dtype of the images.
         variables: the trainable TensorFlow variables of the layer.
+        spatial_axes: 2 for images, 1 for signals.
+        size_is_known: whether the graph is compiled for this size alone, or for any.
 
     Returns:
         A function that runs both passes once.
     """
-    images = tf.cast(tf.random.normal([case.batch, case.height, case.height, case.channels], seed=1), case.dtype)
+    shape = [case.batch, *[case.height] * spatial_axes, case.channels]
+    images = tf.cast(tf.random.normal(shape, seed=1), case.dtype)
     upstream = tf.cast(tf.random.normal(tf.shape(layer(images)), seed=2), case.dtype)
 
     def run(images: Any, upstream: Any) -> Any:
@@ -119,7 +128,10 @@ def forward_and_backward(layer: Callable[[Any], Any], case: Case, variables: Seq
             upstream = tf.identity(upstream)
         return outputs, tape.gradient(outputs, [images, *variables], output_gradients=upstream)
 
-    return compiled(run, images, upstream)
+    if size_is_known:
+        return compiled(run, images, upstream)
+    any_size = tf.TensorSpec([None] * (spatial_axes + 1) + [case.channels], case.dtype)
+    return compiled(tf.function(run, input_signature=[any_size, any_size]), images, upstream)
 
 
 def training_step(model: Any, optimizer: Any, loss: Callable[[Any, Any], Any], case: Case) -> Callable[[], None]:

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         for row in experiment.transfer(datasets, FLAGS.epochs, seed):
             rows.append({**row, "versions": versions})
             write_whole(pathlib.Path(FLAGS.csv), rows_as_text(experiment.COLUMNS, rows))
-            print("seed {seed}  {model:<32}  {stage:<8}  {test_accuracy}".format(**row), flush=True)
+            print("seed {seed}  {model:<32}  {stage:<8}  {measure:<10}  {test_accuracy}".format(**row), flush=True)
     print(report.table(rows))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -15,18 +16,31 @@ from diffstride_hybrid.model_tools.macs import macs
 ORIGINAL = "max pooling"
 """The name of the network whose poolings stay."""
 
-SWAPS: dict[str, Callable[[keras.Model], keras.Model]] = {
-    "DiffStride": lambda model: replace_downsampling(model, DiffStride),
-    "DiffStride, smoothness_factor=2": lambda model: replace_downsampling(model, DiffStride, smoothness_factor=2.0),
-    "DiffStride, smoothness_factor=1": lambda model: replace_downsampling(model, DiffStride, smoothness_factor=1.0),
-    "SpectralPooling": lambda model: replace_downsampling(model, SpectralPooling),
+SWAPS: dict[str, Callable[..., keras.Model]] = {
+    "SpectralPooling": partial(replace_downsampling, pooling_cls=SpectralPooling),
+    "DiffStride, smoothness_factor=1": partial(replace_downsampling, pooling_cls=DiffStride, smoothness_factor=1.0),
+    "DiffStride": partial(replace_downsampling, pooling_cls=DiffStride),
 }
+"""What replaces the poolings. Each is called with the network, `keep_max` and `calibrate`."""
+
+MEASURES = {
+    "alone": (False, False),
+    "maximum": (True, False),
+    "statistics": (False, True),
+    "both": (True, True),
+}
+"""What is done beside the swap to keep the accuracy: whether `keep_max` is True, and whether `calibrate` has images."""
+
+CALIBRATION_IMAGES = 512
 
 LEARNING_RATE = 2e-3
 
-COLUMNS = ("seed", "model", "stage", "epochs", "test_accuracy", "macs", "pooling_macs", "sizes", "strides", "versions")
-"""The columns of the CSV file. A stage is 'before' (the end of the first training), 'swapped' (the start of the second
-training) or 'after' (its end)."""
+COLUMNS = (
+    *("seed", "model", "stage", "measure", "epochs", "test_accuracy"),
+    *("macs", "pooling_macs", "sizes", "strides", "versions"),
+)
+"""The columns of the CSV file. A stage is 'before' (the end of the first training), 'swapped' (straight after the swap)
+or 'after' (the end of the second training, which starts with both measures taken)."""
 
 
 def convolutional_network(image_shape: Sequence[int], num_classes: int, width: int = 16) -> keras.Model:
@@ -53,7 +67,9 @@ def convolutional_network(image_shape: Sequence[int], num_classes: int, width: i
 
 
 def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Trains a network, then trains it and its swaps for as many epochs more, all from the same weights and data.
+    """Trains a network, swaps its poolings with each measure, and trains on from the weights that it had.
+
+    The network itself and its swaps with both measures are trained for as many epochs more on the same data.
 
     Args:
         datasets: the images to train and to test on.
@@ -67,7 +83,7 @@ def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, A
     original = convolutional_network(datasets.image_shape, datasets.num_classes)
     steps = epochs * datasets.steps_per_epoch
 
-    def row(model: keras.Model, name: str, stage: str) -> dict[str, Any]:
+    def row(model: keras.Model, name: str, stage: str, measure: str = "") -> dict[str, Any]:
         accuracy = model.evaluate(datasets.evaluation("test"), verbose=0, return_dict=True)["accuracy"]
         cost = macs(model, datasets.image_shape)
         strides = strides_by_path(model).values()
@@ -75,6 +91,7 @@ def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, A
             "seed": seed,
             "model": name,
             "stage": stage,
+            "measure": measure,
             "epochs": 2 * epochs if stage == "after" else epochs,
             "test_accuracy": f"{accuracy:.5f}",
             "macs": cost.macs,
@@ -88,12 +105,17 @@ def transfer(datasets: Datasets, epochs: int, seed: int) -> Iterator[dict[str, A
     yield row(original, ORIGINAL, "before")
     kept = keras.models.clone_model(original)
     kept.set_weights(original.get_weights())
-    for name, model in {ORIGINAL: kept, **{name: swap(original) for name, swap in SWAPS.items()}}.items():
-        _compile(model, steps)
-        if name != ORIGINAL:
-            yield row(model, name, "swapped")
+    _compile(kept, steps)
+    _train(kept, datasets, steps, steps)
+    yield row(kept, ORIGINAL, "after")
+    images, _ = datasets.first_images("train", CALIBRATION_IMAGES)
+    for name, swap in SWAPS.items():
+        for measure, (keep_max, calibrates) in MEASURES.items():
+            model = swap(original, keep_max=keep_max, calibrate=images if calibrates else None)
+            _compile(model, steps)
+            yield row(model, name, "swapped", measure)
         _train(model, datasets, steps, steps)
-        yield row(model, name, "after")
+        yield row(model, name, "after", measure)
 
 
 def _compile(model: keras.Model, steps: int) -> None:

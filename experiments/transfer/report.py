@@ -9,11 +9,14 @@ from typing import Any
 from diffstride_hybrid.common import markdown
 from experiments import RESULTS
 from experiments.spread import spread
-from experiments.transfer.experiment import ORIGINAL
+from experiments.transfer.experiment import MEASURES, ORIGINAL
 
 CSV = RESULTS / "transfer.csv"
 
-HEAD = ("pooling", "after the swap", "after training on", "less max pooling, same seeds", "MACs an image")
+HEAD = (
+    *("pooling", "swapped alone", "maximum kept", "statistics anew", "both", "after training on"),
+    *("less max pooling, same seeds", "MACs an image"),
+)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -23,19 +26,24 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         rows: of the CSV file, with the columns that `experiment.COLUMNS` names. Every model has a row of every stage.
 
     Returns:
-        A Markdown table with a row for each model.
+        A Markdown table with a row for each model. That of the network that was not swapped has its accuracy before.
     """
 
-    def accuracies(name: str, stage: str) -> list[float]:
-        return [100 * float(row["test_accuracy"]) for row in rows if (row["model"], row["stage"]) == (name, stage)]
+    def of(name: str, stage: str, measure: str | None = None) -> list[Mapping[str, Any]]:
+        here = [row for row in rows if (row["model"], row["stage"]) == (name, stage)]
+        return [row for row in here if measure is None or row["measure"] == measure]
+
+    def accuracies(*place: str) -> list[float]:
+        return [100 * float(row["test_accuracy"]) for row in of(*place)]
 
     lines = []
     for name in dict.fromkeys(row["model"] for row in rows):
         after, baseline = accuracies(name, "after"), accuracies(ORIGINAL, "after")
-        cost = statistics.fmean(float(row["macs"]) for row in rows if (row["model"], row["stage"]) == (name, "after"))
-        start = accuracies(name, "before" if name == ORIGINAL else "swapped")
-        differences = [one - other for one, other in zip(after, baseline)]
-        compared = "" if name == ORIGINAL else spread(differences, signed=True)
-        percentages = [f"{spread(values)} %" for values in (start, after)]
-        lines.append([name, *percentages, compared, f"{cost / 1e6:.1f} M"])
+        cost = statistics.fmean(float(row["macs"]) for row in of(name, "after"))
+        if name == ORIGINAL:
+            start, compared = [f"{spread(accuracies(name, 'before'))} % before", "", "", ""], ""
+        else:
+            start = [f"{spread(accuracies(name, 'swapped', measure))} %" for measure in MEASURES]
+            compared = spread([one - other for one, other in zip(after, baseline)], signed=True)
+        lines.append([name, *start, f"{spread(after)} %", compared, f"{cost / 1e6:.1f} M"])
     return markdown.table(HEAD, lines)

@@ -131,8 +131,8 @@ WRONG_BINDINGS = {
     "an unknown activation": ({"resnet.Resnet.output_activation": "'sofmax'"}, ["activation", "sofmax"]),
     "logits for probabilities": ({"resnet.Resnet.output_activation": None}, ["output_activation", "from_logits"]),
     "maps too small to crop": (
-        {"resnet.Resnet.pooling_cls": "@pooling.FixedSpectralPooling", "data.load_datasets.image_size": 1},
-        ["FixedSpectralPooling", "2x2", "(None, 1, 1"],
+        {"resnet.Resnet.head_pooling_cls": "@pooling.SpectralPooling", "pooling.SpectralPooling.output_size": 9},
+        ["output_size", "must not exceed the feature map", "(9, 9)"],
     ),
     "an unknown data set": ({"data.load_datasets.name": "'cifar11'"}, ["'cifar11'", "did you mean", "'cifar10'"]),
     "a data set without images": ({"data.load_datasets.name": "'ag_news_subset'"}, ["'ag_news_subset'", "images"]),

@@ -164,7 +164,10 @@ BEFORE = json.loads((REFERENCE / "gin_names.json").read_text(encoding="utf-8"))
 """Every name and its parameters at commit 39a27c4, before the package had rooms, and the version of Keras then."""
 
 
-LATER = {"data.load_datasets": ("test_fraction",)}
+LATER = {
+    "data.load_datasets": ("test_fraction",),
+    "train.train": ("stride_learning_rate", "stride_warmup_epochs"),
+}
 """Parameters that came afterwards."""
 
 

@@ -40,3 +40,26 @@ def test_notes_are_dropped_and_all_else_is_passed_on(
     os.write(2, b"afterwards\n")
     passed = [*([gpu] if has_gpu else []), *errors, "afterwards"]
     assert capfd.readouterr().err.splitlines() == passed
+
+
+@pytest.mark.parametrize("by", ["variable", "file"])
+def test_another_backend_is_refused_in_one_line(by: str, tmp_path: Path):
+    environment = {"KERAS_HOME": str(tmp_path)}
+    if by == "variable":
+        environment["KERAS_BACKEND"] = "jax"
+    else:
+        (tmp_path / "keras.json").write_text('{"backend": "torch"}')
+        environment["KERAS_BACKEND"] = ""
+    ended = wait_for(start_command("train", "--gin_file=digits_hybrid", cwd=tmp_path, env=environment))
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: diffstride_hybrid needs Keras with TensorFlow, and ")
+    assert ("KERAS_BACKEND says 'jax'" if by == "variable" else "keras.json says 'torch'") in line
+    assert ended.code == 1
+
+
+def test_another_backend_is_refused_when_the_package_is_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KERAS_BACKEND", "torch")
+    with pytest.raises(ImportError, match=r"KERAS_BACKEND says 'torch'. Set the environment variable KERAS_BACKEND="):
+        startup.check_backend()
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    startup.check_backend()

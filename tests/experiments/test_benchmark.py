@@ -58,6 +58,18 @@ def test_without_a_release_its_columns_are_absent():
     assert benchmark_report.line(row(CASE, 20.0, None)).endswith("20.00 ms (19.00 to 22.00)")
 
 
+def test_the_table_of_engines_compares_auto_with_the_better_one():
+    def of(place: str, variant: str, milliseconds: float) -> dict[str, Any]:
+        return row(cases.Case("engines", place, variant, "float32", 2, 100, 4, 2.0), milliseconds, None)
+
+    rows = [of("map", "matmul", 3.0), of("map", "fft", 5.0), of("map", "auto", 3.5), of("map", "auto, size unknown", 4)]
+    rows += [of("signal", "fft", 5.0), of("signal", "auto", 6.0), of("signal", "auto, size unknown", 7.0)]
+    lines = benchmark_report.tables(rows).splitlines()
+    assert lines[2] == "| map | 2 | 2.00 ms | 4.00 ms | 1.25 | 1.50 |"
+    assert lines[3] == "| signal | 2 |  | 4.00 ms | 1.25 | 1.50 |"
+    assert benchmark_report.draw(rows) is None
+
+
 def test_rows_and_figure_are_written(tmp_path: Path):
     rows = [row(CASE, 20.0, 60.0), row(cases.Case(**{**vars(CASE), "part": "step", "place": "net"}), 40.0, None)]
     benchmark_report.write(tmp_path / "rows.csv", rows)
@@ -73,7 +85,7 @@ def test_the_figure_has_a_panel_for_each_place_and_no_other():
 
 
 def test_a_part_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"--parts must name some of layer, sizes, step, got layers\."):
+    with pytest.raises(ValueError, match=r"--parts must name some of layer, sizes, engines, step, got layers\."):
         cases.cases(["layers", "step"], batch=1)
 
 
@@ -98,6 +110,19 @@ def test_each_layer_can_be_built(case: cases.Case):
     built = ours.build(small)
     built.run()
     assert (built.macs is None) == (case.variant == "fft")
+
+
+@pytest.mark.parametrize("variant", cases.ENGINE_VARIANTS)
+@pytest.mark.parametrize("place", ["map of 8x8x4", "signal of 100x4"])
+def test_each_engine_can_be_built(place: str, variant: str):
+    (case,) = [case for case in cases.cases(["engines"], 1) if (case.place, case.variant) == (place, variant)]
+    ours.build(case).run()
+
+
+def test_no_signal_is_multiplied_by_a_matrix_that_does_not_fit():
+    signals = [case for case in cases.cases(["engines"], 1) if case.part == "engines" and not cases.is_map(case.place)]
+    assert max(case.height for case in signals) == 200_000
+    assert max(case.height for case in signals if case.variant == "matmul") == cases.LONGEST_PRODUCT
 
 
 @pytest.mark.parametrize("variant", cases.STEP_VARIANTS)

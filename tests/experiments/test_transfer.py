@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 from diffstride_hybrid import DiffStride, replace_downsampling
@@ -22,11 +23,16 @@ def test_the_table_compares_runs_of_the_same_seed():
     accuracies = {(ORIGINAL, 1): "0.80", (ORIGINAL, 2): "0.90", ("DiffStride", 1): "0.82", ("DiffStride", 2): "0.91"}
     rows: list[dict[str, Any]] = []
     for (model, seed), accuracy in accuracies.items():
-        early = {**ROW, "model": model, "seed": seed, "stage": "before" if model == ORIGINAL else "swapped"}
-        rows += [{**early, "test_accuracy": "0.5"}, {**ROW, "model": model, "seed": seed, "test_accuracy": accuracy}]
+        of_model = {**ROW, "model": model, "seed": seed}
+        early = {"before": ""} if model == ORIGINAL else dict.fromkeys(experiment.MEASURES, "swapped")
+        for at, (measure, stage) in enumerate(early.items()):
+            stage, measure = (measure, stage) if model == ORIGINAL else (stage, measure)
+            rows.append({**of_model, "stage": stage, "measure": measure, "test_accuracy": f"0.{5 + at}"})
+        rows.append({**of_model, "measure": "both", "test_accuracy": accuracy})
     assert transfer_report.table(rows).splitlines()[2:] == [
-        "| max pooling | 50.00 ± 0.00 % | 85.00 ± 7.07 % |  | 2.0 M |",
-        "| DiffStride | 50.00 ± 0.00 % | 86.50 ± 6.36 % | +1.50 ± 0.71 | 2.0 M |",
+        "| max pooling | 50.00 ± 0.00 % before |  |  |  | 85.00 ± 7.07 % |  | 2.0 M |",
+        "| DiffStride | 50.00 ± 0.00 % | 60.00 ± 0.00 % | 70.00 ± 0.00 % | 80.00 ± 0.00 % | 86.50 ± 6.36 % | "
+        "+1.50 ± 0.71 | 2.0 M |",
     ]
 
 
@@ -57,8 +63,8 @@ def test_the_command_writes_a_row_for_each_stage_and_prints_the_table(
 def test_every_swap_trains_on_from_the_weights_of_the_original(monkeypatch: pytest.MonkeyPatch):
     swapped: list[keras.Model] = []
 
-    def swap(model: keras.Model) -> keras.Model:
-        swapped.append(replace_downsampling(model, DiffStride))
+    def swap(model: keras.Model, keep_max: bool, calibrate: np.ndarray | None) -> keras.Model:
+        swapped.append(replace_downsampling(model, DiffStride, keep_max=keep_max, calibrate=calibrate))
         for new, old in zip(swapped[-1].layers[0].get_weights(), model.layers[0].get_weights(), strict=True):
             assert (new == old).all()
         return swapped[-1]
@@ -68,12 +74,12 @@ def test_every_swap_trains_on_from_the_weights_of_the_original(monkeypatch: pyte
     monkeypatch.setattr(experiment, "convolutional_network", lambda *shape: network(*shape, width=2))
     datasets = load_datasets("digits", batch_size=256, image_size=16)
     rows = list(experiment.transfer(datasets, epochs=1, seed=1))
-    assert [(row["model"], row["stage"], row["epochs"]) for row in rows] == [
-        (ORIGINAL, "before", 1),
-        (ORIGINAL, "after", 2),
-        ("swap", "swapped", 1),
-        ("swap", "after", 2),
+    assert [(row["model"], row["stage"], row["measure"], row["epochs"]) for row in rows] == [
+        (ORIGINAL, "before", "", 1),
+        (ORIGINAL, "after", "", 2),
+        *(("swap", "swapped", measure, 1) for measure in ("alone", "maximum", "statistics", "both")),
+        ("swap", "after", "both", 2),
     ]
-    assert rows[2]["sizes"] == "15x15; 15x15"
-    assert rows[2]["strides"] == "2.000,2.000; 2.000,2.000" != rows[3]["strides"]
-    assert len(swapped) == 1
+    assert rows[5]["sizes"] == "15x15; 15x15"
+    assert rows[5]["strides"] == "2.000,2.000; 2.000,2.000" != rows[6]["strides"]
+    assert len(swapped) == 4

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import keras
@@ -26,7 +27,7 @@ from support.layer_cases import (
 )
 
 import diffstride_hybrid
-from diffstride_hybrid import SpatialPooling, StrideConstraint
+from diffstride_hybrid import DiffStride, SpatialPooling, StrideConstraint
 
 NOT_POOLINGS = {"FusedBatchNormalization", "ResidualLayer", "Resnet", "ResnetBlock"}
 OF_SIGNALS = {"DiffStride1D", "SpectralPooling1D"}  # test_pooling_1d.py has these.
@@ -195,3 +196,31 @@ np.savez(folder / "results.npz", **results)
     assert set(results) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(results[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "compiled"),
+    [
+        (keras.optimizers.SGD(0.1, weight_decay=0.1), "eagerly"),
+        (keras.optimizers.AdamW(0.1), "graph"),
+        (keras.optimizers.Adam(0.1, weight_decay=0.1, gradient_accumulation_steps=2), "jit"),
+    ],
+    ids=["SGD", "AdamW", "Adam"],
+)
+def test_decay_of_strides_in_fit_is_told_with_the_cure(optimizer: keras.optimizers.Optimizer, compiled: str):
+    def fit(keep: bool) -> list[str]:
+        copy = type(optimizer).from_config(optimizer.get_config())
+        if keep:
+            copy.exclude_from_weight_decay(var_names=["strides"])
+        layers = [DiffStride(2.0), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((12, 12, 1)), *layers])
+        model.compile(copy, "mse", run_eagerly=compiled == "eagerly", jit_compile=compiled == "jit")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(np.zeros((8, 12, 12, 1)), np.zeros((8, 1)), batch_size=2, verbose=0)
+        return [str(warning.message) for warning in caught if "weight decay" in str(warning.message)]
+
+    (message,) = fit(keep=False)
+    assert message.startswith(f"The weight decay of {type(optimizer).__name__} shrinks the strides.")
+    assert "optimizer.exclude_from_weight_decay(var_names=['strides'])" in message
+    assert fit(keep=True) == []

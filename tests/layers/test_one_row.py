@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling, macs, replace_downsampling
+from diffstride_hybrid import (
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    SpectralPooling,
+    SpectralPooling1D,
+    macs,
+    replace_downsampling,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -113,6 +121,30 @@ def test_a_network_for_eeg_is_swapped(pooling_cls: type):
     assert swapped(RNG.normal(size=(2, 22, 256, 1))).shape == (2, 4)
 
 
-def test_other_poolings_say_what_they_need():
-    with pytest.raises(ValueError, match="SpectralPooling needs at least 2x2 samples to pool"):
-        SpectralPooling((1, 4))(np.zeros((1, 1, 20, 1), "float32"))
+@both_engines
+@pytest.mark.parametrize("cls", [SpectralPooling, FixedSpectralPooling])
+@pytest.mark.parametrize("axis", [1, 2])
+def test_fixed_poolings_let_one_row_or_column_pass_through(cls: type[SpectralPooling], axis: int, method: str):
+    """It is one of several equal ones at stride 1."""
+    one = RNG.normal(size=(2, 1, 21, 3) if axis == 1 else (2, 21, 1, 3)).astype("float32")
+    strides, along = ((2.0, 3.1), (1.0, 3.1)) if axis == 1 else ((3.1, 2.0), (3.1, 1.0))
+    pooled = cls(strides, method=method)(one)
+    several = cls(along, method=method)(np.repeat(one, 4, axis))
+    assert pooled.shape[axis] == 1
+    np.testing.assert_allclose(
+        pooled[:, 0] if axis == 1 else pooled[:, :, 0], tf.gather(several, 1, axis=axis), atol=1e-5
+    )
+    np.testing.assert_array_equal(cls(2.0).compute_output_shape(one.shape)[axis], 1)
+
+
+@pytest.mark.parametrize("cls", [SpectralPooling, FixedSpectralPooling])
+def test_fixed_poolings_of_one_row_whose_size_turns_up_late(cls: type[SpectralPooling]):
+    row = RNG.normal(size=(2, 1, 21, 3)).astype("float32")
+    layer = cls(2.0)
+    unknown = tf.function(layer, input_signature=[tf.TensorSpec([None, None, None, 3])])
+    np.testing.assert_allclose(unknown(row), layer(row), atol=1e-6)
+
+
+def test_one_row_of_spectral_pooling_is_resampled_as_a_signal():
+    row = RNG.normal(size=(2, 1, 40, 3)).astype("float32")
+    np.testing.assert_allclose(SpectralPooling((5, 4))(row)[:, 0], SpectralPooling1D(4)(row[:, 0]), atol=1e-5)

@@ -102,20 +102,20 @@ def test_unknown_options_are_named(cls: type[keras.layers.Layer], argument: str,
 
 
 @pytest.mark.parametrize("cls", [FixedSpectralPooling, SpectralPooling])
-@pytest.mark.parametrize("size", [(1, 5), (5, 1)])
-def test_a_map_of_one_row_or_column_is_too_small(cls: type[keras.layers.Layer], size: tuple[int, int]):
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
+def test_a_map_without_rows_or_columns_is_too_small(cls: type[keras.layers.Layer], size: tuple[int, int]):
     for data_format in ("channels_last", "channels_first"):
         shape = in_format((None, *size, 3), data_format)
-        with pytest.raises(ValueError, match=rf"{cls.__name__} .*at least 2x2 samples.*\(None, {shape[1]}, {shape[2]}"):
+        with pytest.raises(ValueError, match=rf"{cls.__name__} .*at least 1x1 samples.*\(None, {shape[1]}, {shape[2]}"):
             cls(data_format=data_format).build(shape)
 
 
 @pytest.mark.parametrize("cls", [FixedSpectralPooling, SpectralPooling])
-@pytest.mark.parametrize("size", [(1, 5), (5, 1)])
+@pytest.mark.parametrize("size", [(0, 5), (5, 0)])
 def test_a_map_that_turns_out_too_small_is_refused(cls: type[keras.layers.Layer], size: tuple[int, int]):
     layer = cls()
     layer.build((None, None, None, 3))
-    with pytest.raises(ValueError, match=f"{cls.__name__} .*at least 2x2 samples"):
+    with pytest.raises(ValueError, match=f"{cls.__name__} .*at least 1x1 samples"):
         layer(images((2, *size, 3)))
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.swapped_models import disturbed
+from support.swapped_models import branches, chain, disturbed, images, nested, padded
 
 from diffstride_hybrid import FixedSpectralPooling, SpectralPooling, macs, replace_downsampling
 from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
@@ -14,86 +14,18 @@ from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_lay
 layers = keras.layers
 
 
-def images(size: int = 32, batch: int = 2) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(batch, size, size, 3)).astype("float32")
-
-
-def chain(downsamples: bool = True) -> keras.Sequential:
-    stride = 2 if downsamples else 1
-    return keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            layers.Conv2D(6, 3, strides=stride, padding="same", name="stem"),
-            layers.BatchNormalization(),
-            layers.ReLU(),
-            layers.MaxPooling2D(2, name="max") if downsamples else layers.Identity(name="max"),
-            layers.SeparableConv2D(8, 3, strides=stride, padding="same", name="separable"),
-            layers.AveragePooling2D(2, name="average") if downsamples else layers.Identity(name="average"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(4, name="classifier"),
-        ],
-        name="chain",
-    )
-
-
-def branches(downsamples: bool = True) -> keras.Model:
-    """Branches that meet again: padded explicitly, by 'same', and pooled; two of them with a shared layer."""
-    stride = 2 if downsamples else 1
-    inputs = keras.Input((32, 32, 3))
-    x = layers.Conv2D(6, 3, padding="same", name="stem")(inputs)
-    padded = layers.ZeroPadding2D(1)(x) if downsamples else x
-    main = layers.DepthwiseConv2D(
-        3, strides=stride, padding="valid" if downsamples else "same", use_bias=False, name="depthwise"
-    )(padded)
-    shared = layers.Conv2D(6, 1, name="shared")
-    shortcut = layers.Conv2D(6, 1, strides=stride, name="shortcut")(x)
-    x = layers.Add(name="add")([shared(main), shared(shortcut)])
-    pooled = x
-    if downsamples:
-        pooled = keras.ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=float("-inf"))
-        pooled = layers.MaxPooling2D(3, strides=2, name="pooled")(pooled)
-    strided = layers.Conv2D(6, 3, strides=stride, padding="same", name="strided")(x)
-    x = layers.Concatenate()([pooled, strided])
-    x = layers.GlobalAveragePooling2D()(keras.ops.relu(x))
-    return keras.Model(inputs, layers.Dense(4)(x), name="branches")
-
-
-def nested(downsamples: bool = True) -> keras.Model:
-    inner = branches(downsamples)
-    backbone = keras.Model(inner.input, inner.get_layer("add").output, name="backbone")
-    inputs = keras.Input((32, 32, 3))
-    x = layers.Conv2D(3, 3, padding="same")(inputs)
-    x = layers.AveragePooling2D(2, name="average")(backbone(inputs=x)) if downsamples else backbone(x)
-    after = keras.Input(x.shape[1:])
-    x = keras.Model(after, layers.Conv2D(6, 3, padding="same")(after), name="of_fixed_size")(x)
-    head = keras.Sequential([layers.Dense(4)], name="head")
-    return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name="nested")
-
-
-def padded(downsamples: bool = True) -> keras.Sequential:
-    stride, padding = (2, "valid") if downsamples else (1, "same")
-    return keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            *([layers.ZeroPadding2D(1)] if downsamples else []),
-            layers.Conv2D(6, 3, strides=stride, padding=padding),
-            layers.ReLU(),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(4),
-        ],
-        name="padded",
-    )
-
-
 MODELS = {"Sequential": chain, "branches": branches, "nested": nested, "padded": padded}
 every_model = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 
 
 @every_model
-def test_where_nothing_is_cropped_a_model_equals_the_one_without_downsampling(make: Callable[..., keras.Model]):
+@pytest.mark.parametrize("options", [{}, {"keep_max": False}, {"keep_macs": True}], ids=["max", "no max", "macs"])
+def test_where_nothing_is_cropped_a_model_equals_the_one_without_downsampling(
+    options: dict[str, bool], make: Callable[..., keras.Model]
+):
     model = disturbed(make())
-    swapped = replace_downsampling(model, strides=1.0, smoothness_factor=64.0)
-    unstrided = make(downsamples=False)
+    swapped = replace_downsampling(model, strides=1.0, smoothness_factor=64.0, **options)
+    unstrided = make(downsamples=False, keep_max=options.get("keep_max", True))
     unstrided.set_weights(model.get_weights())
     assert np.abs(np.asarray(unstrided(images())) - np.asarray(model(images()))).max() > 1e-3
     np.testing.assert_allclose(swapped(images()), unstrided(images()), atol=1e-5)
@@ -134,6 +66,7 @@ def test_what_is_replaced_and_with_what():
         "stem_downsampling",
         "batch_normalization",
         "re_lu",
+        "max",
         "max_downsampling",
         "separable",
         "separable_downsampling",

@@ -25,6 +25,14 @@ from support.spectral_cases import (
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.spectral import matmul
+from diffstride_hybrid.spectral.engines import (
+    FIXED_MAPS,
+    LEARNED_MAPS,
+    LEARNED_SIGNALS,
+    RESAMPLED_MAPS,
+    RESAMPLED_SIGNALS,
+    resolve_method,
+)
 
 
 def assert_matches_reference(pool: Callable[..., tf.Tensor], x: np.ndarray, expected: np.ndarray) -> None:
@@ -119,9 +127,20 @@ def test_spectral_pooling_equals_scipy_resample(shrink: tuple[int, int], norm: s
     assert_matches_reference(partial(spectral.spectral_pooling, output_lengths=output_size, norm=norm), x, expected)
 
 
-def test_auto_takes_the_transforms_on_long_axes_only():
+def test_auto_takes_the_engine_that_resolve_method_names():
     x = tf.constant(images((12, 12)))
     assert_close(diffstride(x), diffstride(x, method="fft").numpy(), 1e-10)
-    assert [spectral.resolve_method("auto", 2, n) for n in (2, 224, 512, 513)] == ["matmul"] * 3 + ["fft"]
-    assert [spectral.resolve_method(method, 640, 2) for method in ("auto", *ENGINES)] == ["fft", *ENGINES]
-    assert spectral.resolve_method("auto", tf.constant(640), tf.constant(640)) == "matmul"
+    for crossover in (LEARNED_MAPS, FIXED_MAPS, RESAMPLED_MAPS):
+        assert [resolve_method("auto", crossover, n, n, 64) for n in (2, 32, 4096)] == ["matmul", "matmul", "fft"]
+        assert [resolve_method(method, crossover, 640, 2, 1) for method in ENGINES] == [*ENGINES]
+    for crossover in (LEARNED_SIGNALS, RESAMPLED_SIGNALS):
+        assert [resolve_method("auto", crossover, 1, n, 64) for n in (2, 64, 16_000)] == ["matmul", "matmul", "fft"]
+
+
+def test_the_engine_may_wait_for_what_is_not_known():
+    """The matrices of 256x256 maps are worth their cost for many maps."""
+    assert [resolve_method("auto", LEARNED_MAPS, 256, 256, 16, batch) for batch in (1, 64)] == ["fft", "matmul"]
+    assert resolve_method("auto", LEARNED_MAPS, 256, 256, 16) is None
+    assert resolve_method("auto", LEARNED_MAPS, None, 32, 64) is None
+    assert resolve_method("auto", LEARNED_MAPS, 32, 32, None, 4) is None
+    assert [resolve_method(method, LEARNED_MAPS, None, None, None) for method in ENGINES] == [*ENGINES]

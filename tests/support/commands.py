@@ -3,9 +3,10 @@
 import contextlib
 import importlib
 import io
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +38,13 @@ def options_of(bindings: dict[str, Any]) -> list[str]:
     return [f"--gin_bindings={name} = {value}" for name, value in {**TINY, **bindings}.items()]
 
 
-def start_command(module: str, *arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """Starts a command as a user does."""
+def start_command(
+    module: str, *arguments: str, cwd: Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Starts a command as a user does, with `env` beside the variables of this process."""
     command = [sys.executable, "-m", f"diffstride_hybrid.{module}", *arguments]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, **pipes)
 
 
 def wait_for(process: subprocess.Popen[str]) -> Result:

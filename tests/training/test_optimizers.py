@@ -1,15 +1,18 @@
 """Settings of Keras's optimizers that reach every weight: strides are no usual weights."""
 
+import csv
 from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
-from support.tiny_runs import load, train, train_a_step
+import tensorflow as tf
+from support.replicas import two_cpus
+from support.tiny_runs import load, small, train, train_a_step
 
 from diffstride_hybrid.model_tools.inspection import diffstride_layers, strides_by_path
-from diffstride_hybrid.training.optimizers import keep_from_decay
+from diffstride_hybrid.training.optimizers import keep_from_decay, pace_strides
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
 
@@ -57,3 +60,109 @@ def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy:
     assert strides
     summary_strides = [pooling["strides"] for pooling in runs[0.999][1]["poolings"] if pooling["strides"]]
     np.testing.assert_array_equal(strides, summary_strides)
+
+
+# --- The pace of the strides -----------------------------------------------------------------------------------------
+
+EVERY_KIND = [
+    partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+    keras.optimizers.Adam,
+    partial(keras.optimizers.AdamW, weight_decay=0.1),
+    partial(keras.optimizers.RMSprop, momentum=0.9),
+    keras.optimizers.Adagrad,
+    keras.optimizers.Lion,
+    keras.optimizers.Nadam,
+    keras.optimizers.Adamax,
+    keras.optimizers.Lamb,
+]
+
+
+def moved(optimizer: keras.optimizers.Optimizer, rates: float = 1.0, rest_steps: int = 0) -> np.ndarray:
+    """The values of a stride and of a weight after five steps with equal gradients."""
+    stride, weight = keras.Variable([2.0, 3.0], name="strides"), keras.Variable([2.0, 3.0], name="kernel")
+    keep_from_decay(optimizer, [stride, weight])
+    optimizer.build([stride, weight])
+    pace_strides(optimizer, [stride], rates, rest_steps)
+    for step in range(5):
+        gradient = keras.ops.array([0.3 + step, -0.2])
+        optimizer.apply([gradient, gradient], [stride, weight])
+    return np.array([stride.numpy(), weight.numpy()])
+
+
+@pytest.mark.parametrize("optimizer_cls", EVERY_KIND)
+def test_a_relative_rate_is_that_of_an_optimizer_for_the_strides_alone(optimizer_cls: partial):
+    paced = moved(optimizer_cls(0.01), rates=3.0)
+    np.testing.assert_allclose(paced[0], moved(optimizer_cls(0.03))[0], rtol=1e-6)
+    np.testing.assert_array_equal(paced[1], moved(optimizer_cls(0.01))[1])
+
+
+@pytest.mark.parametrize("optimizer_cls", EVERY_KIND)
+def test_strides_rest_before_they_move(optimizer_cls: partial):
+    other = moved(optimizer_cls(0.01))
+    np.testing.assert_array_equal(moved(optimizer_cls(0.01), rest_steps=5)[0], [2.0, 3.0])
+    assert np.all(moved(optimizer_cls(0.01), rest_steps=4)[0] != [2.0, 3.0])
+    np.testing.assert_array_equal(moved(optimizer_cls(0.01), rest_steps=4)[1], other[1])
+
+
+def test_the_rate_is_one_factor_more_beside_a_schedule_and_accumulation():
+    def with_rate(rate: float) -> keras.optimizers.Optimizer:
+        schedule = keras.optimizers.schedules.CosineDecay(rate, 4)
+        return keras.optimizers.SGD(schedule, gradient_accumulation_steps=2)
+
+    np.testing.assert_allclose(moved(with_rate(0.01), rates=2.0)[0], moved(with_rate(0.02))[0], rtol=1e-6)
+    # Five gradients, two to an update: two updates. In the second the strides move, and in the first they rest.
+    assert np.all(moved(with_rate(0.01), rest_steps=1)[0] != [2.0, 3.0])
+    np.testing.assert_array_equal(moved(with_rate(0.01), rest_steps=2)[0], [2.0, 3.0])
+
+
+def test_strides_keep_their_pace_on_every_replica():
+    strategy = two_cpus()
+    with strategy.scope():
+        stride, weight = keras.Variable([2.0, 3.0], name="strides"), keras.Variable([2.0, 3.0], name="kernel")
+        optimizer = keras.optimizers.SGD(0.1)
+        optimizer.build([stride, weight])
+        pace_strides(optimizer, [stride], relative_rate=3.0, rest_steps=1)
+
+        @tf.function(autograph=False)
+        def step() -> None:
+            def of_replica() -> None:
+                gradient = 0.5 * tf.constant([1.0, -1.0])  # Two replicas add them up.
+                optimizer.apply_gradients([(gradient, stride), (gradient, weight)])
+
+            strategy.run(of_replica)
+
+        for _ in range(3):
+            step()
+    for component in stride.value.values:
+        np.testing.assert_allclose(component.numpy(), [2.0 - 2 * 0.3, 3.0 + 2 * 0.3], rtol=1e-6)
+    for component in weight.value.values:
+        np.testing.assert_allclose(component.numpy(), [2.0 - 3 * 0.1, 3.0 + 3 * 0.1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_a_run_lets_its_strides_rest_for_its_first_epochs(tmp_path: Path, policy: str):
+    train(tmp_path, num_epochs=2, stride_warmup_epochs=1, stride_learning_rate=10.0, dtype_policy=policy)
+    with open(tmp_path / "strides.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name not in ("epoch", "step")]
+    at_end = {int(row["epoch"]): [row[name] for name in names] for row in rows}
+    assert at_end[0] == at_end[1]
+    assert at_end[1] != at_end[2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"stride_learning_rate": 0.0}, "above 0"),
+        ({"stride_learning_rate": -1.0}, "at least 0"),
+        ({"stride_warmup_epochs": 0.5}, "whole number"),
+    ],
+)
+def test_a_pace_out_of_range_is_refused(tmp_path: Path, wrong: dict[str, float], message: str):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be .*{message}"):
+        train(tmp_path, **wrong)
+
+
+def test_a_pace_without_strides_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"stride_learning_rate .* have nothing to act on"):
+        train(tmp_path, model_cls=partial(small, pooling_cls=None), stride_learning_rate=2.0)

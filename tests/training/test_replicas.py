@@ -10,11 +10,12 @@ import pytest
 import tensorflow as tf
 from support.replicas import started_loop, two_cpus
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, spectral
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.loading import load_datasets
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.models.residual import batch_norm
+from diffstride_hybrid.spectral.engines import LEARNED_MAPS, resolve_method
 from diffstride_hybrid.training.run import evaluate, train
 
 pytestmark = pytest.mark.long
@@ -169,6 +170,6 @@ def test_what_a_tpu_asks_for_is_chosen_by_itself(monkeypatch: pytest.MonkeyPatch
         assert all(crops)
         loop.train_steps(2)
         assert [layer.crops for layer in diffstride_layers(loop.model)] == crops
-    assert spectral.resolve_method("auto", 2048, 2048) == "fft"
+    assert resolve_method("auto", LEARNED_MAPS, 2048, 2048, 64) == "fft"
     with strategy.scope():
-        assert spectral.resolve_method("auto", 2048, 2048) == "matmul"
+        assert resolve_method("auto", LEARNED_MAPS, 2048, 2048, 64) == "matmul"

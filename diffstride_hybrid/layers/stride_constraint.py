@@ -1,0 +1,73 @@
+"""`StrideConstraint`: keeps learned strides between limits, and notices an optimizer that shrinks them."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from diffstride_hybrid.common.arguments import Strides
+from diffstride_hybrid.common.registration import register
+
+_FRAMES = 4
+"""Among how many callers the optimizer is sought that applies a constraint. It is the nearest one in Keras 3.15."""
+
+
+@register
+class StrideConstraint(keras.constraints.Constraint):
+    """Keeps strides between two limits, as the constraint of a weight. `DiffStride` sets it on its own weight.
+
+    Calling it with a floating-point tensor returns the tensor clipped to the limits, in its own shape and dtype. If an
+    optimizer calls it that decays this weight too, it warns once: decay towards 0 shrinks a stride, whose neutral value
+    is 1.
+
+    Args:
+        lower_limit: least stride, one number for both axes or one for each. 1 if None.
+        upper_limit: greatest stride, one number for both axes or one for each. Unlimited if None.
+
+    Example:
+        >>> StrideConstraint(lower_limit=[1.5, 2.0], upper_limit=4.0)(np.array([0.0, 9.0])).numpy().tolist()
+        [1.5, 4.0]
+    """
+
+    def __init__(self, lower_limit: Strides | None = None, upper_limit: Strides | None = None):
+        self.lower_limit = lower_limit
+        self.upper_limit = upper_limit
+        self._looked_for_decay = False
+
+    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
+        if not self._looked_for_decay:
+            self._warn_of_decay()
+        strides = tf.convert_to_tensor(strides)
+        strides = tf.maximum(strides, tf.cast(1.0 if self.lower_limit is None else self.lower_limit, strides.dtype))
+        if self.upper_limit is None:
+            return strides
+        return tf.minimum(strides, tf.cast(self.upper_limit, strides.dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        return {"lower_limit": self.lower_limit, "upper_limit": self.upper_limit}
+
+    def _warn_of_decay(self) -> None:
+        """Warns if the optimizer that applies this constraint decays its weight.
+
+        Neither a layer nor a weight is told which optimizer trains it, so the optimizer is looked up among the callers.
+        """
+        frame = sys._getframe(2)
+        for _ in range(_FRAMES):
+            optimizer = frame.f_locals.get("self")
+            if isinstance(optimizer, keras.optimizers.Optimizer):
+                self._looked_for_decay = True
+                constrained = [weight for weight in optimizer._trainable_variables if weight.constraint is self]
+                if optimizer.weight_decay and any(map(optimizer._use_weight_decay, constrained)):
+                    warnings.warn(
+                        f"The weight decay of {type(optimizer).__name__} shrinks the strides. Keep it from them before "
+                        "training: optimizer.exclude_from_weight_decay(var_names=['strides']).",
+                        stacklevel=3,
+                    )
+                return
+            if frame.f_back is None:
+                return
+            frame = frame.f_back
