@@ -14,6 +14,7 @@ from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
 from diffstride_hybrid.layers.spectral_pooling import FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.layers.spectral_resizing import SpectralResizing, SpectralResizing1D
 from diffstride_hybrid.layers.stride_constraint import StrideConstraint
 from diffstride_hybrid.model_tools import crop_refresh as callbacks
 from diffstride_hybrid.model_tools.calibration import recalibrate_normalization
@@ -36,6 +37,8 @@ __all__ = [
     "SpatialPooling",
     "SpectralPooling",
     "SpectralPooling1D",
+    "SpectralResizing",
+    "SpectralResizing1D",
     "StrideConstraint",
     "macs",
     "recalibrate_normalization",

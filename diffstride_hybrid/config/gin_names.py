@@ -18,6 +18,7 @@ from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
 from diffstride_hybrid.layers.spectral_pooling import FixedSpectralPooling, SpectralPooling
+from diffstride_hybrid.layers.spectral_resizing import SpectralResizing, SpectralResizing1D
 from diffstride_hybrid.models.residual import batch_norm
 from diffstride_hybrid.models.resnet import Resnet, resnet18, resnet34, resnet56
 from diffstride_hybrid.training import run
@@ -66,7 +67,10 @@ configured_load_datasets = _register("data", loading.load_datasets)
 
 _register("data", augment)
 
-for _layer in (DiffStride, FixedSpectralPooling, SpectralPooling, SpatialPooling, DiffStride1D, SpectralPooling1D):
+for _layer in (
+    *(DiffStride, FixedSpectralPooling, SpectralPooling, SpatialPooling, SpectralResizing),
+    *(DiffStride1D, SpectralPooling1D, SpectralResizing1D),
+):
     _register("pooling", _layer, also=("dtype",))
 
 _register("resnet", Resnet)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -117,10 +117,16 @@ class FourierPooling(keras.layers.Layer):
             ValueError: the height, the width or the number of samples is unknown.
         """
         size = self._spatial_shape(inputs.shape)
-        if None in size:
+        return self._by_constants(inputs, None if None in size else lambda: self._windows(*size))
+
+    def _by_constants(
+        self, inputs: tf.Tensor, windows: Callable[[], tuple[spectral.Window | None, spectral.Window]] | None
+    ) -> tf.Tensor:
+        """The products with the matrices of windows, which are made eagerly. None if a size is not known."""
+        if windows is None:
             raise ValueError(f"{self.path} can only be exported for inputs of a known size, got {tuple(inputs.shape)}.")
         with tf.init_scope():
-            matrices = spectral.pooling_matrices(*self._windows(*size), self.norm)
+            matrices = spectral.pooling_matrices(*windows(), self.norm)
             constants = [None if matrix is None else matrix.numpy() for matrix in matrices]
         return spectral.apply_matrices(inputs, *constants, self.data_format)
 

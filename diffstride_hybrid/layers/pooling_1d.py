@@ -18,7 +18,7 @@ from diffstride_hybrid.layers.spectral_pooling import SpectralPooling
 from diffstride_hybrid.layers.static_crop import Crop
 
 
-class _OneAxis(FourierPooling):
+class OneAxis(FourierPooling):
     """Turns a pooling of maps into a pooling of signals: the time axis takes the place of the columns."""
 
     _pooled_axes = ("time",)
@@ -38,7 +38,7 @@ class _OneAxis(FourierPooling):
 
 
 @register
-class DiffStride1D(_OneAxis, DiffStride):
+class DiffStride1D(OneAxis, DiffStride):
     """Pooling of signals whose stride is learned, by a soft crop of the spectrum.
 
     The spectrum of each channel is multiplied by a window that is 1 at low frequencies and falls to 0 over
@@ -161,7 +161,7 @@ class DiffStride1D(_OneAxis, DiffStride):
 
 
 @register
-class SpectralPooling1D(_OneAxis, SpectralPooling):
+class SpectralPooling1D(OneAxis, SpectralPooling):
     """Pooling of signals by a fixed crop of the spectrum.
 
     The result equals `scipy.signal.resample` to fewer samples, times a constant that `norm` sets (1 for 'forward'). The

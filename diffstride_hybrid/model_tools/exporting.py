@@ -237,7 +237,7 @@ def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequ
 
 
 def _constant_call(pooling: FourierPooling) -> Callable[..., tf.Tensor]:
-    return lambda inputs, training=None: pooling.constant_call(inputs)
+    return lambda inputs, training=None, **others: pooling.constant_call(inputs, **others)
 
 
 def _to_litert(saved_model: pathlib.Path, quantization: str, calibration: np.ndarray | None) -> pathlib.Path:

@@ -12,6 +12,8 @@ from diffstride_hybrid.spectral.functional import (
     fixed_spectral_pooling,
     spectral_pooling,
     spectral_pooling_1d,
+    spectral_resizing,
+    spectral_resizing_1d,
 )
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
 from diffstride_hybrid.spectral.matmul import matmul_macs
@@ -22,6 +24,7 @@ from diffstride_hybrid.spectral.options import (
     METHODS,
     NORMS,
     DataFormat,
+    Length,
     Limits,
     Mask,
     Method,
@@ -51,6 +54,7 @@ __all__ = [
     "METHODS",
     "NORMS",
     "DataFormat",
+    "Length",
     "Limits",
     "Mask",
     "Method",
@@ -80,5 +84,7 @@ __all__ = [
     "spectral_output_lengths",
     "spectral_pooling",
     "spectral_pooling_1d",
+    "spectral_resizing",
+    "spectral_resizing_1d",
     "unequal_frequencies",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from diffstride_hybrid.spectral.layout import (
@@ -59,6 +61,33 @@ def pool_signal_by_fft(inputs: tf.Tensor, window: Window, norm: Norm, data_forma
     outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
     outputs *= scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
     return from_channels_first(outputs, inputs, (window.output_length,), data_format)
+
+
+def resize_by_fft(inputs: tf.Tensor, windows: Sequence[Window], norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Resizes maps or signals, one axis after the other, by `rfft`, a weighted crop or padding, and `irfft`.
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]` or `[batch, time, channels]`, or with the channels
+            before the other axes.
+        windows: one-sided, over rows and columns, or over time.
+        norm: as in `numpy.fft`.
+        data_format: which axis holds the channels.
+
+    Returns:
+        The resized maps or signals, in the dtype of `inputs`. Half precision is computed in float32.
+    """
+    outputs = tf.cast(to_channels_first(inputs, data_format), windows[0].weights.dtype)
+    for window in reversed(windows):
+        spectrum = tf.signal.rfft(outputs)
+        spectrum = _selected_bins(spectrum, outputs.shape.rank - 1, (0, length_of(window.bins, 0)))
+        outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
+        outputs *= scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
+        if len(windows) == 2:
+            outputs = tf.linalg.matrix_transpose(
+                outputs
+            )  # Rows take the place of columns; twice, and all is as before.
+    lengths = [window.output_length for window in windows]
+    return from_channels_first(outputs, inputs, lengths, data_format)
 
 
 def spectral_pooling_fft(

@@ -22,7 +22,7 @@ from diffstride_hybrid.spectral.engines import (
     Crossover,
     by_faster_engine,
 )
-from diffstride_hybrid.spectral.fft import pool_by_fft, pool_signal_by_fft, spectral_pooling_fft
+from diffstride_hybrid.spectral.fft import pool_by_fft, pool_signal_by_fft, resize_by_fft, spectral_pooling_fft
 from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths, working_dtype
 from diffstride_hybrid.spectral.matmul import pool_by_matmul, pool_signal_by_matmul
 from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm
@@ -228,6 +228,77 @@ def spectral_pooling_1d(
     length = signal_length(inputs, data_format)
     window = resampling_window(length, output_length, working_dtype(inputs))
     return _apply_window(inputs, window, norm, data_format, method, RESAMPLED_SIGNALS)
+
+
+@share_graph_if_undecided(RESAMPLED_MAPS)
+def spectral_resizing(
+    inputs: tf.Tensor,
+    output_lengths: tuple[Length, Length],
+    *,
+    norm: Norm = "forward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> tf.Tensor:
+    """Resizes maps by cropping their spectrum or padding it with zeros: `scipy.signal.resample` along each axis.
+
+    Args:
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        output_lengths: height and width of the result, each smaller or larger than that of `inputs`.
+        norm: as in `numpy.fft`. 'forward' keeps the values of a smooth map.
+        data_format: which axis holds the channels.
+        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+
+    Returns:
+        The resized maps, in the dtype of `inputs`.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.spectral_resizing(tf.ones([1, 16, 16, 3]), (7, 40)).shape
+        TensorShape([1, 7, 40, 3])
+    """
+    lengths = spatial_lengths(inputs, data_format)
+    dtype = working_dtype(inputs)
+    windows = [resampling_window(*before_and_after, dtype) for before_and_after in zip(lengths, output_lengths)]
+    return by_faster_engine(
+        inputs,
+        method,
+        RESAMPLED_MAPS,
+        data_format,
+        lambda: resize_by_fft(inputs, windows, norm, data_format),
+        lambda: pool_by_matmul(inputs, *windows, norm, data_format),
+    )
+
+
+@share_graph_if_undecided(RESAMPLED_SIGNALS)
+def spectral_resizing_1d(
+    inputs: tf.Tensor,
+    output_length: Length,
+    *,
+    norm: Norm = "forward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> tf.Tensor:
+    """Resizes signals by cropping their spectrum or padding it with zeros: `scipy.signal.resample`.
+
+    Args:
+        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
+        output_length: samples of the result, fewer or more than those of `inputs`.
+        norm: as in `numpy.fft`. 'forward' keeps the values of a smooth signal.
+        data_format: which axis holds the channels.
+        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+
+    Returns:
+        The resized signals, in the dtype of `inputs`.
+    """
+    window = resampling_window(signal_length(inputs, data_format), output_length, working_dtype(inputs))
+    return by_faster_engine(
+        inputs,
+        method,
+        RESAMPLED_SIGNALS,
+        data_format,
+        lambda: resize_by_fft(inputs, [window], norm, data_format),
+        lambda: pool_signal_by_matmul(inputs, window, norm, data_format),
+    )
 
 
 def _apply_windows(

@@ -312,15 +312,16 @@ def fixed_windows(
 
 
 def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:
-    """The hard window of `spectral_pooling` (Rippel et al., NeurIPS 2015, arXiv 1506.03767), along one axis.
+    """The hard window that makes the result equal to `scipy.signal.resample`, times the factor of the norm.
 
-    It keeps the frequencies `0 … m / 2` of the `m` samples of the output, each with weight 1. If `m` is even and below
-    the input's length, the bins `m / 2` and `-m / 2` fold into the output's Nyquist bin, which therefore weighs 2.
-    That makes the result equal to `scipy.signal.resample`, times the factor of the norm.
+    It keeps the frequencies `0 … k / 2` of an axis, each with weight 1; `k` is the smaller of both lengths. An even
+    `k` has a Nyquist frequency. To fewer samples the bins `k / 2` and `-k / 2` fold into one, which therefore weighs
+    2 (Rippel et al., NeurIPS 2015, arXiv 1506.03767). To more samples the one bin is shared out over two, which
+    therefore weigh 1/2.
 
     Args:
         length: samples along the axis.
-        output_length: `m`, samples after pooling, at most `length`.
+        output_length: samples afterwards, fewer or more.
         dtype: float32 or float64, of the weights.
 
     Returns:
@@ -328,9 +329,13 @@ def resampling_window(length: Length, output_length: Length, dtype: tf.DType = t
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.resampling_window(8, 4).weights.numpy().tolist()
-        [1.0, 1.0, 2.0]
+        >>> [spectral.resampling_window(*lengths).weights.numpy().tolist() for lengths in ((8, 4), (4, 8))]
+        [[1.0, 1.0, 2.0], [1.0, 1.0, 0.5]]
     """
-    bins = tf.range(output_length // 2 + 1)
-    folded = (2 * bins == output_length) & (output_length < length)
-    return Window(length, output_length, bins, tf.where(folded, tf.cast(2, dtype), 1), None, None, learned=False)
+    at_most = min if isinstance(length, int) and isinstance(output_length, int) else tf.minimum
+    shorter = at_most(length, output_length)
+    bins = tf.range(shorter // 2 + 1)
+    is_nyquist = 2 * bins == shorter
+    folded, shared = (is_nyquist & changes for changes in (output_length < length, length < output_length))
+    weights = tf.where(folded, tf.cast(2.0, dtype), tf.where(shared, tf.cast(0.5, dtype), 1))
+    return Window(length, output_length, bins, weights, None, None, learned=False)

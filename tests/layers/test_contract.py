@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,6 +16,8 @@ import tensorflow as tf
 from support.layer_cases import (
     CASES,
     EVERY_ARGUMENT,
+    INSTEAD,
+    NEEDED,
     SHAPE,
     Case,
     every_case,
@@ -27,10 +30,10 @@ from support.layer_cases import (
 )
 
 import diffstride_hybrid
-from diffstride_hybrid import DiffStride, SpatialPooling, StrideConstraint
+from diffstride_hybrid import DiffStride, SpatialPooling, SpectralResizing, StrideConstraint
 
 NOT_POOLINGS = {"FusedBatchNormalization", "ResidualLayer", "Resnet", "ResnetBlock"}
-OF_SIGNALS = {"DiffStride1D", "SpectralPooling1D"}  # test_pooling_1d.py has these.
+OF_SIGNALS = {"DiffStride1D", "SpectralPooling1D", "SpectralResizing1D"}  # test_pooling_1d.py has these.
 
 every_data_format = pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 
@@ -122,15 +125,24 @@ def test_layouts_agree(case: Case):
 def test_data_format_follows_keras(cls: type[keras.layers.Layer]):
     keras.config.set_image_data_format("channels_first")
     assert cls().data_format == "channels_first"
-    assert cls()(images((1, 3, 12, 14))).shape[1] == 3
+    assert cls(**NEEDED.get(cls, {}))(images((1, 3, 12, 14))).shape[1] == 3
 
 
 # --- Configuration and saving ----------------------------------------------------------------------------------------
 @every_class
 def test_config_round_trips_every_argument(cls: type[keras.layers.Layer]):
-    arguments = EVERY_ARGUMENT[cls]
     signature = inspect.signature(cls).parameters
-    assert set(signature) - {"kwargs"} == set(arguments)
+    others = INSTEAD.get(cls, {})
+    named = {*EVERY_ARGUMENT[cls], *(name for arguments in others.values() for name in arguments)}
+    assert set(signature) - {"kwargs"} == named
+    assert_round_trips(cls, EVERY_ARGUMENT[cls])
+    for excluded, arguments in others.items():
+        remaining = {name: value for name, value in EVERY_ARGUMENT[cls].items() if name != excluded}
+        assert_round_trips(cls, remaining | arguments)
+
+
+def assert_round_trips(cls: type[keras.layers.Layer], arguments: dict[str, Any]):
+    signature = inspect.signature(cls).parameters
     layer = cls(**arguments, dtype="mixed_bfloat16", name="anything")
     config = layer.get_config()
     for name, value in arguments.items():
@@ -146,7 +158,8 @@ def test_config_round_trips_every_argument(cls: type[keras.layers.Layer]):
 
 @every_class
 def test_one_number_serves_both_axes(cls: type[keras.layers.Layer]):
-    assert cls(strides=3).get_config()["strides"] == (3, 3)
+    argument = "scale" if cls is SpectralResizing else "strides"
+    assert cls(**{argument: 3}).get_config()[argument] == (3, 3)
 
 
 def test_stride_constraint_round_trips_its_limits():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.property_cases import (
+    NEEDED,
     SLOW,
     SPOILT,
     Case,
@@ -155,7 +156,7 @@ def test_a_constant_stays_constant_to_rounding(policy: str, case: Case):
 @pytest.mark.parametrize("size", [pytest.param((12, 13), marks=SLOW), (64, 64)], ids=str)
 @every_fourier_layer
 def test_a_result_that_float16_holds_does_not_overflow_on_the_way(cls: type[Layer], size: tuple[int, int], norm: str):
-    case = Case(cls, {"norm": norm}, size[: axes_of(cls)])
+    case = Case(cls, {"norm": norm, **NEEDED.get(cls, {})}, size[: axes_of(cls)])
     for layer in layers(case, dtype="mixed_float16"):
         small = call(layer, np.ones(case.shape), layer.data_format)
         value = np.floor(6e4 / small.max())

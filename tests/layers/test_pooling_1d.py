@@ -9,7 +9,7 @@ import scipy.signal
 import tensorflow as tf
 
 import diffstride_hybrid
-from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling1D, macs
+from diffstride_hybrid import DiffStride, DiffStride1D, SpectralPooling1D, SpectralResizing1D, macs
 from diffstride_hybrid.model_tools.crop_refresh import refresh_crops
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.runs.logs import stride_row
@@ -23,6 +23,8 @@ LAYERS: dict[str, Any] = {
     "DiffStride1D static": partial(DiffStride1D, 2.0, static_crop=True),
     "SpectralPooling1D": SpectralPooling1D,
     "SpectralPooling1D sized": partial(SpectralPooling1D, output_size=8, norm="ortho"),
+    "SpectralResizing1D": partial(SpectralResizing1D, scale=0.5),
+    "SpectralResizing1D longer": partial(SpectralResizing1D, output_size=70, norm="ortho"),
     "SpectralPooling1D odd": partial(SpectralPooling1D, 1.6, norm="forward"),
 }
 every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS.keys())

@@ -20,6 +20,7 @@ from support.property_cases import (
     DATA_FORMATS,
     ENGINES,
     LEARNED_LAYERS,
+    RESIZINGS,
     SLOW,
     TOLERANCES,
     Case,
@@ -70,6 +71,11 @@ def arguments_of(draw: st.DrawFn, cls: type[Layer], size: tuple[int, ...]) -> di
     if cls in (SpectralPooling, SpectralPooling1D) and draw(st.booleans()):
         output = tuple(draw(st.integers(1, n)) for n in size)
         return {**arguments, "output_size": output if axes_of(cls) == 2 else output[0]}
+    if cls in RESIZINGS:
+        output = tuple(draw(st.integers(1, 80)) for _ in size)
+        if draw(st.booleans()):
+            return {**arguments, "output_size": output if axes_of(cls) == 2 else output[0]}
+        return {**arguments, "scale": draw(pair(cls, st.floats(0.1, 4.0)))}
     arguments["strides"] = draw(pair(cls, STRIDES))
     if cls in LEARNED_LAYERS:
         arguments |= {
@@ -122,7 +128,8 @@ def has_the_shape_that_it_announces(case: Case) -> None:
         assert (None in announced) == dynamic
         outputs = channels_last(outputs, data_format)
         assert (outputs.shape[0], outputs.shape[-1]) == (case.batch, case.channels)
-        assert all(1 <= length <= n for length, n in zip(outputs.shape[1:-1], case.size))
+        assert min(outputs.shape[1:-1]) >= 1
+        assert case.cls in RESIZINGS or all(length <= n for length, n in zip(outputs.shape[1:-1], case.size))
         if dynamic and case.drift == 1.0:
             static = case.layer(data_format, static_crop=True)
             assert channels_last(static(inputs), data_format).shape == outputs.shape
@@ -246,6 +253,13 @@ def defined(case: Case, layer: Layer) -> np.ndarray:
         for axis, length in enumerate(case.size):
             size = sizes[axis] if sizes else pooled_length(length, strides[axis])
             x = scipy.signal.resample(x, size, axis=axis + 1)
+        return x * case.mean_factor(x.shape)
+    if case.cls in RESIZINGS:
+        name = "scale" if "scale" in arguments else "output_size"
+        values = arguments[name] if axes_of(case.cls) == 2 else (arguments[name],)
+        for axis, (length, value) in enumerate(zip(case.size, values), 1):
+            size = value if name == "output_size" else max(1, math.floor(length * value + 1e-6))
+            x = scipy.signal.resample(x, size, axis=axis)
         return x * case.mean_factor(x.shape)
     if case.cls is FixedSpectralPooling:
         height, width = map(pooled_length, case.size, arguments["strides"])

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from support.layer_cases import SHAPE, every_class, images, in_format
+from support.layer_cases import SHAPE, every_class, every_class_with_strides, images, in_format
 
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling
 
@@ -15,7 +15,7 @@ every_fourier_class = pytest.mark.parametrize("cls", [DiffStride, FixedSpectralP
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------
-@every_class
+@every_class_with_strides
 @pytest.mark.parametrize(
     ("strides", "error", "shown"),
     [

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.signal
 import tensorflow as tf
 from support.property_cases import (
     DATA_FORMATS,
     ENGINES,
     LEARNED_LAYERS,
+    RESIZINGS,
     SLOW,
     TOLERANCES,
     Array,
@@ -24,6 +26,7 @@ from support.property_cases import (
     every_example,
     every_fourier_layer,
     every_layer,
+    every_layer_with_strides,
     in_format,
     input_gradient,
     layers,
@@ -66,6 +69,14 @@ def test_one_pixel_is_pooled_or_refused(cls: type[Layer]):
             np.testing.assert_array_equal(cls(strides=(1.5, 1e6))(x), x[:, [0, 1, 3, 4][: -(-size[0] * 2 // 3)], :1])
             continue
         for method in ENGINES:
+            if cls in RESIZINGS:
+                outputs = cls(scale=3.0, method=method)(x)
+                assert outputs.shape[1:-1] == tuple(3 * n for n in size)
+                expected = x
+                for axis, n in enumerate(size, 1):
+                    expected = scipy.signal.resample(expected, 3 * n, axis=axis)
+                np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-6)
+                continue
             if cls is DiffStride:
                 np.testing.assert_allclose(cls(1.0, smoothness_factor=0.0, method=method)(x), x, rtol=1e-5, atol=1e-6)
                 continue
@@ -182,7 +193,7 @@ def test_a_huge_stride_leaves_the_least(cls: type[Layer], arguments: dict[str, A
     assert_close(case, case.layer(strides=2**31 - 1)(case.images()), expected)
 
 
-@every_layer
+@every_layer_with_strides
 @pytest.mark.parametrize("stride", [2**31, 1e30, 1e39, 10**400])
 def test_a_stride_beyond_what_kernels_take_is_refused(stride: float, cls: type[Layer]):
     with pytest.raises(ValueError, match=r"strides must be at most 2147483647, got [12]"):
@@ -199,6 +210,7 @@ def test_a_stride_beyond_what_kernels_take_is_refused(stride: float, cls: type[L
         (SpectralPooling, "output_size"),
         (SpectralPooling1D, "output_size"),
         (SpatialPooling, "pool_size"),
+        *((cls, argument) for cls in RESIZINGS for argument in ("output_size", "scale")),
     ],
 )
 def test_a_number_beyond_what_kernels_take_is_refused(cls: type[Layer], argument: str):

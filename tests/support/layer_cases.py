@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import pytest
 
-from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling, SpectralResizing
 
 POLICIES = ("float32", "float64", "mixed_float16", "mixed_bfloat16")
 SHAPE = (2, 12, 14, 3)
@@ -45,6 +45,8 @@ CASES = {
     "FixedSpectralPooling fft": Case(FixedSpectralPooling, {"method": "fft", "norm": "ortho"}, (6, 7)),
     "SpectralPooling": Case(SpectralPooling, {"strides": (1.5, 2.5), "norm": "forward"}, (8, 5)),
     "SpectralPooling fft": Case(SpectralPooling, {"output_size": (7, 6), "method": "fft"}, (7, 6)),
+    "SpectralResizing": Case(SpectralResizing, {"scale": (1.5, 0.5)}, (18, 7)),
+    "SpectralResizing fft": Case(SpectralResizing, {"output_size": (9, 20), "method": "fft", "norm": "ortho"}, (9, 20)),
     "SpatialPooling": Case(SpatialPooling, {"pool_size": (3, 2), "strides": (2, 3)}, (6, 5)),
     "SpatialPooling fractional": Case(SpatialPooling, {"strides": (1.5, 2.5)}, (8, 6)),
 }
@@ -77,6 +79,12 @@ EVERY_ARGUMENT = {
         "norm": "ortho",
         "method": "fft",
     },
+    SpectralResizing: {
+        "output_size": (5, 30),
+        "data_format": "channels_first",
+        "norm": "ortho",
+        "method": "fft",
+    },
     SpatialPooling: {
         "pool_size": (3, 2),
         "strides": (3, 1),
@@ -85,10 +93,17 @@ EVERY_ARGUMENT = {
     },
 }
 
+NEEDED = {SpectralResizing: {"scale": 0.5}}
+"""What a layer needs to be called on one map."""
+
+INSTEAD = {SpectralResizing: {"output_size": {"scale": (1.5, 2.5)}}}
+"""Arguments that exclude one of `EVERY_ARGUMENT`, by its name."""
+
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 every_policy = pytest.mark.parametrize("policy", POLICIES)
 
 every_class = pytest.mark.parametrize("cls", EVERY_ARGUMENT)
+every_class_with_strides = pytest.mark.parametrize("cls", [cls for cls in EVERY_ARGUMENT if cls not in NEEDED])
 
 
 def images(shape: tuple[int, ...] = SHAPE) -> np.ndarray:

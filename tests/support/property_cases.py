@@ -17,6 +17,8 @@ from diffstride_hybrid import (
     SpatialPooling,
     SpectralPooling,
     SpectralPooling1D,
+    SpectralResizing,
+    SpectralResizing1D,
 )
 
 SLOW = pytest.mark.slow
@@ -24,15 +26,23 @@ SLOW = pytest.mark.slow
 Layer = keras.layers.Layer
 Array = np.ndarray | tf.Tensor
 
-LAYERS = (DiffStride, SpectralPooling, FixedSpectralPooling, SpatialPooling, DiffStride1D, SpectralPooling1D)
+LAYERS = (
+    *(DiffStride, SpectralPooling, FixedSpectralPooling, SpatialPooling, SpectralResizing),
+    *(DiffStride1D, SpectralPooling1D, SpectralResizing1D),
+)
 FOURIER_LAYERS = tuple(cls for cls in LAYERS if cls is not SpatialPooling)
 LEARNED_LAYERS = (DiffStride, DiffStride1D)
+RESIZINGS = (SpectralResizing, SpectralResizing1D)
+
+NEEDED = {cls: {"scale": 2.0} for cls in RESIZINGS}
+"""What a layer needs to be called on one map."""
 
 TOLERANCES = {"float32": 2e-5, "float64": 1e-11, "mixed_float16": 1e-2, "mixed_bfloat16": 8e-2}
 DATA_FORMATS = ("channels_last", "channels_first")
 ENGINES = ("fft", "matmul")
 
 every_layer = pytest.mark.parametrize("cls", LAYERS)
+every_layer_with_strides = pytest.mark.parametrize("cls", [cls for cls in LAYERS if cls not in RESIZINGS])
 every_fourier_layer = pytest.mark.parametrize("cls", FOURIER_LAYERS)
 
 most_layers_slowly = pytest.mark.parametrize(
@@ -41,7 +51,7 @@ most_layers_slowly = pytest.mark.parametrize(
 
 
 def axes_of(cls: type[Layer]) -> int:
-    return 1 if cls in (DiffStride1D, SpectralPooling1D) else 2
+    return 1 if cls in (DiffStride1D, SpectralPooling1D, SpectralResizing1D) else 2
 
 
 def in_format(x: Array, data_format: str) -> np.ndarray:
@@ -119,7 +129,8 @@ class Case:
 
     def mean_factor(self, shape: tuple[int, ...]) -> float:
         ratio = np.prod(self.size) / np.prod(shape[1:-1])
-        norm = "forward" if self.cls is SpatialPooling else self.arguments.get("norm", "backward")
+        default = "forward" if self.cls in (SpatialPooling, *RESIZINGS) else "backward"
+        norm = self.arguments.get("norm", default)
         return {"forward": 1.0, "backward": ratio, "ortho": math.sqrt(ratio)}[norm]
 
 
@@ -155,6 +166,9 @@ EXAMPLES = {
     "DiffStride1D": Case(DiffStride1D, {"strides": 2.5, "smoothness_factor": 2.0}, (21,)),
     "DiffStride1D symmetric": Case(DiffStride1D, {"strides": 2.5, "mask": "symmetric", "norm": "forward"}, (16,)),
     "SpectralPooling1D": Case(SpectralPooling1D, {"strides": 2.5, "norm": "ortho"}, (21,)),
+    "SpectralResizing": Case(SpectralResizing, {"scale": (1.5, 0.7)}, (12, 14)),
+    "SpectralResizing sized": Case(SpectralResizing, {"output_size": (9, 30), "norm": "ortho"}, (12, 13)),
+    "SpectralResizing1D": Case(SpectralResizing1D, {"scale": 2.5, "norm": "backward"}, (20,)),
 }
 EXAMPLES = {name: dataclasses.replace(case, batch=2, channels=3) for name, case in EXAMPLES.items()}
 
