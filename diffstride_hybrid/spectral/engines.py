@@ -37,10 +37,10 @@ class Crossover(NamedTuple):
 
 
 # Fitted to the times of forward and backward pass at stride 2 in float32, on two cores with AVX512, at 8 to 1024 rows
-# or 64 to 4096 samples, 1 to 256 channels and batches of 1 to 64. In 97 % of DiffStride's 334 cases the choice was the
+# or 64 to 4096 samples, 1 to 256 channels and batches of 1 to 64. In 98 % of DiffStride's 368 cases the choice was the
 # faster engine or within 10 % of it. The poolings without strides to learn have 48 such cases.
 # `python -m experiments.benchmark --parts=engines` compares both engines again.
-LEARNED_MAPS, LEARNED_SIGNALS = Crossover(80.0, 12.7, 13.3), Crossover(60.0, 12.0, 0.045)
+LEARNED_MAPS, LEARNED_SIGNALS = Crossover(125.0, 20.0, 25.0), Crossover(60.0, 12.0, 0.045)
 FIXED_MAPS, RESAMPLED_MAPS, RESAMPLED_SIGNALS = (
     Crossover(110.0, 8.0, 0.0),
     Crossover(180.0, 7.0, 0.0),
