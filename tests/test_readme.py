@@ -29,6 +29,7 @@ PAGES = (
     "gin_configs/README.md",
     "experiments/README.md",
     "experiments/results/README.md",
+    "experiments/results/engines.md",
     "tests/README.md",
 )
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
