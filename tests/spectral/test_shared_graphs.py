@@ -10,6 +10,14 @@ import pytest
 import tensorflow as tf
 
 from diffstride_hybrid import spectral
+from diffstride_hybrid.spectral.engines import (
+    LEARNED_MAPS,
+    LEARNED_SIGNALS,
+    RESAMPLED_MAPS,
+    Crossover,
+    by_faster_engine,
+    resolve_method,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -50,20 +58,47 @@ def with_gradient(pool: Callable[..., tf.Tensor], **options: Any) -> Callable[[t
 
 
 @every_pooling
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-@pytest.mark.parametrize(("size", "engine"), [((9, 12), "matmul"), ((8, 512), "matmul"), ((513, 8), "fft")])
-@pytest.mark.parametrize("known", [(None, None), (None, True)])
-def test_the_graph_takes_the_engine_of_the_size_that_it_meets(
-    known: tuple[bool | None, ...], size: tuple[int, int], engine: str, data_format: str, pool: Callable[..., tf.Tensor]
+@pytest.mark.parametrize("data_format", ["channels_last", pytest.param("channels_first", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "other_engine"), [((9, 12), "fft"), ((60, 70), "matmul"), ((513, 8), "matmul")])
+@pytest.mark.parametrize("known", [(None, None), pytest.param((None, True), marks=pytest.mark.slow)])
+def test_a_graph_for_any_size_gives_what_either_engine_gives_at_a_known_one(
+    known: tuple[bool | None, ...],
+    size: tuple[int, int],
+    other_engine: str,
+    data_format: str,
+    pool: Callable[..., tf.Tensor],
 ):
     last = data_format == "channels_last"
     maps = tf.constant(RNG.normal(size=(2, *size, 3) if last else (2, 3, *size)))
     spatial = [length if is_known else None for length, is_known in zip(size, known)]
     shape = [None, *spatial, 3] if last else [None, 3, *spatial]
     unknown = tf.function(with_gradient(pool, data_format=data_format), [tf.TensorSpec(shape, tf.float64)])
-    expected = with_gradient(pool, data_format=data_format, method=engine)(maps)
+    expected = with_gradient(pool, data_format=data_format, method=other_engine)(maps)
     for one, other in zip(unknown(maps), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-11 * float(tf.reduce_max(tf.abs(other))))
+
+
+@pytest.mark.parametrize("crossover", [LEARNED_MAPS, RESAMPLED_MAPS, LEARNED_SIGNALS], ids=["maps", "fixed", "signals"])
+def test_the_graph_chooses_as_python_does(crossover: Crossover):
+    chosen = set()
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, None, None])], autograph=False)
+    def engine(maps: tf.Tensor) -> tf.Tensor:
+        maps = maps[:, 0] if crossover is LEARNED_SIGNALS else maps
+        return by_faster_engine(
+            maps, "auto", crossover, "channels_last", lambda: tf.constant("fft"), lambda: tf.constant("matmul")
+        )
+
+    for _ in range(60):
+        batch, channels = (int(2**power) for power in RNG.integers(0, 7, 2))
+        width = int(2 ** RNG.uniform(1, 9))
+        height = 1 if crossover is LEARNED_SIGNALS else width + int(RNG.integers(0, 4))
+        if batch * channels * height * width > 2**22:
+            continue
+        expected = resolve_method("auto", crossover, height, width, channels, batch)
+        assert engine(tf.zeros([batch, height, width, channels])).numpy().decode() == expected
+        chosen.add(expected)
+    assert chosen == {"fft", "matmul"}
 
 
 def engines_in(graph: tf.Graph) -> set[str]:
