@@ -116,17 +116,19 @@ class FourierPooling(keras.layers.Layer):
         Raises:
             ValueError: the height, the width or the number of samples is unknown.
         """
-        size = self._spatial_shape(inputs.shape)
-        return self._by_constants(inputs, None if None in size else lambda: self._windows(*size))
+        return self._by_constants(inputs, self._windows, *self._spatial_shape(inputs.shape))
 
     def _by_constants(
-        self, inputs: tf.Tensor, windows: Callable[[], tuple[spectral.Window | None, spectral.Window]] | None
+        self,
+        inputs: tf.Tensor,
+        windows: Callable[..., tuple[spectral.Window | None, spectral.Window]],
+        *lengths: int | None,
     ) -> tf.Tensor:
-        """The products with the matrices of windows, which are made eagerly. None if a size is not known."""
-        if windows is None:
+        """The products with the matrices of the windows that `windows` makes of known lengths."""
+        if None in lengths:
             raise ValueError(f"{self.path} can only be exported for inputs of a known size, got {tuple(inputs.shape)}.")
         with tf.init_scope():
-            matrices = spectral.pooling_matrices(*windows(), self.norm)
+            matrices = spectral.pooling_matrices(*windows(*lengths), self.norm)
             constants = [None if matrix is None else matrix.numpy() for matrix in matrices]
         return spectral.apply_matrices(inputs, *constants, self.data_format)
 

@@ -109,7 +109,7 @@ class SpectralResizing(FourierPooling):
         """
         size = self._spatial_shape(inputs.shape)
         target = self._output_lengths(size, None if like is None else self._spatial_shape(like.shape))
-        return self._by_constants(inputs, None if None in (*size, *target) else lambda: self._windows_to(size, target))
+        return self._by_constants(inputs, self._resampling_windows, *size, *target)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "output_size": self.output_size, "scale": self.scale}
@@ -118,15 +118,12 @@ class SpectralResizing(FourierPooling):
         return spectral.spectral_resizing(inputs, size, **self._options())
 
     def _lengths(self, inputs: tf.Tensor) -> tuple[spectral.Length, spectral.Length]:
-        """Height and width, or 1 and the number of samples, each a Python integer if it is known."""
-        known, dynamic = self._spatial_shape(inputs.shape), self._spatial_shape(tf.unstack(tf.shape(inputs)))
-        return tuple(length if length is not None else when_run for length, when_run in zip(known, dynamic))
+        return spectral.spatial_lengths(inputs, self.data_format)
 
-    def _windows_to(
-        self, size: tuple[int, int], target: tuple[int, int]
+    def _resampling_windows(
+        self, height: int, width: int, rows: int, columns: int
     ) -> tuple[spectral.Window | None, spectral.Window]:
-        rows, columns = map(spectral.resampling_window, size, target)
-        return rows, columns
+        return spectral.resampling_window(height, rows), spectral.resampling_window(width, columns)
 
     def _output_lengths(self, lengths: Sequence[Any], like: Sequence[Any] | None) -> tuple[Any, ...]:
         """Height and width of the output, from those of the input and of `like`; None for what is not known."""
@@ -206,12 +203,15 @@ class SpectralResizing1D(OneAxis, SpectralResizing):
         }
 
     def _resize(self, inputs: tf.Tensor, size: tuple[spectral.Length, spectral.Length]) -> tf.Tensor:
-        return spectral.spectral_resizing_1d(inputs, size[1], **self._options())
+        return spectral.spectral_pooling_1d(inputs, size[1], **self._options())
 
-    def _windows_to(
-        self, size: tuple[int, int], target: tuple[int, int]
+    def _lengths(self, inputs: tf.Tensor) -> tuple[spectral.Length, spectral.Length]:
+        return 1, spectral.signal_length(inputs, self.data_format)
+
+    def _resampling_windows(
+        self, height: int, width: int, rows: int, columns: int
     ) -> tuple[spectral.Window | None, spectral.Window]:
-        return None, spectral.resampling_window(size[1], target[1])
+        return None, spectral.resampling_window(width, columns)
 
 
 def _validated_scale(scale: Any) -> tuple[float, float]:

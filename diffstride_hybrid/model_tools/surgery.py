@@ -38,10 +38,9 @@ def replace_downsampling(
     Average pooling with strides is replaced by the pooling. A max pooling stays as a maximum at stride 1, followed by
     the pooling. A strided `Conv2D`, `DepthwiseConv2D` or `SeparableConv2D` becomes the same convolution at stride 1
     with padding 'same', followed by the pooling; a `ZeroPadding2D` or `keras.ops.pad` straight before it is left out.
-    Layers that took maps of one size to maps of
-    another size share one pooling, so that branches that meet again agree in size whatever the strides become. All
-    other layers are copied, and the copies get the weights of their originals. Layers that another layer calls in its
-    own code keep their strides; the report names them.
+    Layers that took maps of one size to maps of another size share one pooling, so that branches that meet again agree
+    in size whatever the strides become. All other layers are copied, and the copies get the weights of their originals.
+    Layers that another layer calls in its own code keep their strides; the report names them.
 
     Args:
         model: a built functional or Sequential model of images. It is not changed.
@@ -84,9 +83,9 @@ def replace_downsampling(
     swapped, replacements = swap(model, pooling_cls, include, exclude, input_shape, options, keep_max, keep_macs)
     shape = swapped.input_shape[1:]
     sizes = _checked_sizes(swapped, shape)
-    calibrated = [] if calibrate is None else recalibrate_normalization(swapped, calibrate)
+    calibrated = None if calibrate is None else recalibrate_normalization(swapped, calibrate)
     if report is not None:
-        report("\n".join([_table(model, swapped, shape, replacements, sizes), *_calibration(calibrate, calibrated)]))
+        report(_table(model, swapped, shape, replacements, sizes, calibrated))
     return swapped
 
 
@@ -128,6 +127,7 @@ def _table(
     shape: Sequence[int],
     replacements: Sequence[Replacement],
     sizes: dict[str, tuple[Size, Size]],
+    calibrated: Sequence[str] | None,
 ) -> str:
     lines = ["layer                           kind              before              after               pooling"]
     for replacement in replacements:
@@ -140,13 +140,9 @@ def _table(
         lines.append(f"keeping their strides: {', '.join(kept)}")
     macs_before, macs_after = (macs(model, shape).macs / 1e9 for model in (before, after))
     lines.append(f"{macs_before:.3f} G MACs an image before, {macs_after:.3f} G after, at the initial strides")
+    if calibrated is not None:
+        lines.append(f"statistics taken anew: {', '.join(calibrated)}")
     return "\n".join(lines)
-
-
-def _calibration(images: Images | None, calibrated: Sequence[str]) -> list[str]:
-    if images is None:
-        return []
-    return [f"statistics taken anew: {', '.join(calibrated)}"]
 
 
 def _sizes(sizes: tuple[Size, Size]) -> str:

@@ -50,8 +50,8 @@ def swap(
     exclude: Selection | None,
     input_shape: Sequence[int] | None,
     options: dict[str, Any],
-    keep_max: bool = True,
-    keep_macs: bool = False,
+    keep_max: bool,
+    keep_macs: bool,
 ) -> tuple[keras.Model, list[Replacement]]:
     """Rebuilds a model, and the models nested in it, with poolings in place of downsampling layers.
 
@@ -83,9 +83,8 @@ def swap(
     chooser.check(model)
     poolings = _Poolings(pooling_cls, options, {layer.name for layer in leaf_layers(model)})
     tensors = [keras.KerasTensor((None, *shape), entry.dtype)]
-    return _Rebuild(_Plan(chooser, poolings, keep_max, keep_macs), model).result(
-        tensors, tensors
-    ), poolings.replacements
+    plan = _Plan(chooser, poolings, keep_max, keep_macs)
+    return _Rebuild(plan, model).result(tensors, tensors), poolings.replacements
 
 
 def _check_graph(model: keras.Model) -> None:

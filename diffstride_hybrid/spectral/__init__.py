@@ -13,7 +13,6 @@ from diffstride_hybrid.spectral.functional import (
     spectral_pooling,
     spectral_pooling_1d,
     spectral_resizing,
-    spectral_resizing_1d,
 )
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
 from diffstride_hybrid.spectral.matmul import matmul_macs
@@ -85,6 +84,5 @@ __all__ = [
     "spectral_pooling",
     "spectral_pooling_1d",
     "spectral_resizing",
-    "spectral_resizing_1d",
     "unequal_frequencies",
 ]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import tensorflow as tf
 
 from diffstride_hybrid.spectral.layout import (
     as_complex,
     from_channels_first,
     length_of,
-    spatial_lengths,
     to_channels_first,
-    working_dtype,
 )
 from diffstride_hybrid.spectral.matrices import scale_after_inverse
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
@@ -56,62 +52,60 @@ def pool_signal_by_fft(inputs: tf.Tensor, window: Window, norm: Norm, data_forma
     Returns:
         The pooled signals, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    spectrum = tf.signal.rfft(tf.cast(to_channels_first(inputs, data_format), window.weights.dtype))
-    spectrum = _selected_bins(spectrum, 2, (0, length_of(window.bins, 0)))
-    outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
-    outputs *= scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
+    maps = tf.cast(to_channels_first(inputs, data_format), window.weights.dtype)
+    outputs = _pooled_along_last_axis(maps, window, norm)
     return from_channels_first(outputs, inputs, (window.output_length,), data_format)
 
 
-def resize_by_fft(inputs: tf.Tensor, windows: Sequence[Window], norm: Norm, data_format: DataFormat) -> tf.Tensor:
-    """Resizes maps or signals, one axis after the other, by `rfft`, a weighted crop or padding, and `irfft`.
+def resize_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:
+    """Resizes feature maps, one axis after the other, by `rfft`, a weighted crop or padding, and `irfft`.
 
     Args:
-        inputs: floating-point `[batch, height, width, channels]` or `[batch, time, channels]`, or with the channels
-            before the other axes.
-        windows: one-sided, over rows and columns, or over time.
+        inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
+        rows: the one-sided window over rows.
+        columns: the one-sided window over columns.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
 
     Returns:
-        The resized maps or signals, in the dtype of `inputs`. Half precision is computed in float32.
+        The resized maps, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    outputs = tf.cast(to_channels_first(inputs, data_format), windows[0].weights.dtype)
-    for window in reversed(windows):
-        spectrum = tf.signal.rfft(outputs)
-        spectrum = _selected_bins(spectrum, outputs.shape.rank - 1, (0, length_of(window.bins, 0)))
-        outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
-        outputs *= scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
-        if len(windows) == 2:
-            outputs = tf.linalg.matrix_transpose(
-                outputs
-            )  # Rows take the place of columns; twice, and all is as before.
-    lengths = [window.output_length for window in windows]
-    return from_channels_first(outputs, inputs, lengths, data_format)
+    outputs = tf.cast(to_channels_first(inputs, data_format), rows.weights.dtype)
+    for window in (columns, rows):
+        # Rows take the place of columns; after the second time all is as before.
+        outputs = tf.linalg.matrix_transpose(_pooled_along_last_axis(outputs, window, norm))
+    return from_channels_first(outputs, inputs, (rows.output_length, columns.output_length), data_format)
 
 
 def spectral_pooling_fft(
-    inputs: tf.Tensor, output_lengths: tuple[Length, Length], norm: Norm, data_format: DataFormat
+    inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat
 ) -> tf.Tensor:
     """Pools feature maps by `fft2d`, a crop that folds the Nyquist bins, and `ifft2d`.
 
     Args:
         inputs: floating-point `[batch, height, width, channels]`, or `[batch, channels, height, width]`.
-        output_lengths: height and width of the result, at most those of `inputs`.
+        rows: the window over rows, of which the lengths are used.
+        columns: the window over columns, of which the lengths are used. No axis becomes longer.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
 
     Returns:
         The pooled maps, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    working = working_dtype(inputs)
+    working = rows.weights.dtype
     spectrum = tf.signal.fft2d(as_complex(tf.cast(to_channels_first(inputs, data_format), working)))
     scale = tf.ones([], working)
-    for axis, length, output_length in zip((2, 3), spatial_lengths(inputs, data_format), output_lengths):
-        spectrum = _crop_and_fold(spectrum, axis, length, output_length)
-        scale *= scale_after_inverse(length, output_length, norm, working)
+    for axis, window in ((2, rows), (3, columns)):
+        spectrum = _crop_and_fold(spectrum, axis, window.length, window.output_length)
+        scale *= scale_after_inverse(window.length, window.output_length, norm, working)
     outputs = tf.math.real(tf.signal.ifft2d(spectrum)) * scale
-    return from_channels_first(outputs, inputs, output_lengths, data_format)
+    return from_channels_first(outputs, inputs, (rows.output_length, columns.output_length), data_format)
+
+
+def _pooled_along_last_axis(maps: tf.Tensor, window: Window, norm: Norm) -> tf.Tensor:
+    spectrum = _selected_bins(tf.signal.rfft(maps), maps.shape.rank - 1, (0, length_of(window.bins, 0)))
+    outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
+    return outputs * scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
 
 
 def _crop_and_fold(spectrum: tf.Tensor, axis: int, length: Length, output_length: Length) -> tf.Tensor:

@@ -9,6 +9,7 @@ The poolings differ only in their windows:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -160,19 +161,8 @@ def spectral_pooling(
         >>> spectral.spectral_pooling(tf.ones([1, 16, 16, 3]), (7, 8), norm="forward").shape
         TensorShape([1, 7, 8, 3])
     """
-    lengths = spatial_lengths(inputs, data_format)
-
-    def by_fft() -> tf.Tensor:
-        return spectral_pooling_fft(inputs, output_lengths, norm, data_format)
-
-    def by_matmul() -> tf.Tensor:
-        dtype = working_dtype(inputs)
-        rows, columns = (
-            resampling_window(length, output_length, dtype) for length, output_length in zip(lengths, output_lengths)
-        )
-        return pool_by_matmul(inputs, rows, columns, norm, data_format)
-
-    return by_faster_engine(inputs, method, RESAMPLED_MAPS, data_format, by_fft, by_matmul)
+    rows, columns = _resampling_windows(inputs, output_lengths, data_format)
+    return _apply_windows(inputs, rows, columns, norm, data_format, method, RESAMPLED_MAPS, by_fft=spectral_pooling_fft)
 
 
 @share_graph_if_undecided(LEARNED_SIGNALS)
@@ -213,17 +203,19 @@ def spectral_pooling_1d(
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
 ) -> tf.Tensor:
-    """Pools signals by cropping the spectrum: `scipy.signal.resample` to fewer samples, times the factor of `norm`.
+    """Resizes signals by cropping their spectrum or padding it with zeros.
+
+    The result is that of `scipy.signal.resample`, times the factor of `norm`.
 
     Args:
         inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
-        output_length: samples of the result, at most those of `inputs`.
+        output_length: samples of the result, fewer or more than those of `inputs`.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
         method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
 
     Returns:
-        The pooled signals, in the dtype of `inputs`.
+        The resized signals, in the dtype of `inputs`.
     """
     length = signal_length(inputs, data_format)
     window = resampling_window(length, output_length, working_dtype(inputs))
@@ -256,49 +248,16 @@ def spectral_resizing(
         >>> spectral.spectral_resizing(tf.ones([1, 16, 16, 3]), (7, 40)).shape
         TensorShape([1, 7, 40, 3])
     """
-    lengths = spatial_lengths(inputs, data_format)
-    dtype = working_dtype(inputs)
-    windows = [resampling_window(*before_and_after, dtype) for before_and_after in zip(lengths, output_lengths)]
-    return by_faster_engine(
-        inputs,
-        method,
-        RESAMPLED_MAPS,
-        data_format,
-        lambda: resize_by_fft(inputs, windows, norm, data_format),
-        lambda: pool_by_matmul(inputs, *windows, norm, data_format),
-    )
+    rows, columns = _resampling_windows(inputs, output_lengths, data_format)
+    return _apply_windows(inputs, rows, columns, norm, data_format, method, RESAMPLED_MAPS, by_fft=resize_by_fft)
 
 
-@share_graph_if_undecided(RESAMPLED_SIGNALS)
-def spectral_resizing_1d(
-    inputs: tf.Tensor,
-    output_length: Length,
-    *,
-    norm: Norm = "forward",
-    data_format: DataFormat = "channels_last",
-    method: Method = "auto",
-) -> tf.Tensor:
-    """Resizes signals by cropping their spectrum or padding it with zeros: `scipy.signal.resample`.
-
-    Args:
-        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
-        output_length: samples of the result, fewer or more than those of `inputs`.
-        norm: as in `numpy.fft`. 'forward' keeps the values of a smooth signal.
-        data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
-
-    Returns:
-        The resized signals, in the dtype of `inputs`.
-    """
-    window = resampling_window(signal_length(inputs, data_format), output_length, working_dtype(inputs))
-    return by_faster_engine(
-        inputs,
-        method,
-        RESAMPLED_SIGNALS,
-        data_format,
-        lambda: resize_by_fft(inputs, [window], norm, data_format),
-        lambda: pool_signal_by_matmul(inputs, window, norm, data_format),
-    )
+def _resampling_windows(
+    inputs: tf.Tensor, output_lengths: tuple[Length, Length], data_format: DataFormat
+) -> tuple[Window, Window]:
+    lengths, dtype = spatial_lengths(inputs, data_format), working_dtype(inputs)
+    rows, columns = (resampling_window(*before_and_after, dtype) for before_and_after in zip(lengths, output_lengths))
+    return rows, columns
 
 
 def _apply_windows(
@@ -309,13 +268,14 @@ def _apply_windows(
     data_format: DataFormat,
     method: Method,
     crossover: Crossover,
+    by_fft: Callable[[tf.Tensor, Window, Window, Norm, DataFormat], tf.Tensor] = pool_by_fft,
 ) -> tf.Tensor:
     return by_faster_engine(
         inputs,
         method,
         crossover,
         data_format,
-        lambda: pool_by_fft(inputs, rows, columns, norm, data_format),
+        lambda: by_fft(inputs, rows, columns, norm, data_format),
         lambda: pool_by_matmul(inputs, rows, columns, norm, data_format),
     )
 

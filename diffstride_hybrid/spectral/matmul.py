@@ -70,11 +70,11 @@ def pool_by_matmul(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm,
         outputs = _compiled_products(inputs, rows, columns, norm, data_format)
     elif rows.unequal is None:
         outputs = _real_products(inputs, rows, columns, norm, data_format)
+    elif data_format == "channels_last":
+        outputs = _products_by_row_frequency(inputs, rows, columns, norm)
     else:
-        last = data_format == "channels_last"
-        maps = inputs if last else tf.transpose(inputs, [0, 2, 3, 1])
-        outputs = _products_by_row_frequency(maps, rows, columns, norm)
-        outputs = outputs if last else to_channels_first(outputs, "channels_last")
+        outputs = _products_by_row_frequency(tf.transpose(inputs, [0, 2, 3, 1]), rows, columns, norm)
+        outputs = to_channels_first(outputs, "channels_last")
     return with_static_shape(outputs, inputs, (rows.output_length, columns.output_length), data_format)
 
 
@@ -130,9 +130,10 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     and the third `y_i = Σ_k cos(2πki/h) P_k + sin(2πki/h) Q_k`, the real part of the inverse DFT.
 
     Only the second product depends on the strides. So the gradient to the strides takes one more product, and the
-    backward pass needs neither the inputs nor the operands of the third product. On large maps the frequencies with p =
-    q go through a second product of their own, as E C_k and E S_k, and both sums are added up. C and S are divided by a
-    power of two, and p and q are multiplied by it, because plain sums over a column soon exceed the range of float16.
+    backward pass needs neither the inputs nor the operands of the third product. On large maps the frequencies with
+    p = q go through a second product of their own, as E C_k and E S_k, and both sums are added up. C and S are divided
+    by a power of two, and p and q are multiplied by it, because plain sums over a column soon exceed the range of
+    float16.
     """
     height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
     channels, dtype = length_of(inputs, 3), rows.weights.dtype
@@ -199,8 +200,8 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
     """Splits the first `count` frequencies of a window over rows by their weights.
 
     Returns:
-        The frequencies with weights that may differ by sign, and the others. On small maps all frequencies, and none or
-        None.
+        The frequencies with weights that may differ by sign, and the others. On small maps all frequencies, and None,
+        or an empty tensor if the size is not known.
     """
     if isinstance(rows.length, int) and rows.length < SPLIT_FROM:
         return tf.range(count), None

@@ -92,11 +92,8 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
     weights *= scale_after_inverse(window.length, window.output_length, norm, dtype)
     weights /= tf.cast(window.output_length, dtype)
 
-    longest = window.length
-    if isinstance(window.length, int) and isinstance(window.output_length, int):
-        longest = max(window.length, window.output_length)
-    elif window.negatives is None and not window.learned:
-        longest = tf.maximum(window.length, window.output_length)
+    # A learned window never enlarges, so that a length that is known bounds an output that is not.
+    longest = window.length if window.learned else window.output_length
     cos, sin = cos_and_sin(tf.range(window.output_length), places, window.output_length, dtype, most=longest)
     left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
     cos, sin = cos_and_sin(window.bins, tf.range(window.length), window.length, dtype, most=window.length)

@@ -77,17 +77,20 @@ def _peak_megabytes(run: Callable[[], Any]) -> float | None:
         return None
 
 
-def compiled(function: Callable[..., Any], *inputs: Any) -> Callable[[], None]:
+def compiled(
+    function: Callable[..., Any], *inputs: Any, signature: Sequence[tf.TensorSpec] | None = None
+) -> Callable[[], None]:
     """Compiles a function and binds its inputs.
 
     Args:
         function: takes and returns tensors.
         *inputs: its arguments.
+        signature: what the graph is compiled for; if None, for these inputs alone.
 
     Returns:
         A function that runs it once and returns when the results are there.
     """
-    graph = function if hasattr(function, "get_concrete_function") else tf.function(function)
+    graph = tf.function(function, input_signature=signature)
 
     def run() -> None:
         graph(*inputs)
@@ -128,10 +131,8 @@ def forward_and_backward(
             upstream = tf.identity(upstream)
         return outputs, tape.gradient(outputs, [images, *variables], output_gradients=upstream)
 
-    if size_is_known:
-        return compiled(run, images, upstream)
     any_size = tf.TensorSpec([None] * (spatial_axes + 1) + [case.channels], case.dtype)
-    return compiled(tf.function(run, input_signature=[any_size, any_size]), images, upstream)
+    return compiled(run, images, upstream, signature=None if size_is_known else [any_size, any_size])
 
 
 def training_step(model: Any, optimizer: Any, loss: Callable[[Any, Any], Any], case: Case) -> Callable[[], None]:
