@@ -48,6 +48,17 @@ class Chooser:
             return False
         return self._include(layer) and not self._exclude(layer)
 
+    def excludes(self, layer: Any) -> bool:
+        """Whether a layer stays as it is, whatever it does.
+
+        Args:
+            layer: a layer, or an operation that is not a layer.
+
+        Returns:
+            Whether `exclude` selects it. An operation that is not a layer cannot be selected.
+        """
+        return isinstance(layer, keras.layers.Layer) and self._exclude(layer)
+
     def check(self, model: keras.Model) -> None:
         """Checks that a model has the layers that are chosen by name, and a layer to replace.
 
@@ -90,15 +101,61 @@ def is_padding(operation: Any) -> bool:
 
     Args:
         operation: a layer, or an operation that is not a layer.
+    """
+    return isinstance(operation, keras.layers.ZeroPadding2D) or _is_function(operation, "Pad")
+
+
+def is_resizing(operation: Any) -> bool:
+    """Whether a layer or operation gives maps of a size of its own: `Resizing` or `keras.ops.image.resize`.
+
+    Args:
+        operation: a layer, or an operation that is not a layer.
+    """
+    return isinstance(operation, keras.layers.Resizing) or _is_function(operation, "Resize")
+
+
+def resizes(operation: Any) -> bool:
+    """Whether a layer or operation enlarges maps by a fixed factor, or gives maps of a size of its own.
+
+    Args:
+        operation: a layer, or an operation that is not a layer.
 
     Returns:
-        Whether it pads.
+        Whether it does. A layer of a class derived from those of Keras never does.
     """
-    if isinstance(operation, keras.layers.Layer):
-        return isinstance(operation, keras.layers.ZeroPadding2D)
-    # Keras exports the function keras.ops.pad, and not the class of the operation that it leaves in the graph.
+    if type(operation) is keras.layers.UpSampling2D:
+        return max(operation.size) > 1
+    if type(operation) is keras.layers.Conv2DTranspose:
+        return max(operation.strides) > 1
+    return type(operation) is keras.layers.Resizing or _is_function(operation, "Resize")
+
+
+def flattens(operation: Any) -> bool:
+    """Whether a layer or operation lines up the positions of a map: what follows needs maps of one size.
+
+    Args:
+        operation: a layer, or an operation that is not a layer.
+    """
+    return isinstance(operation, (keras.layers.Flatten, keras.layers.Reshape)) or _is_function(operation, "Reshape")
+
+
+def loses_size(operation: Any) -> bool:
+    """Whether the size of a layer's or operation's result says nothing about the size of its input.
+
+    Args:
+        operation: a layer, or an operation that is not a layer.
+    """
+    pools = isinstance(operation, (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalMaxPooling2D))
+    return pools or flattens(operation)
+
+
+def _is_function(operation: Any, name: str) -> bool:
+    """Whether an operation is what a function of `keras.ops` leaves in a graph.
+
+    Keras exports the function, such as `keras.ops.pad`, and not the class of the operation, such as `Pad`.
+    """
     kind = type(operation)
-    return kind.__name__ == "Pad" and kind.__module__.partition(".")[0] == "keras"
+    return kind.__name__ == name and kind.__module__.startswith("keras.")
 
 
 def _graph_layers(model: keras.Model) -> Iterator[keras.layers.Layer]:

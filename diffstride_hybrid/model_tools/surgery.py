@@ -16,8 +16,9 @@ from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.calibration import Images, recalibrate_normalization
 from diffstride_hybrid.model_tools.inspection import blank_inputs, leaf_layers, replaced_calls
 from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.model_tools.replacements import Replacement
 from diffstride_hybrid.model_tools.selection import Selection, keeping_strides
-from diffstride_hybrid.model_tools.swap import Replacement, swap
+from diffstride_hybrid.model_tools.swap import checked_image_shape, swap
 
 
 def replace_downsampling(
@@ -80,8 +81,8 @@ def replace_downsampling(
     """
     validated_flag("keep_max", keep_max)
     validated_flag("keep_macs", keep_macs)
-    swapped, replacements = swap(model, pooling_cls, include, exclude, input_shape, options, keep_max, keep_macs)
-    shape = swapped.input_shape[1:]
+    shape = checked_image_shape(model, input_shape)
+    swapped, replacements = swap(model, pooling_cls, include, exclude, shape, options, keep_max, keep_macs)
     sizes = _checked_sizes(swapped, shape)
     calibrated = None if calibrate is None else recalibrate_normalization(swapped, calibrate)
     if report is not None:

@@ -253,7 +253,7 @@ def branch_in_a_model() -> keras.Model:
         (lambda: keras.Sequential([layers.MaxPooling2D(2)], name="unbuilt"), "unbuilt must be built"),
         (lambda: model_of(layers.Conv2D(4, 3), layers.MaxPooling2D(2, strides=1)), "parts has no layer to replace"),
         (
-            lambda: model_of(layers.MaxPooling2D(2), layers.Flatten(), layers.Dense(4, name="features")),
+            lambda: model_of(layers.MaxPooling2D(2), layers.Permute((2, 3, 1)), layers.Dense(4, name="features")),
             "Layer features cannot follow a map of another size: .*Exclude what is before it",
         ),
         (
@@ -282,7 +282,7 @@ def branch_in_a_model() -> keras.Model:
         "subclassed",
         "unbuilt",
         "nothing",
-        "flattened",
+        "over rows",
         "custom",
         "unconfigured",
         "inside",

@@ -1,0 +1,313 @@
+"""Builds a model once more from its graph, with poolings and resizings of this package in place of its own layers."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from diffstride_hybrid.common.errors import one_line
+from diffstride_hybrid.model_tools.graph import Call, Graph, is_functional, read_graph
+from diffstride_hybrid.model_tools.inspection import first_argument, leaf_layers
+from diffstride_hybrid.model_tools.pairing import Pair
+from diffstride_hybrid.model_tools.replacements import Replacements
+from diffstride_hybrid.model_tools.selection import POOLINGS, Chooser, flattens, is_padding
+
+_CANNOT_FOLLOW = "Layer {} cannot follow a map of another size: {} Exclude what is before it."
+
+
+def check_graph(model: keras.Model) -> None:
+    """Checks that a model can be taken apart.
+
+    Args:
+        model: any model.
+
+    Raises:
+        ValueError: it is not built, or it is a class with code of its own.
+    """
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ValueError(f"{model.name} must be built: call it on an image, or give it an Input.")
+    if not is_functional(model):
+        raise ValueError(
+            f"{model.name} must be a functional or Sequential model: what a {type(model).__name__} calls in code "
+            "of its own cannot be taken apart."
+        )
+
+
+@dataclasses.dataclass
+class Plan:
+    """All that a model and the models nested in it share while they are rebuilt.
+
+    Attributes:
+        chooser: tells which layers are replaced.
+        replacements: makes the layers that replace them.
+        keep_max: whether a max pooling takes its maximum at stride 1 before the new pooling.
+        keep_macs: whether a convolution that was strided runs on the smaller map, and so on the other side of the
+            pooling or resizing.
+        copies: (copy, original) by the id of the original, so that a layer that several models call has one copy.
+        nested: the new model by the id of a nested model, so that a model that is called twice stays one model.
+    """
+
+    chooser: Chooser
+    replacements: Replacements
+    keep_max: bool
+    keep_macs: bool
+    copies: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
+    nested: dict[int, keras.Model] = dataclasses.field(default_factory=dict)
+
+    def drops(self, layer: Any) -> bool:
+        """Whether nothing of a layer that is replaced stays beside the pooling."""
+        return isinstance(layer, POOLINGS) and not (self.keep_max and isinstance(layer, keras.layers.MaxPooling2D))
+
+
+class Rebuild:
+    """Builds one model once more.
+
+    Args:
+        plan: what is to be replaced, and how.
+        model: the model.
+        graph: the graph of the model.
+        pairs: the calls in the graph that take their size from another map.
+    """
+
+    def __init__(self, plan: Plan, model: keras.Model, graph: Graph, pairs: Sequence[Pair] = ()):
+        self._plan = plan
+        self._model = model
+        self._graph = graph
+        self._pairs = {id(pair.call): pair for pair in pairs}
+        self._trims = {id(trim) for pair in pairs for trim in pair.trims}
+        self._values: dict[int, Any] = {}
+        self._unpadded: dict[int, Any] = {}
+        self._called: list[Any] = []
+        self._originals: dict[int, tuple[Any, Any]] = {}
+        self._names: set[str] = set()
+
+    def result(self, shapes: Sequence[Sequence[int | None]]) -> keras.Model:
+        """The new model.
+
+        Args:
+            shapes: of what it takes, without the batch. A length that is None stays unknown.
+        """
+        entries = [
+            keras.Input(shape, dtype=entry.dtype, name=entry.name) for entry, shape in zip(self._model.inputs, shapes)
+        ]
+        self._note(self._graph.inputs, entries)
+        for call in self._calls_in_order():
+            if id(call) in self._pairs:
+                pair = self._pairs[id(call)]
+                resized = self._resized(pair)
+                for each in (call, *pair.trims):
+                    self._note(each.outputs, resized)
+            else:
+                self._note(call.outputs, self._outputs(call))
+        self._carry_weights_over()
+        return self._assembled(entries, [self._values[id(tensor)] for tensor in self._graph.outputs])
+
+    def _calls_in_order(self) -> Iterator[Call]:
+        """The calls, each after all that it needs: a map may take the size of one that came later in the original."""
+        waiting = [call for call in self._graph.calls if id(call) not in self._trims]
+        while waiting:
+            later = []
+            for call in waiting:
+                likes = [self._pairs[id(call)].like] if id(call) in self._pairs else []
+                if all(id(tensor) in self._values for tensor in (*call.inputs, *likes)):
+                    yield call
+                else:
+                    later.append(call)
+            if len(later) == len(waiting):
+                raise ValueError(f"Layer {later[0].operation.name} would have the size of a map that follows from it.")
+            waiting = later
+
+    def _assembled(self, entries: Sequence[Any], outputs: Sequence[Any]) -> keras.Model:
+        """A model of the same class, if it can be made from inputs and outputs."""
+        model = self._model
+        if isinstance(model, keras.Sequential) and not self._pairs:
+            # A padding that is left out was called as well, but is not part of the new graph.
+            in_graph = set(map(id, keras.Model(entries, outputs).layers))
+            return keras.Sequential(
+                [entries[0], *(layer for layer in self._called if id(layer) in in_graph)], name=model.name
+            )
+        view = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+        inputs, outputs = (
+            keras.tree.pack_sequence_as(structure, tensors)
+            for structure, tensors in ((view.input, entries), (view.output, outputs))
+        )
+        plain = keras.Model(inputs, outputs, name=model.name)
+        own, spec = (inspect.getfullargspec(type(each).__init__) for each in (model, plain))
+        takes_a_graph = own.args == spec.args or (own.varargs and own.varkw)
+        is_own_class = takes_a_graph and not isinstance(model, keras.Sequential)
+        return type(model)(inputs, outputs, name=model.name) if is_own_class else plain
+
+    # --- The tensors of the new model in place of those of the graph ---
+
+    def _note(self, tensors: Sequence[Any], values: Any) -> None:
+        self._values.update(zip(map(id, tensors), keras.tree.flatten(values)))
+
+    def _value(self, leaf: Any) -> Any:
+        return self._values.get(id(leaf), leaf)
+
+    # --- Calls ---
+
+    def _outputs(self, call: Call) -> Any:
+        """What a call gives in the new model."""
+        operation = call.operation
+        if self._plan.chooser.replaces(operation):
+            return self._pooled(call)
+        if is_padding(operation):
+            self._unpadded[id(call.outputs[0])] = first_argument(call.args, call.kwargs)
+        args, kwargs = keras.tree.map_structure(self._value, (call.args, call.kwargs))
+        if isinstance(operation, keras.Model):
+            return self._run(self._nested(operation, call), *args, **kwargs)
+        if flattens(operation):
+            return self._run(self._copy(operation), self._of_former_size(call))
+        return self._run(self._copy(operation), *args, **kwargs)
+
+    def _run(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            outputs = layer(*args, **kwargs)
+        except Exception as error:
+            raise ValueError(_CANNOT_FOLLOW.format(layer.name, one_line(error))) from error
+        self._called.append(layer)
+        return outputs
+
+    def _pooled(self, call: Call) -> Any:
+        """Calls the pooling, and beside it what stays of the original at stride 1: a convolution or a maximum."""
+        original = call.operation
+        tensor = self._without_padding(call)
+        sizes = _spatial_size(original, tensor.shape), _spatial_size(original, call.outputs[0].shape)
+        pooling = self._plan.replacements.pooling(original, self._model, sizes)
+        inputs = self._value(tensor)
+        if self._plan.drops(original):
+            return self._run(pooling, inputs)
+        if self._plan.keep_macs and not isinstance(original, POOLINGS):
+            return self._run(self._copy(original), self._run(pooling, inputs))
+        return self._run(pooling, self._run(self._copy(original), inputs))
+
+    def _resized(self, pair: Pair) -> Any:
+        """Resizes a map to the size of another one, and convolves it if the original was a transposed convolution."""
+        original = pair.call.operation
+        resizing = self._plan.replacements.resizing(original, pair.sizes)
+        inputs, like = self._value(pair.call.inputs[0]), self._value(pair.like)
+        if not isinstance(original, keras.layers.Conv2DTranspose):
+            return self._run(resizing, inputs, like=like)
+        if self._plan.keep_macs:
+            return self._run(resizing, self._convolved(original, inputs), like=like)
+        return self._convolved(original, self._run(resizing, inputs, like=like))
+
+    def _convolved(self, original: keras.layers.Conv2DTranspose, inputs: Any) -> Any:
+        """Convolves at stride 1.
+
+        The taps of an even kernel cannot lie evenly around a position. A strided convolution with padding='same' has
+        one more of them behind it, and the transposed one has one more before it, so that the two cancel.
+        """
+        convolution = self._copy(original)
+        if convolution.padding == "valid":
+            padding = [(size // 2, (size - 1) // 2) for size in original.kernel_size]
+            name = self._plan.replacements.new_name(f"{original.name}_padding")
+            pad = keras.layers.ZeroPadding2D(
+                padding, data_format=original.data_format, dtype=original.dtype_policy, name=name
+            )
+            inputs = self._run(pad, inputs)
+        return self._run(convolution, inputs)
+
+    def _of_former_size(self, call: Call) -> Any:
+        """The map that a call flattens, resized to the size that it had in the original if it has another one."""
+        tensor = first_argument(call.args, call.kwargs)
+        inputs = self._value(tensor)
+        if len(tensor.shape) != 4 or inputs.shape[1:] == tensor.shape[1:]:
+            return inputs
+        data_format = self._plan.replacements.data_format(call.operation)
+        size = tuple(tensor.shape[1:3] if data_format == "channels_last" else tensor.shape[2:4])
+        resizing = self._plan.replacements.resizing(call.operation, (size, size), output_size=size)
+        return self._run(resizing, inputs)
+
+    def _nested(self, model: keras.Model, call: Call) -> keras.Model:
+        """The new model for a model that is a layer of this one."""
+        if id(model) not in self._plan.nested:
+            check_graph(model)
+            graph = read_graph(model, call.inputs)
+            shapes = [self._value(tensor).shape[1:] for tensor in call.inputs]
+            self._plan.nested[id(model)] = Rebuild(self._plan, model, graph).result(shapes)
+        return self._plan.nested[id(model)]
+
+    def _without_padding(self, call: Call) -> Any:
+        """The map before it was padded for a layer that downsamples: that layer now pads by padding='same'."""
+        tensor = first_argument(call.args, call.kwargs)
+        unpadded = self._unpadded.get(id(tensor), tensor)
+        channels = 3 if call.operation.data_format == "channels_last" else 1
+        return unpadded if unpadded.shape[channels] == tensor.shape[channels] else tensor
+
+    # --- Copies ---
+
+    def _copy(self, layer: Any) -> Any:
+        if id(layer) not in self._plan.copies:
+            self._plan.copies[id(layer)] = (self._new_copy(layer), layer)
+        copy, _ = self._originals[id(layer)] = self._plan.copies[id(layer)]
+        return copy
+
+    def _new_copy(self, layer: Any) -> Any:
+        name = layer.name if layer.name not in self._names else self._plan.replacements.new_name(layer.name)
+        self._names.add(name)
+        if isinstance(layer, keras.layers.Lambda):
+            return keras.layers.Lambda(
+                layer.function, mask=layer.mask, arguments=layer.arguments, name=name, dtype=layer.dtype_policy
+            )
+        try:
+            config = layer.get_config()
+            # Pass functions on as they are: Keras finds only registered functions by the name in a config.
+            functions = {name: getattr(layer, name, None) for name in config}
+            config |= {name: value for name, value in functions.items() if isinstance(value, types.FunctionType)}
+            config |= {"name": name}
+            if self._is_paired(layer):
+                return _at_stride_one(layer, config)
+            if self._plan.chooser.replaces(layer):
+                config |= {"strides": (1, 1), "padding": "same"}
+            return type(layer).from_config(config)
+        except Exception as error:
+            raise ValueError(f"Layer {layer.name} cannot be copied: {one_line(error)}") from error
+
+    def _is_paired(self, layer: Any) -> bool:
+        return any(pair.call.operation is layer for pair in self._pairs.values())
+
+    def _carry_weights_over(self) -> None:
+        for copy, original in self._originals.values():
+            if not isinstance(original, keras.layers.Layer) or not original.weights:
+                continue
+            weights = original.get_weights()
+            if self._is_paired(original):
+                weights[0] = _kernel_at_stride_one(original)
+            try:
+                copy.set_weights(weights)
+            except ValueError as error:
+                raise ValueError(_CANNOT_FOLLOW.format(original.name, one_line(error))) from error
+            for layer in (copy, *leaf_layers(copy)):
+                # keras.layers.Normalization computes with values that it derives from its weights only here.
+                if hasattr(layer, "finalize_state"):
+                    layer.finalize_state()
+
+
+def _at_stride_one(layer: keras.layers.Conv2DTranspose, config: dict[str, Any]) -> keras.layers.Conv2D:
+    """The convolution that follows the resizing in place of a transposed convolution."""
+    del config["output_padding"]
+    is_odd = all(size % 2 for size in layer.kernel_size)
+    return keras.layers.Conv2D.from_config(config | {"strides": (1, 1), "padding": "same" if is_odd else "valid"})
+
+
+def _kernel_at_stride_one(layer: keras.layers.Conv2DTranspose) -> np.ndarray:
+    """The kernel that gives what a transposed convolution does, without the images of the spectrum that it leaves.
+
+    A transposed convolution puts zeros between the samples and convolves with its kernel, the other way round than a
+    convolution of a network does. Resizing differs from putting zeros in by the images, which it does not have, and by
+    a gain that is the product of the strides.
+    """
+    kernel = layer.get_weights()[0]
+    return kernel[::-1, ::-1].transpose(0, 1, 3, 2) / np.prod(layer.strides)
+
+
+def _spatial_size(layer: keras.layers.Layer, shape: Sequence[int]) -> tuple[int, int]:
+    return tuple(shape[1:3] if layer.data_format == "channels_last" else shape[2:4])

@@ -1,0 +1,129 @@
+"""Makes the layers that replace others in a swapped model, and keeps a list of them."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+
+from diffstride_hybrid.layers.input_checks import Size
+from diffstride_hybrid.layers.spectral_resizing import SpectralResizing
+
+_DROP_IN = {"mask": "symmetric", "norm": "forward"}
+"""Defaults for a drop-in: a window that weighs both signs of a frequency alike, and a mean that is preserved."""
+
+
+class Replacement(NamedTuple):
+    """One layer that was replaced.
+
+    Attributes:
+        layer: name of the layer.
+        kind: name of the layer's class.
+        size_before: (height, width) of the layer's input and of its output in the original model.
+        pooling: the layer that pools or resizes in its place. Several replaced layers may share one pooling.
+    """
+
+    layer: str
+    kind: str
+    size_before: tuple[Size, Size]
+    pooling: keras.layers.Layer
+
+
+class Replacements:
+    """Makes poolings and resizings.
+
+    Args:
+        pooling_cls: makes a pooling from the arguments `strides`, `data_format`, `dtype`, `name` and `options`.
+        options: further arguments of `pooling_cls`.
+        names: the names that new layers must not have.
+        data_format: of the maps of the model.
+    """
+
+    def __init__(
+        self,
+        pooling_cls: Callable[..., keras.layers.Layer],
+        options: dict[str, Any],
+        names: set[str],
+        data_format: str,
+    ):
+        self.made: list[Replacement] = []
+        parameters = inspect.signature(pooling_cls).parameters
+        self._pooling_cls = pooling_cls
+        self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | options
+        self._names = set(names)
+        self._data_format = data_format
+        self._has_limits = "upper_limit_stride" in parameters
+        self._poolings: dict[tuple[Size, Size, str], tuple[keras.layers.Layer, keras.Model]] = {}
+
+    def pooling(self, layer: keras.layers.Layer, model: keras.Model, sizes: tuple[Size, Size]) -> keras.layers.Layer:
+        """The pooling that replaces a layer: one for each pair of sizes, so that branches that meet agree in size.
+
+        Args:
+            layer: a layer that downsamples.
+            model: the model whose layer it is.
+            sizes: (height, width) of the layer's input and of its output.
+
+        Raises:
+            ValueError: two models would share the pooling.
+        """
+        key = (*sizes, layer.data_format)
+        if key not in self._poolings:
+            self._poolings[key] = self._new_pooling(layer), model
+        pooling, owner = self._poolings[key]
+        if owner is not model:
+            raise ValueError(
+                f"Layer {layer.name} of {model.name} would share {pooling.name} with {owner.name}, and Keras cannot "
+                "load what nested models share. Exclude one of the two, or make one model of them."
+            )
+        self.made.append(Replacement(layer.name, type(layer).__name__, sizes, pooling))
+        return pooling
+
+    def resizing(self, operation: Any, sizes: tuple[Size, Size], output_size: Size | None = None) -> keras.layers.Layer:
+        """A resizing that replaces a layer or operation, or stands before it.
+
+        Args:
+            operation: the layer or other operation.
+            sizes: (height, width) of its input and of its result.
+            output_size: the size that the resizing gives. If None, it is called with a map of that size.
+        """
+        resizing = SpectralResizing(
+            output_size=output_size,
+            norm=self._options.get("norm", _DROP_IN["norm"]),
+            data_format=self.data_format(operation),
+            dtype=getattr(operation, "dtype_policy", None),
+            name=self.new_name(f"{operation.name}_resizing"),
+        )
+        self.made.append(Replacement(operation.name, type(operation).__name__, sizes, resizing))
+        return resizing
+
+    def data_format(self, operation: Any) -> str:
+        """The data format of an operation; that of the model if the operation has none.
+
+        Args:
+            operation: a layer, or an operation that is not a layer.
+        """
+        return getattr(operation, "data_format", None) or self._data_format
+
+    def new_name(self, name: str) -> str:
+        """The name, with a number if it is taken: one layer may downsample maps of several sizes.
+
+        Args:
+            name: the name that a layer shall have.
+        """
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
+        found = next(candidate for candidate in candidates if candidate not in self._names)
+        self._names.add(found)
+        return found
+
+    def _new_pooling(self, layer: keras.layers.Layer) -> keras.layers.Layer:
+        strides = tuple(float(stride) for stride in layer.strides)
+        options = {"strides": strides, **self._options}
+        if min(strides) == 1.0 and self._has_limits and "strides" not in self._options:
+            # The layer does not pool along one axis, such as over the electrodes of an EEG, and neither shall this.
+            limits = tuple(1.0 if stride == 1.0 else None for stride in strides)
+            options = {"upper_limit_stride": limits, **options}
+        name = self.new_name(f"{layer.name}_downsampling")
+        return self._pooling_cls(data_format=layer.data_format, dtype=layer.dtype_policy, name=name, **options)
