@@ -180,8 +180,10 @@ class Rebuild:
         original = call.operation
         tensor = self._without_padding(call)
         sizes = _spatial_size(original, tensor.shape), _spatial_size(original, call.outputs[0].shape)
-        pooling = self._plan.replacements.pooling(original, self._model, sizes)
         inputs = self._value(tensor)
+        if sizes[1] == (1, 1) and np.all(np.greater_equal(getattr(original, "pool_size", 0), sizes[0])):
+            return self._run(self._plan.replacements.global_pooling(original, sizes), inputs)
+        pooling = self._plan.replacements.pooling(original, self._model, sizes)
         if self._plan.drops(original):
             return self._run(pooling, inputs)
         if self._plan.keep_macs and not isinstance(original, POOLINGS):

@@ -81,6 +81,19 @@ class Replacements:
         self.made.append(Replacement(layer.name, type(layer).__name__, sizes, pooling))
         return pooling
 
+    def global_pooling(self, layer: keras.layers.Layer, sizes: tuple[Size, Size]) -> keras.layers.Layer:
+        """The global pooling that replaces a pooling over the whole map: a learned stride would change nothing there.
+
+        Args:
+            layer: an average or max pooling whose window covers its input.
+            sizes: (height, width) of the layer's input and of its output.
+        """
+        takes_maximum = isinstance(layer, keras.layers.MaxPooling2D)
+        pooling_cls = keras.layers.GlobalMaxPooling2D if takes_maximum else keras.layers.GlobalAveragePooling2D
+        pooling = pooling_cls(data_format=layer.data_format, keepdims=True, name=layer.name, dtype=layer.dtype_policy)
+        self.made.append(Replacement(layer.name, type(layer).__name__, sizes, pooling))
+        return pooling
+
     def resizing(self, operation: Any, sizes: tuple[Size, Size], output_size: Size | None = None) -> keras.layers.Layer:
         """A resizing that replaces a layer or operation, or stands before it.
 

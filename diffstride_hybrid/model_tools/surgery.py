@@ -43,18 +43,27 @@ def replace_downsampling(
     in size whatever the strides become. All other layers are copied, and the copies get the weights of their originals.
     Layers that another layer calls in its own code keep their strides; the report names them.
 
+    A layer that enlarges maps whose size has changed (`UpSampling2D`, `Conv2DTranspose` with strides, `Resizing`)
+    becomes a `SpectralResizing` to the size of the map that its result is joined with, or else of the last map before
+    it of the same size; a crop or a padding that trimmed its result is left out. A transposed convolution becomes that
+    resizing, followed by a convolution at stride 1 with its kernel turned round and divided by the product of its
+    strides. If there is such a layer, nested models are taken apart. Maps that are flattened are first resized to the
+    size that they had. An average or max pooling over the whole map becomes a global one.
+
     Args:
         model: a built functional or Sequential model of images. It is not changed.
         pooling_cls: called as `pooling_cls(strides=…, data_format=…, dtype=…, name=…, **options)`.
         include: the layers to replace, of those that downsample: a name, names, or a function that takes a layer and
             returns whether it is meant. All of them if None.
-        exclude: the layers to keep, given in the same way. No layer if None.
-        input_shape: (height, width, channels) of an image, needed if the model takes images of any size.
+        exclude: the layers to keep, given in the same way, those that enlarge maps among them. No layer if None.
+        input_shape: (height, width, channels) of an image, needed if the model takes images of any size. The new model
+            still takes images of any size.
         keep_max: whether the maximum of a max pooling is kept. If not, the pooling alone replaces it, which costs
             accuracy until the model is trained on.
         keep_macs: whether the pooling comes before a strided convolution instead of after it. The model then costs no
             more than before, but for the pooling itself; but the convolution sees a map without the frequencies that
-            the pooling removes, and its kernel covers more of the image, so it needs more training.
+            the pooling removes, and its kernel covers more of the image, so it needs more training. The convolution
+            of a transposed one comes before the resizing, likewise.
         calibrate: images, as `recalibrate_normalization` takes them, from which batch normalization gets its statistics
             anew in the swapped model. The present ones stay if None.
         report: a function such as `print`, called with a table of the layers that were replaced, with their sizes and
@@ -68,7 +77,8 @@ def replace_downsampling(
 
     Raises:
         ValueError: the model cannot be taken apart, it lacks a layer that a selection names, nothing in it is to be
-            replaced, one of its layers cannot follow a map of another size, or nested models would share a pooling.
+            replaced, one of its layers cannot follow a map of another size, a layer enlarges a map to a size that no
+            map before it has, or nested models would share a pooling.
         TypeError: a selection is not a name, names or a function of a layer, or `keep_max` or `keep_macs` is no bool.
 
     Example:

@@ -270,13 +270,17 @@ def test_a_head_of_fixed_size_gets_its_maps_in_the_size_of_before():
     assert resizings(replace_downsampling(autoencoder(), SpectralPooling, strides=2.0)) == []
 
 
-def test_a_head_of_fixed_size_without_a_change_is_equal():
-    model = disturbed(autoencoder())
-    plain = keras.Sequential([keras.Input((32, 32, 1)), layers.AveragePooling2D(2), layers.Flatten(), layers.Dense(3)])
-    swapped = replace_downsampling(plain, SpectralPooling, strides=2.0)
-    wide = replace_downsampling(plain, smoothness_factor=64.0)
-    assert swapped(images()[..., :1]).shape == wide(images()[..., :1]).shape == (2, 3)
-    assert model.output_shape == replace_downsampling(model).output_shape
+@pytest.mark.parametrize("kind", ["Average", "Max"])
+def test_a_pooling_over_the_whole_map_becomes_a_global_one(kind: str):
+    pool = getattr(layers, f"{kind}Pooling2D")
+    parts = [layers.AveragePooling2D(4), pool(8, name="all"), layers.Flatten(), layers.Dense(3)]
+    model = disturbed(keras.Sequential([keras.Input((32, 32, 3)), *parts]))
+    swapped = replace_downsampling(model, smoothness_factor=2.0)
+    assert type(swapped.get_layer("all")) is getattr(layers, f"Global{kind}Pooling2D")
+    assert len(diffstride_layers(swapped)) == 1 and resizings(swapped) == []
+    if kind == "Average":
+        flat = np.ones([1, 32, 32, 3], "float32")
+        np.testing.assert_allclose(swapped(flat), model(flat), atol=1e-5)
 
 
 # --- Refusals ---
