@@ -26,10 +26,13 @@ _NO_GPU = re.compile(rb"E\d{4} .*cuInit|\d{4}-\d\d-\d\d [^ ]+ E .*cuInit")
 """An error if there is a GPU. If there is none, TensorFlow has looked for one in vain, and that is all."""
 
 
-def check_backend() -> None:
-    """Refuses every backend of Keras but TensorFlow, which this package computes with.
+def check_backend(allowed: tuple[str, ...] = ("tensorflow", "jax", "torch")) -> None:
+    """Refuses a backend of Keras that this package cannot compute with.
 
     Keras fails with a missing module or, later, with a tensor of the wrong kind.
+
+    Args:
+        allowed: the backends that will do.
 
     Raises:
         ImportError: Keras is set to another backend.
@@ -39,11 +42,12 @@ def check_backend() -> None:
         source = os.path.join(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
         with contextlib.suppress(OSError, ValueError, AttributeError), open(source, encoding="utf-8") as file:
             backend = json.load(file).get("backend")
-    if not backend or backend == "tensorflow":
+    if not backend or backend in allowed:
         return
+    needed = "TensorFlow, JAX or PyTorch" if len(allowed) > 1 else "TensorFlow for its commands"
     raise ImportError(
-        f"diffstride_hybrid needs Keras with TensorFlow, and {source} says {backend!r}. Set the environment variable "
-        "KERAS_BACKEND=tensorflow before Keras is imported."
+        f"diffstride_hybrid needs Keras with {needed}, and {source} says {backend!r}. Set the environment variable "
+        f"KERAS_BACKEND={allowed[0]} before Keras is imported."
     )
 
 
@@ -54,7 +58,7 @@ def start_tensorflow() -> None:
         SystemExit: Keras is set to another backend. One line says so.
     """
     try:
-        check_backend()
+        check_backend(("tensorflow",))
     except ImportError as error:
         sys.exit(f"error: {error}")
     with contextlib.nullcontext() if FLAG in sys.argv else without_notes():

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid import spectral
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import (
     Strides,
     validated_choice,
@@ -128,26 +129,28 @@ class DiffStride(FourierPooling):
                 f"{upper_limit_stride}."
             )
         self.supports_jit = self.static_crop is not False or not self.cropping
+        self._warned_of_size = False
         self._crop = StaticCrop(self._windows_at, self._read_strides, is_static=bool(self.static_crop))
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
         size = self._spatial_shape(input_shape)
-        if spectral.needs_static_shapes():
+        if current.needs_static_shapes():
             self.fix_crop()
         minima = self._minimum_strides(size)
         constraint = self._constraint(minima)
-        with tf.init_scope():
-            initial = constraint(tf.constant(self.initial_strides[: len(minima)])).numpy()
+        with current.eagerly():
+            initial = ops.convert_to_numpy(constraint(np.array(self.initial_strides[: len(minima)], "float32")))
         self.strides = self.add_weight(
             name="strides",
             shape=(len(minima),),
-            initializer=lambda shape, dtype: tf.constant(initial, dtype),
+            initializer=lambda shape, dtype: ops.convert_to_tensor(initial, dtype),
             constraint=constraint,
             dtype="float32",
             autocast=False,
         )
-        if self.crop_is_static:
+        current.watch(self.strides, initial)
+        if self.static_crop or (self.crop_is_static and None not in size):
             self._crop.at(size, initial)
 
     def _constraint(self, minima: Sequence[float]) -> StrideConstraint:
@@ -162,7 +165,7 @@ class DiffStride(FourierPooling):
         minima = [1.0 if n is None else spectral.minimum_stride(n, self.smoothness_factor) for n in size]
         return [max(minima)] if self.shared_stride else minima
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+    def call(self, inputs: spectral.Tensor, training: bool | None = None) -> spectral.Tensor:
         return self._pool(self._checked(inputs), bool(training))
 
     def _check_crop_when_run(self, size: Size, kept: Crop) -> None:
@@ -172,34 +175,49 @@ class DiffStride(FourierPooling):
             "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does the callback CropRefresh "
             "in fit."
         )
-        spectral.check_beside_graph(lambda: self._asks_for(size, kept), advice)
+        current.check_beside_graph(lambda: self._asks_for(size, kept), advice)
 
-    def _asks_for(self, size: Size, kept: Crop) -> tf.Tensor:
+    def _asks_for(self, size: Size, kept: Crop) -> spectral.Tensor:
         """Whether the strides ask for this crop, as a scalar in the current graph."""
-        rows, columns = self._windows_at(size, tf.convert_to_tensor(self.strides), None)
-        fits = tf.size(columns.bins) == kept[1]
-        return fits if rows is None else fits & (tf.size(rows.bins) == kept[0])
+        rows, columns = spectral.asked_bins(
+            *size, self._strides_of_map(), dtype=self._window_dtype(), **self._window_options()
+        )
+        return ops.logical_and(rows == kept[0], columns == kept[1])
 
-    def _pool(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        if spectral.needs_static_shapes() and not self.crop_is_static:
-            self.fix_crop()
-            if self.crop_is_static and self.trainable:
-                warnings.warn(
-                    f"XLA compiles {self.path}: its output keeps the size that its strides ask for now. The callback "
-                    "diffstride_hybrid.CropRefresh lets it follow them, and so does jit_compile=False.",
-                    stacklevel=2,
-                )
+    def _strides_of_map(self) -> spectral.Tensor:
+        """The strides as a tensor, the vertical one first."""
+        return ops.convert_to_tensor(self.strides)
+
+    def _pool(self, inputs: spectral.Tensor, training: bool = False) -> spectral.Tensor:
+        if current.needs_static_shapes():
+            self._keep_size(training)
         size = self._spatial_shape(inputs.shape)
-        kept = self._crop.at(size, training=training) if self.crop_is_static else None
+        is_known = self.crop_is_static or (self.cropping and current.SIZES_ARE_KNOWN)
+        kept = self._crop.at(size, training=training) if is_known else None
         if kept is not None and not training and self._crop.held != StaticCrop.ALL:
             self._check_crop_when_run(size, kept)
         return self._pool_to(kept, inputs)
 
-    def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:
+    def _keep_size(self, training: bool) -> None:
+        """Makes the crop static, and warns if the strides are trained and nothing lets the crop follow them."""
+        is_new = not self.crop_is_static
+        if is_new:
+            self.fix_crop()
+        is_stuck = training and current.is_tracing() and self.static_crop is None and not self._crop.held
+        if self.crop_is_static and self.trainable and (is_new or is_stuck) and not self._warned_of_size:
+            self._warned_of_size = True
+            warnings.warn(
+                f"XLA compiles {self.path}: its output keeps the size that its strides ask for now. The callback "
+                "diffstride_hybrid.CropRefresh lets it follow them"
+                + ("." if current.SIZES_ARE_KNOWN else ", and so does jit_compile=False."),
+                stacklevel=2,
+            )
+
+    def _pool_to(self, kept: Crop | None, inputs: spectral.Tensor) -> spectral.Tensor:
         """Pools to a fixed number of bins, or to the number that the strides ask for if None."""
         return spectral.diffstride(
             inputs,
-            tf.convert_to_tensor(self.strides),
+            ops.convert_to_tensor(self.strides),
             cropping=self.cropping,
             kept=kept,
             trainable=self.trainable,
@@ -286,7 +304,8 @@ class DiffStride(FourierPooling):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        if self.crop_is_static:
+        # JAX makes each crop static, which tells nothing about the next backend.
+        if self.crop_is_static and (self.static_crop or not current.needs_static_shapes()):
             store["crops"] = self._crop.as_array()
 
     def load_own_variables(self, store: Any) -> None:
@@ -302,7 +321,8 @@ class DiffStride(FourierPooling):
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
             return height, width if self.mask == "symmetric" else width - width % 2
-        if not self.crop_is_static or not self.built or None in (height, width):
+        is_fixed = self.static_crop if current.SIZES_ARE_KNOWN else self.crop_is_static
+        if not is_fixed or not self.built or None in (height, width):
             return None, None
         rows, columns = self._crop.at((height, width))
         return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
@@ -315,23 +335,23 @@ class DiffStride(FourierPooling):
             "mask": self.mask,
         }
 
-    def _window_dtype(self) -> tf.DType:
-        return tf.float64 if self.compute_dtype == "float64" else tf.float32
+    def _window_dtype(self) -> str:
+        return "float64" if self.compute_dtype == "float64" else "float32"
 
-    def _read_strides(self) -> np.ndarray:
-        return self.strides.numpy()
+    def _read_strides(self) -> np.ndarray | None:
+        return current.value_of(self.strides)
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
         kept = self._crop.at((height, width)) if self.crop_is_static else None
         return self._windows_at((height, width), self._read_strides(), kept)
 
     def _windows_at(
-        self, size: Size, strides: np.ndarray | tf.Tensor, kept: Crop | None
+        self, size: Size, strides: np.ndarray | spectral.Tensor, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
         """The windows over a map of this size for strides that may differ from the weight, eagerly if they are."""
         return spectral.diffstride_windows(
             *size,
-            tf.convert_to_tensor(strides),
+            ops.convert_to_tensor(strides),
             cropping=self.cropping,
             kept=kept,
             dtype=self._window_dtype(),

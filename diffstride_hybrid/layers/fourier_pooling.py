@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from diffstride_hybrid import spectral
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import validated_choice
 from diffstride_hybrid.layers.input_checks import Size, check_floating, check_size, checked_when_run
 
@@ -70,10 +70,10 @@ class FourierPooling(keras.layers.Layer):
         size = self._pooled_shape(*self._spatial_shape(input_shape))
         return spectral.resized(input_shape, size[-len(self._pooled_axes) :], self.data_format)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: spectral.Tensor) -> spectral.Tensor:
         return self._pool(self._checked(inputs))
 
-    def _checked(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _checked(self, inputs: spectral.Tensor) -> spectral.Tensor:
         """The inputs, whose dtype and size are checked now, or when a graph runs if they are not known before."""
         check_floating(self, inputs)
         self._check_shape(tuple(inputs.shape))
@@ -102,7 +102,7 @@ class FourierPooling(keras.layers.Layer):
         """
         return self._spatial_shape((None, *shape))
 
-    def constant_call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def constant_call(self, inputs: spectral.Tensor) -> spectral.Tensor:
         """The result of calling the layer with its present strides, by products with constant matrices.
 
         Its graph holds no transform, no variable and no unknown size, so that it can be exported.
@@ -120,16 +120,16 @@ class FourierPooling(keras.layers.Layer):
 
     def _by_constants(
         self,
-        inputs: tf.Tensor,
+        inputs: spectral.Tensor,
         windows: Callable[..., tuple[spectral.Window | None, spectral.Window]],
         *lengths: int | None,
-    ) -> tf.Tensor:
+    ) -> spectral.Tensor:
         """The products with the matrices of the windows that `windows` makes of known lengths."""
         if None in lengths:
             raise ValueError(f"{self.path} can only be exported for inputs of a known size, got {tuple(inputs.shape)}.")
-        with tf.init_scope():
+        with current.eagerly():
             matrices = spectral.pooling_matrices(*windows(*lengths), self.norm)
-            constants = [None if matrix is None else matrix.numpy() for matrix in matrices]
+            constants = [None if matrix is None else keras.ops.convert_to_numpy(matrix) for matrix in matrices]
         return spectral.apply_matrices(inputs, *constants, self.data_format)
 
     def matmul_macs(self, input_shape: Sequence[int], output_shape: Sequence[int]) -> int:
@@ -172,7 +172,7 @@ class FourierPooling(keras.layers.Layer):
         height, width = (1, *(shape[axis] for axis in spectral.spatial_axes(self.data_format, rank)))[-2:]
         return height, width
 
-    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool(self, inputs: spectral.Tensor) -> spectral.Tensor:
         """Pools inputs that have been checked."""
         raise NotImplementedError
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+
+from diffstride_hybrid.backends import current
+from diffstride_hybrid.spectral.options import Tensor
 
 Size = tuple[int, int]
 """Height and width in samples. A signal counts as a map of one row: (1, samples)."""
@@ -46,7 +48,7 @@ def check_size(layer: keras.layers.Layer, shape: Sequence[int | None], size: Seq
         raise ValueError(f"{_needs_at_least(layer, least)} {tuple(shape)} ({layer.data_format}).")
 
 
-def checked_when_run(layer: keras.layers.Layer, inputs: tf.Tensor, least: Size) -> tf.Tensor:
+def checked_when_run(layer: keras.layers.Layer, inputs: Tensor, least: Size) -> Tensor:
     """The inputs, with an assertion in the graph if their size is not known yet.
 
     Args:
@@ -58,15 +60,15 @@ def checked_when_run(layer: keras.layers.Layer, inputs: tf.Tensor, least: Size) 
         `inputs`. If their size is known, nothing is added to the graph.
 
     Raises:
-        tf.errors.InvalidArgumentError: when the graph runs, on an input that is too small.
+        tf.errors.InvalidArgumentError: when TensorFlow's graph runs, on an input that is too small.
     """
     if None not in layer.spatial_size(inputs.shape[1:]):
         return inputs
-    shape = tf.shape(inputs)
-    size = layer.spatial_size(tf.unstack(shape)[1:])
-    large_enough = tf.reduce_all([length >= n for length, n in zip(size, least)])
-    with tf.control_dependencies([tf.debugging.Assert(large_enough, [_needs_at_least(layer, least), shape])]):
-        return tf.identity(inputs)
+
+    def is_large_enough(lengths: list[Tensor]) -> list[Tensor]:
+        return [length >= n for length, n in zip(layer.spatial_size(lengths[1:]), least)]
+
+    return current.checked_when_run(inputs, is_large_enough, _needs_at_least(layer, least))
 
 
 def _needs_at_least(layer: keras.layers.Layer, least: Size) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.registration import register
@@ -135,10 +135,10 @@ class DiffStride1D(OneAxis, DiffStride):
     def _minimum_strides(self, size: tuple[int | None, int | None]) -> list[float]:
         return super()._minimum_strides((None, size[1]))
 
-    def _pool_to(self, kept: Crop | None, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool_to(self, kept: Crop | None, inputs: spectral.Tensor) -> spectral.Tensor:
         return spectral.diffstride_1d(
             inputs,
-            tf.convert_to_tensor(self.strides),
+            ops.convert_to_tensor(self.strides),
             cropping=self.cropping,
             kept=None if kept is None else kept[1],
             trainable=self.trainable,
@@ -146,12 +146,15 @@ class DiffStride1D(OneAxis, DiffStride):
             **self._options(),
         )
 
+    def _strides_of_map(self) -> spectral.Tensor:
+        return ops.concatenate([ops.ones([1]), ops.convert_to_tensor(self.strides)])
+
     def _windows_at(
         self, size: Size, strides: np.ndarray, kept: Crop | None
     ) -> tuple[spectral.Window | None, spectral.Window]:
         window = spectral.diffstride_window_1d(
             size[1],
-            tf.constant(strides),
+            ops.convert_to_tensor(strides),
             cropping=self.cropping,
             kept=None if kept is None else kept[1],
             dtype=self._window_dtype(),
@@ -221,7 +224,7 @@ class SpectralPooling1D(OneAxis, SpectralPooling):
             "output_size": None if self.output_size is None else self.output_size[1],
         }
 
-    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool(self, inputs: spectral.Tensor) -> spectral.Tensor:
         length = None if self.output_size is None else self.output_size[1]
         if length is None:
             length = spectral.spectral_output_length(spectral.signal_length(inputs, self.data_format), self.strides[1])

@@ -8,9 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid import spectral
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import Strides, validated_choice, validated_size, validated_strides
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.input_checks import Size, check_floating, check_size, checked_when_run
@@ -73,17 +74,31 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         # which `macs` tells poolings of the same name apart.
         super().build(input_shape)
 
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+    def call(self, inputs: spectral.Tensor) -> spectral.Tensor:
         check_floating(self, inputs)
         least = self.pool_size if self.padding == "valid" else (1, 1)
         check_size(self, tuple(inputs.shape), self.spatial_size(inputs.shape[1:]), least)
         inputs = checked_when_run(self, inputs, least)
         if self._has_whole_strides:
-            return super().call(inputs)
+            counts_padding = current.NAME == "torch" and self.padding == "same"
+            return self._averaged_over_map(inputs) if counts_padding else super().call(inputs)
         for axis, stride in zip(spectral.spatial_axes(self.data_format), self.strides):
-            size = tf.shape(inputs)[axis] if inputs.shape[axis] is None else inputs.shape[axis]
-            inputs = tf.gather(inputs, _sampled_positions(size, stride), axis=axis)
+            inputs = ops.take(inputs, _sampled_positions(ops.shape(inputs)[axis], stride), axis=axis)
         return inputs
+
+    def _averaged_over_map(self, inputs: spectral.Tensor) -> spectral.Tensor:
+        """The averages with padding='same', where Keras on PyTorch counts positions beyond the map as well."""
+        axes = spectral.spatial_axes(self.data_format)
+        paddings, counts = [(0, 0)] * 4, np.ones([1] * 4, "float32")
+        for axis, pool, stride in zip(axes, self.pool_size, self.strides):
+            length = inputs.shape[axis]
+            starts = np.arange(-(-length // stride)) * stride
+            before = max(starts[-1] + pool - length, 0) // 2
+            paddings[axis] = (int(before), int(max(starts[-1] + pool - length, 0) - before))
+            inside = np.minimum(starts - before + pool, length) - np.maximum(starts - before, 0)
+            counts = counts * inside.reshape([-1 if each == axis else 1 for each in range(4)])
+        sums = ops.average_pool(ops.pad(inputs, paddings), self.pool_size, self.strides, "valid", self.data_format)
+        return sums * ops.convert_to_tensor(math.prod(self.pool_size) / counts, inputs.dtype)
 
     def compute_output_shape(self, input_shape: Sequence[int | None]) -> tuple[int | None, ...]:
         if self._has_whole_strides:
@@ -110,11 +125,11 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         return shape[vertical - 1], shape[horizontal - 1]
 
 
-def _sampled_positions(size: int | tf.Tensor, stride: float) -> np.ndarray | tf.Tensor:
+def _sampled_positions(size: int | spectral.Tensor, stride: float) -> np.ndarray | spectral.Tensor:
     """The samples that a stride takes of an axis, as an array if the size is known, else as a tensor."""
     rounding = 1e-6  # Tolerates rounding in a stride of size / output size, up or down.
     if isinstance(size, int):
         count = max(1, math.ceil(size / stride - rounding))
         return np.floor(np.arange(count) * stride + rounding).astype(np.int32)
-    count = tf.maximum(tf.math.ceil(tf.cast(size, tf.float64) / stride - rounding), 1.0)
-    return tf.cast(tf.floor(tf.range(count) * stride + rounding), tf.int32)
+    count = ops.maximum(ops.ceil(ops.cast(size, "float64") / stride - rounding), 1.0)
+    return ops.cast(ops.floor(ops.arange(count) * stride + rounding), "int32")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tensorflow as tf
-
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.arguments import Strides, validated_size, validated_strides
 from diffstride_hybrid.common.registration import register
@@ -60,7 +58,7 @@ class FixedSpectralPooling(FourierPooling):
         super().__init__(data_format=data_format, norm=norm, method=method, **kwargs)
         self.strides = validated_strides(strides)
 
-    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool(self, inputs: spectral.Tensor) -> spectral.Tensor:
         return spectral.fixed_spectral_pooling(inputs, self.strides, **self._options())
 
     def get_config(self) -> dict[str, Any]:
@@ -144,7 +142,7 @@ class SpectralPooling(FourierPooling):
     def _smallest_size(self) -> Size:
         return tuple(map(max, self._least_size, self.output_size or self._least_size))
 
-    def _pool(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _pool(self, inputs: spectral.Tensor) -> spectral.Tensor:
         size = self.output_size
         if size is None:
             size = spectral.spectral_output_lengths(*spectral.spatial_lengths(inputs, self.data_format), self.strides)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.arguments import validated_number, validated_size
@@ -80,7 +80,7 @@ class SpectralResizing(FourierPooling):
     def build(self, inputs_shape: Sequence[int | None], like_shape: Sequence[int | None] | None = None) -> None:
         super().build(inputs_shape)
 
-    def call(self, inputs: tf.Tensor, like: tf.Tensor | None = None) -> tf.Tensor:
+    def call(self, inputs: spectral.Tensor, like: spectral.Tensor | None = None) -> spectral.Tensor:
         inputs = self._checked(inputs)
         self._check_like(like is not None)
         target = None if like is None else self._lengths(like)
@@ -94,7 +94,7 @@ class SpectralResizing(FourierPooling):
         size = self._output_lengths(self._spatial_shape(inputs_shape), target)
         return spectral.resized(inputs_shape, size[-len(self._pooled_axes) :], self.data_format)
 
-    def constant_call(self, inputs: tf.Tensor, like: tf.Tensor | None = None) -> tf.Tensor:
+    def constant_call(self, inputs: spectral.Tensor, like: spectral.Tensor | None = None) -> spectral.Tensor:
         """The result of calling the layer, by products with constant matrices: it can be exported.
 
         Args:
@@ -114,10 +114,10 @@ class SpectralResizing(FourierPooling):
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "output_size": self.output_size, "scale": self.scale}
 
-    def _resize(self, inputs: tf.Tensor, size: tuple[spectral.Length, spectral.Length]) -> tf.Tensor:
+    def _resize(self, inputs: spectral.Tensor, size: tuple[spectral.Length, spectral.Length]) -> spectral.Tensor:
         return spectral.spectral_resizing(inputs, size, **self._options())
 
-    def _lengths(self, inputs: tf.Tensor) -> tuple[spectral.Length, spectral.Length]:
+    def _lengths(self, inputs: spectral.Tensor) -> tuple[spectral.Length, spectral.Length]:
         return spectral.spatial_lengths(inputs, self.data_format)
 
     def _resampling_windows(
@@ -202,10 +202,10 @@ class SpectralResizing1D(OneAxis, SpectralResizing):
             "scale": None if self.scale is None else self.scale[1],
         }
 
-    def _resize(self, inputs: tf.Tensor, size: tuple[spectral.Length, spectral.Length]) -> tf.Tensor:
+    def _resize(self, inputs: spectral.Tensor, size: tuple[spectral.Length, spectral.Length]) -> spectral.Tensor:
         return spectral.spectral_pooling_1d(inputs, size[1], **self._options())
 
-    def _lengths(self, inputs: tf.Tensor) -> tuple[spectral.Length, spectral.Length]:
+    def _lengths(self, inputs: spectral.Tensor) -> tuple[spectral.Length, spectral.Length]:
         return 1, spectral.signal_length(inputs, self.data_format)
 
     def _resampling_windows(
@@ -228,4 +228,4 @@ def _scaled(length: spectral.Length | None, scale: float) -> spectral.Length | N
         return None
     if isinstance(length, int):
         return max(1, math.floor(length * scale + _ROUNDING))
-    return tf.maximum(1, tf.cast(tf.floor(tf.cast(length, tf.float64) * scale + _ROUNDING), tf.int32))
+    return ops.maximum(1, ops.cast(ops.floor(ops.cast(length, "float64") * scale + _ROUNDING), "int32"))

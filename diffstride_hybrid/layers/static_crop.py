@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import tensorflow as tf
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.spectral.windows import Window, kept_bins
 
@@ -34,7 +34,7 @@ class StaticCrop:
 
     Args:
         windows_at: makes the layer's windows.
-        read_strides: returns the layer's strides, float32, outside any graph.
+        read_strides: returns the layer's strides, float32; None if they cannot be read at the time.
         is_static: whether the layer uses these crops. If not, its output follows the strides at every call.
 
     Attributes:
@@ -45,7 +45,7 @@ class StaticCrop:
 
     NOT, TRAINING, ALL = 0, 1, 2
 
-    def __init__(self, windows_at: WindowsAt, read_strides: Callable[[], np.ndarray], is_static: bool):
+    def __init__(self, windows_at: WindowsAt, read_strides: Callable[[], np.ndarray | None], is_static: bool):
         self.is_static = is_static
         self.held = self.NOT
         self.inferred: dict[Size, Crop] = {}
@@ -91,7 +91,7 @@ class StaticCrop:
         if self.held == self.TRAINING and not training and (present := self._read()) is not None:
             self.inferred[size] = self._asked(size, present)
             return self.inferred[size]
-        if tf.executing_eagerly():
+        if not current.is_tracing():
             if (moved := self._moved_to()) is not None:
                 return self._asked(size, moved)  # What was traced keeps its crops until `refresh` compares them.
         else:
@@ -107,7 +107,7 @@ class StaticCrop:
                 kept if low <= kept <= high else asked for kept, asked, low, high in zip(before, crop, fewest, most)
             )
             self._strides = np.array(strides)
-        if not tf.executing_eagerly():
+        if current.is_tracing():
             self._traced.setdefault(size, set()).add(self._crops[size])
         return self._crops[size]
 
@@ -197,7 +197,7 @@ class StaticCrop:
         if question not in self._answers:
             if len(self._answers) >= _MOST_ANSWERS:
                 self._answers.clear()
-            with tf.init_scope():
+            with current.eagerly():
                 self._answers[question] = kept_bins(*self._windows_at(size, strides, None))
         return self._answers[question]
 
@@ -209,10 +209,5 @@ class StaticCrop:
         return None if strides is None or np.array_equal(strides, self._strides) else strides
 
     def _read(self) -> np.ndarray | None:
-        """The present strides. None if they cannot be read: on one of several replicas, or while they get a value."""
-        strategy = tf.distribute.get_strategy()
-        if strategy.num_replicas_in_sync > 1 and not tf.distribute.in_cross_replica_context():
-            return None
-        with tf.init_scope():
-            strides = np.array(self._read_strides())
-        return strides if strides.size else None
+        """The present strides. None if they cannot be read."""
+        return self._read_strides()

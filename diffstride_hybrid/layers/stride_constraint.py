@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid.common.arguments import Strides
 from diffstride_hybrid.common.registration import register
@@ -38,14 +38,15 @@ class StrideConstraint(keras.constraints.Constraint):
         self.upper_limit = upper_limit
         self._looked_for_decay = False
 
-    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
+    def __call__(self, strides: Any) -> Any:
         if not self._looked_for_decay:
             self._warn_of_decay()
-        strides = tf.convert_to_tensor(strides)
-        strides = tf.maximum(strides, tf.cast(1.0 if self.lower_limit is None else self.lower_limit, strides.dtype))
+        strides = ops.convert_to_tensor(strides)
+        lower = ops.convert_to_tensor(1.0 if self.lower_limit is None else self.lower_limit, strides.dtype)
+        strides = ops.maximum(strides, lower)
         if self.upper_limit is None:
             return strides
-        return tf.minimum(strides, tf.cast(self.upper_limit, strides.dtype))
+        return ops.minimum(strides, ops.convert_to_tensor(self.upper_limit, strides.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return {"lower_limit": self.lower_limit, "upper_limit": self.upper_limit}

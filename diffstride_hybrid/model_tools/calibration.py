@@ -8,11 +8,10 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls, short_path, watched_calls
 
-Images = np.ndarray | tf.Tensor | Iterable[Any]
+Images = np.ndarray | Iterable[Any]
 """Images in one array, or batches of images, alone or first in a tuple with labels."""
 
 
@@ -26,8 +25,8 @@ class _Statistics:
     def __init__(self) -> None:
         self.count, self.mean, self.sum_of_squares = 0, 0.0, 0.0
 
-    def add(self, maps: tf.Tensor, axis: int) -> None:
-        values = np.asarray(maps, np.float64)
+    def add(self, maps: Any, axis: int) -> None:
+        values = np.asarray(keras.ops.convert_to_numpy(maps), np.float64)
         values = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
         count, mean = self.count + len(values), values.mean(0)
         difference = mean - self.mean
@@ -107,7 +106,7 @@ def _run_up_to(model: keras.Model, layer: keras.layers.Layer, calls: int, batch:
     def noted(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
         call = layer.call
 
-        def noting(inputs: tf.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal remaining
             statistics.add(inputs, layer.axis)
             remaining -= 1

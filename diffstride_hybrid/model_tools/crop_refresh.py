@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.static_crop import StaticCrop
 from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers
 
@@ -55,7 +56,7 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
             model(inputs, training=False)
         changes = [layer.crop.differs(crops) for layer, crops in zip(layers, before)]
     if any(changes):
-        _let_trace_anew(model)
+        current.let_trace_anew(model)
     return any(changes)
 
 
@@ -81,13 +82,6 @@ def held_crops(model: keras.Model, held: int = StaticCrop.ALL) -> Iterator[None]
     finally:
         for crop in crops:
             crop.held = StaticCrop.NOT
-
-
-def _let_trace_anew(model: keras.Model) -> None:
-    """Drops the compiled functions of Keras, which hold the old crops."""
-    model.test_function = model.predict_function = None
-    if model.train_function is not None:
-        model.make_train_function(force=True)
 
 
 class CropRefresh(keras.callbacks.Callback):
@@ -180,4 +174,5 @@ class CropRefresh(keras.callbacks.Callback):
             self._refresh()
 
     def _refresh(self) -> None:
+        current.bring_weights_back(self.model)
         self.changes += refresh_crops(self.model, self._input_shape, self._hysteresis)

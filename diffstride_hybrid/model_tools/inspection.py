@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.diffstride import DiffStride
 
 
@@ -53,7 +53,8 @@ def strides_by_path(model: keras.Model) -> dict[str, list[float]]:
     Returns:
         (vertical, horizontal) strides, or one stride where a layer has one, by the path of the layer.
     """
-    return {layer.path: layer.strides.numpy().tolist() for layer in diffstride_layers(model)}
+    current.bring_weights_back(model)
+    return {layer.path: current.value_of(layer.strides).tolist() for layer in diffstride_layers(model)}
 
 
 def short_path(model: keras.Model, path: str) -> str:
@@ -113,7 +114,7 @@ def blank_inputs(model: keras.Model, input_shape: Any = None) -> Any:
             names = ", ".join(spec.name for spec in specs)
             raise ValueError(f"input_shape must have a shape for each of {names}, got {', '.join(structure)}.")
         shapes = [structure[spec.name] for spec in specs]
-    blank = [tf.zeros([1, *shape], dtype) for shape, dtype in zip(shapes, dtypes)]
+    blank = [keras.ops.zeros([1, *shape], dtype) for shape, dtype in zip(shapes, dtypes)]
     if specs and not isinstance(model, keras.Sequential):
         # A functional model may have its inputs in a list or a dictionary.
         return keras.tree.pack_sequence_as(model.input, blank)

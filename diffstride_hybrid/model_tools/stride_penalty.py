@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
@@ -67,12 +68,12 @@ class _AreaPenalty(keras.regularizers.Regularizer):
         self._factor = factor
         self._layers = layers
 
-    def __call__(self, strides: tf.Tensor) -> tf.Tensor:
+    def __call__(self, strides: Any) -> Any:
         del strides  # The term needs the strides of all the layers up to this one.
         return self._factor * _area_left(self._layers)
 
 
-def _area_left(layers: Sequence[DiffStride]) -> tf.Tensor:
+def _area_left(layers: Sequence[DiffStride]) -> Any:
     """The share of a map's area that is left after some layers. A shared stride counts along both axes."""
-    strides = [tf.convert_to_tensor(layer.strides) for layer in layers]
-    return 1 / tf.reduce_prod([pair[0] * pair[-1] for pair in strides])
+    strides = [ops.convert_to_tensor(layer.strides) for layer in layers]
+    return 1 / math.prod(pair[0] * pair[-1] for pair in strides)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
+from diffstride_hybrid.backends.current import SIZE_ERRORS
 from diffstride_hybrid.common.arguments import validated_flag
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.diffstride import DiffStride
@@ -104,7 +104,7 @@ def _checked_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[
     """The sizes before and after each pooling, by its path; raises ValueError if branches that meet do not agree."""
     try:
         return macs(model, shape).pooling_sizes()
-    except (ValueError, tf.errors.InvalidArgumentError) as error:
+    except SIZE_ERRORS as error:
         raise ValueError(
             f"The maps of {model.name} do not fit together any more {_place_of_error(model, shape)}: {one_line(error)} "
             "Exclude some of its layers."

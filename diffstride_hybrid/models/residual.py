@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
+from keras import ops
 
 from diffstride_hybrid.common.arguments import validated_strides
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
+from diffstride_hybrid.spectral.options import Tensor
 
 LayerFactory = Callable[..., keras.layers.Layer]
 """Makes a layer from keyword arguments: a layer class, or a function."""
@@ -139,18 +140,18 @@ class ResidualLayer(keras.layers.Layer):
         if self._shortcut_conv is not None:
             self._shortcut_conv.build(input_shape)
 
-    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
-        x = self._strided_conv(tf.nn.relu(self._norms[0](inputs, training=training)))
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        x = self._strided_conv(ops.relu(self._norms[0](inputs, training=training)))
         if self._pooling is not None:
             x = self._pooling(x)
-        x = self._unstrided_conv(tf.nn.relu(self._norms[1](x, training=training)))
+        x = self._unstrided_conv(ops.relu(self._norms[1](x, training=training)))
         shortcut = inputs
         if self._shortcut_conv is not None:
             shortcut = self._subsample(shortcut) if self._pooling is None else self._pooling(shortcut)
             shortcut = self._shortcut_conv(shortcut)
         return x + shortcut
 
-    def _subsample(self, inputs: tf.Tensor) -> tf.Tensor:
+    def _subsample(self, inputs: Tensor) -> Tensor:
         """Takes the samples that a strided 1x1 convolution would read.
 
         The convolution itself is not strided: in the oneDNN of TensorFlow 2.21, the kernel gradient of a strided 1x1

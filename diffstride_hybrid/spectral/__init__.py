@@ -1,11 +1,13 @@
-"""Pooling in the Fourier domain, on tensors alone: no Keras, no variables, no gin.
+"""Pooling in the Fourier domain, on tensors alone: no layers, no variables, no gin.
 
 A feature map is transformed by the unnormalized forward DFT. A `Window` for each axis says which low frequencies are
 kept and with what weight. The cropped spectrum is transformed back at its own, smaller size. The poolings differ only
 in their windows. Two engines compute the same result: `method='fft'` runs the transforms, `method='matmul'` multiplies
-by the small matrices of the linear map. This module hands on the names that the layers use.
+by the small matrices of the linear map. Windows and matrices serve every backend of Keras; the engines for TensorFlow
+are in `tensorflow/`, that for JAX and PyTorch is `plain.py`. This module hands on the names that the layers use.
 """
 
+from diffstride_hybrid.spectral.engine import matmul_macs
 from diffstride_hybrid.spectral.functional import (
     diffstride,
     diffstride_1d,
@@ -15,7 +17,6 @@ from diffstride_hybrid.spectral.functional import (
     spectral_resizing,
 )
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
-from diffstride_hybrid.spectral.matmul import matmul_macs
 from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
 from diffstride_hybrid.spectral.options import (
     DATA_FORMATS,
@@ -28,6 +29,7 @@ from diffstride_hybrid.spectral.options import (
     Mask,
     Method,
     Norm,
+    Tensor,
 )
 from diffstride_hybrid.spectral.sizes import (
     fixed_output_lengths,
@@ -38,6 +40,7 @@ from diffstride_hybrid.spectral.sizes import (
 )
 from diffstride_hybrid.spectral.windows import (
     Window,
+    asked_bins,
     diffstride_window_1d,
     diffstride_windows,
     fixed_windows,
@@ -45,7 +48,6 @@ from diffstride_hybrid.spectral.windows import (
     resampling_window,
     unequal_frequencies,
 )
-from diffstride_hybrid.spectral.xla import check_beside_graph, needs_static_shapes
 
 __all__ = [
     "DATA_FORMATS",
@@ -58,9 +60,10 @@ __all__ = [
     "Mask",
     "Method",
     "Norm",
+    "Tensor",
     "Window",
     "apply_matrices",
-    "check_beside_graph",
+    "asked_bins",
     "diffstride",
     "diffstride_1d",
     "diffstride_window_1d",
@@ -72,7 +75,6 @@ __all__ = [
     "limits_of_axes",
     "matmul_macs",
     "minimum_stride",
-    "needs_static_shapes",
     "pooling_matrices",
     "resampling_window",
     "resized",

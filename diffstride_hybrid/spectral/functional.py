@@ -9,25 +9,11 @@ The poolings differ only in their windows:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
-from diffstride_hybrid.spectral.engines import (
-    FIXED_MAPS,
-    LEARNED_MAPS,
-    LEARNED_SIGNALS,
-    RESAMPLED_MAPS,
-    RESAMPLED_SIGNALS,
-    Crossover,
-    by_faster_engine,
-)
-from diffstride_hybrid.spectral.fft import pool_by_fft, pool_signal_by_fft, resize_by_fft, spectral_pooling_fft
+from diffstride_hybrid.spectral.engine import pool_maps, pool_signals, shares_graph
 from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths, working_dtype
-from diffstride_hybrid.spectral.matmul import pool_by_matmul, pool_signal_by_matmul
-from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm
-from diffstride_hybrid.spectral.shared_graphs import share_graph_if_undecided
+from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm, Tensor
 from diffstride_hybrid.spectral.windows import (
     Window,
     diffstride_window_1d,
@@ -37,10 +23,10 @@ from diffstride_hybrid.spectral.windows import (
 )
 
 
-@share_graph_if_undecided(LEARNED_MAPS)
+@shares_graph("learned")
 def diffstride(
-    inputs: tf.Tensor,
-    strides: tf.Tensor,
+    inputs: Tensor,
+    strides: Tensor,
     *,
     smoothness_factor: float = 4.0,
     cropping: bool = True,
@@ -52,7 +38,7 @@ def diffstride(
     method: Method = "auto",
     kept: tuple[int, int] | None = None,
     trainable: bool = True,
-) -> tf.Tensor:
+) -> Tensor:
     """Pools by a soft window over the spectrum, differentiable in the strides (ICLR 2022, arXiv 2202.01653).
 
     The spectrum of each channel is multiplied by the windows of `diffstride_windows` over rows and columns, cropped to
@@ -81,8 +67,8 @@ def diffstride(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> maps = tf.random.stateless_normal([1, 16, 16, 3], seed=[0, 0])
-        >>> spectral.diffstride(maps, tf.constant([2.0, 4.0])).shape
+        >>> maps = np.random.default_rng(0).normal(size=[1, 16, 16, 3])
+        >>> spectral.diffstride(maps, np.array([2.0, 4.0])).shape
         TensorShape([1, 16, 12, 3])
     """
     rows, columns = diffstride_windows(
@@ -97,18 +83,18 @@ def diffstride(
         trainable=trainable,
         dtype=working_dtype(inputs),
     )
-    return _apply_windows(inputs, rows, columns, norm, data_format, method, LEARNED_MAPS)
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "learned")
 
 
-@share_graph_if_undecided(FIXED_MAPS)
+@shares_graph("fixed")
 def fixed_spectral_pooling(
-    inputs: tf.Tensor,
+    inputs: Tensor,
     strides: tuple[float, float],
     *,
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
-) -> tf.Tensor:
+) -> Tensor:
     """Pools by the hard windows of `fixed_windows`, as the code released with DiffStride does.
 
     Args:
@@ -124,22 +110,22 @@ def fixed_spectral_pooling(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.fixed_spectral_pooling(tf.ones([1, 10, 10, 3]), (2.0, 2.0)).shape
+        >>> spectral.fixed_spectral_pooling(np.ones([1, 10, 10, 3]), (2.0, 2.0)).shape
         TensorShape([1, 4, 5, 3])
     """
     rows, columns = fixed_windows(*spatial_lengths(inputs, data_format), strides, dtype=working_dtype(inputs))
-    return _apply_windows(inputs, rows, columns, norm, data_format, method, FIXED_MAPS)
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "fixed")
 
 
-@share_graph_if_undecided(RESAMPLED_MAPS)
+@shares_graph("resampled")
 def spectral_pooling(
-    inputs: tf.Tensor,
+    inputs: Tensor,
     output_lengths: tuple[Length, Length],
     *,
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
-) -> tf.Tensor:
+) -> Tensor:
     """Pools by cropping the two-dimensional spectrum to a given size (Rippel et al., NeurIPS 2015, arXiv 1506.03767).
 
     If the output's length is even and below the input's, its Nyquist bin is the sum of the input's bins at plus and
@@ -158,23 +144,23 @@ def spectral_pooling(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.spectral_pooling(tf.ones([1, 16, 16, 3]), (7, 8), norm="forward").shape
+        >>> spectral.spectral_pooling(np.ones([1, 16, 16, 3]), (7, 8), norm="forward").shape
         TensorShape([1, 7, 8, 3])
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)
-    return _apply_windows(inputs, rows, columns, norm, data_format, method, RESAMPLED_MAPS, by_fft=spectral_pooling_fft)
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "resampled")
 
 
-@share_graph_if_undecided(LEARNED_SIGNALS)
+@shares_graph("learned", signals=True)
 def diffstride_1d(
-    inputs: tf.Tensor,
-    stride: tf.Tensor,
+    inputs: Tensor,
+    stride: Tensor,
     *,
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
     **options: Any,
-) -> tf.Tensor:
+) -> Tensor:
     """Pools signals by a soft window over the spectrum: `diffstride` along the columns of maps of one row.
 
     Args:
@@ -191,18 +177,18 @@ def diffstride_1d(
     """
     length = signal_length(inputs, data_format)
     window = diffstride_window_1d(length, stride, dtype=working_dtype(inputs), **options)
-    return _apply_window(inputs, window, norm, data_format, method, LEARNED_SIGNALS)
+    return pool_signals(inputs, window, norm, data_format, method, "learned")
 
 
-@share_graph_if_undecided(RESAMPLED_SIGNALS)
+@shares_graph("resized", signals=True)
 def spectral_pooling_1d(
-    inputs: tf.Tensor,
+    inputs: Tensor,
     output_length: Length,
     *,
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
-) -> tf.Tensor:
+) -> Tensor:
     """Resizes signals by cropping their spectrum or padding it with zeros.
 
     The result is that of `scipy.signal.resample`, times the factor of `norm`.
@@ -219,18 +205,18 @@ def spectral_pooling_1d(
     """
     length = signal_length(inputs, data_format)
     window = resampling_window(length, output_length, working_dtype(inputs))
-    return _apply_window(inputs, window, norm, data_format, method, RESAMPLED_SIGNALS)
+    return pool_signals(inputs, window, norm, data_format, method, "resized")
 
 
-@share_graph_if_undecided(RESAMPLED_MAPS)
+@shares_graph("resized")
 def spectral_resizing(
-    inputs: tf.Tensor,
+    inputs: Tensor,
     output_lengths: tuple[Length, Length],
     *,
     norm: Norm = "forward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
-) -> tf.Tensor:
+) -> Tensor:
     """Resizes maps by cropping their spectrum or padding it with zeros: `scipy.signal.resample` along each axis.
 
     Args:
@@ -245,49 +231,16 @@ def spectral_resizing(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.spectral_resizing(tf.ones([1, 16, 16, 3]), (7, 40)).shape
+        >>> spectral.spectral_resizing(np.ones([1, 16, 16, 3]), (7, 40)).shape
         TensorShape([1, 7, 40, 3])
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)
-    return _apply_windows(inputs, rows, columns, norm, data_format, method, RESAMPLED_MAPS, by_fft=resize_by_fft)
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "resized")
 
 
 def _resampling_windows(
-    inputs: tf.Tensor, output_lengths: tuple[Length, Length], data_format: DataFormat
+    inputs: Tensor, output_lengths: tuple[Length, Length], data_format: DataFormat
 ) -> tuple[Window, Window]:
     lengths, dtype = spatial_lengths(inputs, data_format), working_dtype(inputs)
     rows, columns = (resampling_window(*before_and_after, dtype) for before_and_after in zip(lengths, output_lengths))
     return rows, columns
-
-
-def _apply_windows(
-    inputs: tf.Tensor,
-    rows: Window,
-    columns: Window,
-    norm: Norm,
-    data_format: DataFormat,
-    method: Method,
-    crossover: Crossover,
-    by_fft: Callable[[tf.Tensor, Window, Window, Norm, DataFormat], tf.Tensor] = pool_by_fft,
-) -> tf.Tensor:
-    return by_faster_engine(
-        inputs,
-        method,
-        crossover,
-        data_format,
-        lambda: by_fft(inputs, rows, columns, norm, data_format),
-        lambda: pool_by_matmul(inputs, rows, columns, norm, data_format),
-    )
-
-
-def _apply_window(
-    inputs: tf.Tensor, window: Window, norm: Norm, data_format: DataFormat, method: Method, crossover: Crossover
-) -> tf.Tensor:
-    return by_faster_engine(
-        inputs,
-        method,
-        crossover,
-        data_format,
-        lambda: pool_signal_by_fft(inputs, window, norm, data_format),
-        lambda: pool_signal_by_matmul(inputs, window, norm, data_format),
-    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import tensorflow as tf
+import keras
+from keras import ops
 
-from diffstride_hybrid.spectral.options import DataFormat, Length
+from diffstride_hybrid.spectral.options import DataFormat, Length, Tensor
 
 
 def spatial_axes(data_format: DataFormat, rank: int = 4) -> tuple[int, ...]:
@@ -28,7 +29,7 @@ def spatial_axes(data_format: DataFormat, rank: int = 4) -> tuple[int, ...]:
     return tuple(range(first, first + rank - 2))
 
 
-def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length, Length]:
+def spatial_lengths(inputs: Tensor, data_format: DataFormat) -> tuple[Length, Length]:
     """Height and width of a batch of feature maps, in samples, each a Python integer if it is known.
 
     Args:
@@ -38,13 +39,12 @@ def spatial_lengths(inputs: tf.Tensor, data_format: DataFormat) -> tuple[Length,
     Returns:
         Height and width.
     """
-    axes = spatial_axes(data_format)
-    dynamic = tf.shape(inputs) if None in (inputs.shape[axis] for axis in axes) else None
-    height, width = (dynamic[axis] if inputs.shape[axis] is None else inputs.shape[axis] for axis in axes)
+    shape = ops.shape(inputs)
+    height, width = (shape[axis] for axis in spatial_axes(data_format))
     return height, width
 
 
-def signal_length(inputs: tf.Tensor, data_format: DataFormat) -> Length:
+def signal_length(inputs: Tensor, data_format: DataFormat) -> Length:
     """Samples of a batch of signals, a Python integer if the number is known.
 
     Args:
@@ -54,12 +54,8 @@ def signal_length(inputs: tf.Tensor, data_format: DataFormat) -> Length:
     Returns:
         The number of samples.
     """
-    return length_of(inputs, *spatial_axes(data_format, rank=3))
-
-
-def length_of(tensor: tf.Tensor, axis: int) -> Length:
-    """The length of one axis of a tensor, a Python integer if it is known."""
-    return tf.shape(tensor)[axis] if tensor.shape[axis] is None else tensor.shape[axis]
+    (axis,) = spatial_axes(data_format, rank=3)
+    return ops.shape(inputs)[axis]
 
 
 def resized(
@@ -69,7 +65,7 @@ def resized(
 
     Args:
         shape: of the batch before, 4 numbers for maps, 3 for signals.
-        lengths: the new height and width, or the new number of samples. A tensor or None counts as unknown.
+        lengths: the new height and width, or the new number of samples. All but a Python integer counts as unknown.
         data_format: which axis holds the channels.
 
     Returns:
@@ -77,58 +73,10 @@ def resized(
     """
     pooled = list(shape)
     for axis, length in zip(spatial_axes(data_format, len(pooled)), lengths):
-        pooled[axis] = None if tf.is_tensor(length) else length
+        pooled[axis] = length if isinstance(length, int) else None
     return tuple(pooled)
 
 
-def with_static_shape(
-    outputs: tf.Tensor, inputs: tf.Tensor, lengths: Sequence[Length], data_format: DataFormat
-) -> tf.Tensor:
-    """The outputs, with the shape that is known of them when the graph is traced.
-
-    Args:
-        outputs: the pooled batch.
-        inputs: the batch before pooling, whose other axes the outputs share.
-        lengths: of the pooled axes.
-        data_format: which axis holds the channels.
-
-    Returns:
-        `outputs`.
-    """
-    return tf.ensure_shape(outputs, resized(inputs.shape, lengths, data_format))
-
-
-def to_channels_first(inputs: tf.Tensor, data_format: DataFormat) -> tf.Tensor:
-    """A batch of maps or signals in `data_format`, with its channels moved to axis 1."""
-    if data_format == "channels_first":
-        return inputs
-    return tf.transpose(inputs, [0, 3, 1, 2] if inputs.shape.rank == 4 else [0, 2, 1])
-
-
-def from_channels_first(
-    outputs: tf.Tensor, inputs: tf.Tensor, lengths: Sequence[Length], data_format: DataFormat
-) -> tf.Tensor:
-    """A pooled batch with its channels on axis 1, in the order, the dtype and the known shape that `inputs` ask for.
-
-    Args:
-        outputs: the pooled batch.
-        inputs: the batch before pooling.
-        lengths: of the pooled axes.
-        data_format: which axis holds the channels of `inputs`.
-
-    Returns:
-        The pooled batch in `data_format` and in the dtype of `inputs`.
-    """
-    if data_format == "channels_last":
-        outputs = tf.transpose(outputs, [0, 2, 3, 1] if inputs.shape.rank == 4 else [0, 2, 1])
-    return with_static_shape(tf.cast(outputs, inputs.dtype), inputs, lengths, data_format)
-
-
-def working_dtype(inputs: tf.Tensor) -> tf.DType:
+def working_dtype(inputs: Tensor) -> str:
     """The dtype for transforms and windows: float64 for float64, else float32."""
-    return tf.float64 if inputs.dtype == tf.float64 else tf.float32
-
-
-def as_complex(real: tf.Tensor) -> tf.Tensor:
-    """A real tensor as a complex one of the same precision."""
-    return tf.complex(real, tf.zeros_like(real))
+    return "float64" if keras.backend.standardize_dtype(inputs.dtype) == "float64" else "float32"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
+from diffstride_hybrid.backends.current import product
+from diffstride_hybrid.spectral.options import DataFormat, Length, Norm, Tensor
 from diffstride_hybrid.spectral.windows import Window
-from diffstride_hybrid.spectral.xla import compiled_by_xla, xla_einsum
 
 
-def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[tf.Tensor | None, tf.Tensor]:
+def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[Tensor | None, Tensor]:
     """The two matrices of a pooling, which is linear: `y = column_matrix · (row_matrix · x)`, for `apply_matrices`.
 
     Args:
@@ -34,15 +35,13 @@ def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[
     if rows is None:
         return None, pooling_matrix(columns, norm, 1)[:, 0]
     parts = 1 if rows.unequal is None else 2
-    row_matrix = tf.reshape(pooling_matrix(rows, norm, parts), [-1, rows.length])
-    signs = tf.constant([1, -1][:parts], columns.weights.dtype)[:, None]  # Re(ab) = Re a Re b - Im a Im b.
-    column_matrix = tf.reshape(pooling_matrix(columns, norm, parts) * signs, [-1, parts * columns.length])
+    row_matrix = ops.reshape(pooling_matrix(rows, norm, parts), [-1, rows.length])
+    signs = ops.convert_to_tensor([1, -1][:parts], columns.weights.dtype)[:, None]  # Re(ab) = Re a Re b - Im a Im b.
+    column_matrix = ops.reshape(pooling_matrix(columns, norm, parts) * signs, [-1, parts * columns.length])
     return row_matrix, column_matrix
 
 
-def apply_matrices(
-    inputs: tf.Tensor, row_matrix: tf.Tensor | None, column_matrix: tf.Tensor, data_format: DataFormat
-) -> tf.Tensor:
+def apply_matrices(inputs: Tensor, row_matrix: Tensor | None, column_matrix: Tensor, data_format: DataFormat) -> Tensor:
     """Pools by the matrices of `pooling_matrices`: one or two products with constants of known shapes.
 
     Args:
@@ -55,20 +54,22 @@ def apply_matrices(
     Returns:
         The pooled maps or signals, in the dtype of `inputs`.
     """
-    column_matrix = tf.cast(column_matrix, inputs.dtype)
+    column_matrix = ops.cast(column_matrix, inputs.dtype)
     if row_matrix is None:
-        return tf.einsum("bnc,pn->bpc" if data_format == "channels_last" else "bcn,pn->bcp", inputs, column_matrix)
-    maps = inputs if data_format == "channels_last" else tf.transpose(inputs, [0, 2, 3, 1])
+        if data_format == "channels_last":
+            return product(column_matrix[None], inputs)
+        return product(inputs, ops.transpose(column_matrix)[None])
+    maps = inputs if data_format == "channels_last" else ops.transpose(inputs, [0, 2, 3, 1])
     height, width, channels = maps.shape[1:]
     output_width, columns = column_matrix.shape
-    half = tf.matmul(tf.cast(row_matrix, inputs.dtype)[None], tf.reshape(maps, [-1, height, width * channels]))
-    outputs = tf.matmul(column_matrix[None], tf.reshape(half, [-1, columns, channels]))
+    half = product(ops.cast(row_matrix, inputs.dtype)[None], ops.reshape(maps, [-1, height, width * channels]))
+    outputs = product(column_matrix[None], ops.reshape(half, [-1, columns, channels]))
     output_height = row_matrix.shape[0] * width // columns
-    outputs = tf.reshape(outputs, [-1, output_height, output_width, channels])
-    return outputs if data_format == "channels_last" else tf.transpose(outputs, [0, 3, 1, 2])
+    outputs = ops.reshape(outputs, [-1, output_height, output_width, channels])
+    return outputs if data_format == "channels_last" else ops.transpose(outputs, [0, 3, 1, 2])
 
 
-def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
+def pooling_matrix(window: Window, norm: Norm, parts: int) -> Tensor:
     """The matrix of DFT, window and inverse DFT along one axis.
 
     `B[p, n] = c · sum_j m_j · w_j · exp(2πi (p · j / n_out - k_j · n / n_in))`: `m_j` is the weight of kept bin number
@@ -84,28 +85,27 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> tf.Tensor:
         `[output_length, parts, length]`, in the dtype of the weights.
     """
     dtype = window.weights.dtype
-    places = tf.range(tf.size(window.bins))
+    places = ops.arange(ops.shape(window.bins)[0])
     weights = window.weights
     if window.negatives is None:
-        alone = (places == 0) | (2 * places == window.output_length)
-        weights *= tf.where(alone, tf.cast(1, dtype), 2)
-    weights *= scale_after_inverse(window.length, window.output_length, norm, dtype)
-    weights /= tf.cast(window.output_length, dtype)
+        alone = ops.logical_or(places == 0, 2 * places == window.output_length)
+        weights = weights * ops.cast(ops.where(alone, 1.0, 2.0), dtype)
+    weights = weights * scale_after_inverse(window.length, window.output_length, norm, dtype)
+    weights = weights / ops.cast(window.output_length, dtype)
 
     # A learned window never enlarges, so that a length that is known bounds an output that is not.
     longest = window.length if window.learned else window.output_length
-    cos, sin = cos_and_sin(tf.range(window.output_length), places, window.output_length, dtype, most=longest)
-    left = [tf.concat([cos, sin], 1)] + [tf.concat([sin, -cos], 1)] * (parts - 1)
-    cos, sin = cos_and_sin(window.bins, tf.range(window.length), window.length, dtype, most=window.length)
-    right = tf.concat([weights[:, None] * cos, weights[:, None] * sin], 0)
-    left = tf.reshape(tf.stack(left, 1), [parts * window.output_length, 2 * tf.size(places)])
-    matrix = xla_einsum("pj,jn->pn", left, right) if compiled_by_xla() else left @ right
-    return tf.reshape(matrix, [window.output_length, parts, window.length])
+    cos, sin = cos_and_sin(ops.arange(window.output_length), places, window.output_length, dtype, most=longest)
+    left = [ops.concatenate([cos, sin], 1)] + [ops.concatenate([sin, -cos], 1)] * (parts - 1)
+    cos, sin = cos_and_sin(window.bins, ops.arange(window.length), window.length, dtype, most=window.length)
+    right = ops.concatenate([weights[:, None] * cos, weights[:, None] * sin])
+    left = ops.reshape(ops.stack(left, 1), [parts * window.output_length, 2 * ops.shape(places)[0]])
+    return ops.reshape(product(left, right), [window.output_length, parts, window.length])
 
 
 def cos_and_sin(
-    frequencies: tf.Tensor, samples: tf.Tensor, length: Length, dtype: tf.DType, most: Length
-) -> tuple[tf.Tensor, tf.Tensor]:
+    frequencies: Tensor, samples: Tensor, length: Length, dtype: Any, most: Length
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of `2π · frequency · sample / length`.
 
     The products are whole numbers and are reduced to one turn first, so that large ones lose no precision.
@@ -121,19 +121,23 @@ def cos_and_sin(
         Cosines and sines, `[k, n]`.
     """
     if not isinstance(most, int) or most > _LARGEST_ROOT:
-        frequencies, samples = (tf.cast(numbers, tf.int64) for numbers in (frequencies, samples))
-        turns = frequencies[:, None] * samples % tf.cast(length, tf.int64)
+        frequencies, samples = (ops.cast(numbers, "int64") for numbers in (frequencies, samples))
+        turns = frequencies[:, None] * samples % ops.cast(length, "int64")
     else:
         turns = frequencies[:, None] * samples % length
-    angles = tf.cast(turns, dtype) * tf.cast(2 * math.pi / tf.cast(length, tf.float64), dtype)
-    return tf.cos(angles), tf.sin(angles)
+    if isinstance(length, int):
+        turn = ops.convert_to_tensor(2 * math.pi / length, dtype)
+    else:
+        turn = ops.cast(2 * math.pi / ops.cast(length, "float64"), dtype)
+    angles = ops.cast(turns, dtype) * turn
+    return ops.cos(angles), ops.sin(angles)
 
 
 _LARGEST_ROOT = math.isqrt(np.iinfo(np.int32).max)
 """46,340: the product of two numbers up to this one is an int32."""
 
 
-def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: tf.DType) -> tf.Tensor:
+def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: Any) -> Tensor:
     """The factor that `norm` asks for along one axis, after an inverse DFT that divides by the output's length.
 
     Args:
@@ -146,6 +150,6 @@ def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype
         A scalar: 1 for 'backward', `m / n` for 'forward', `sqrt(m / n)` for 'ortho'.
     """
     if norm == "backward":
-        return tf.ones([], dtype)
-    ratio = tf.cast(output_length, dtype) / tf.cast(length, dtype)
-    return ratio if norm == "forward" else tf.sqrt(ratio)
+        return ops.ones([], dtype)
+    ratio = ops.cast(output_length, dtype) / ops.cast(length, dtype)
+    return ratio if norm == "forward" else ops.sqrt(ratio)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-import tensorflow as tf
+Tensor = Any
+"""A tensor of the backend that Keras runs on."""
 
-Length = int | tf.Tensor
-"""Samples along an axis: a Python integer if it is known when the graph is traced, else an int32 scalar."""
+Length = Any
+"""Samples along an axis: a Python integer if it is known, else an int32 scalar, which only TensorFlow's graphs have."""
 
 Limits = float | tuple[float | None, float | None] | None
 """A limit of the strides of both axes, or a pair (vertical, horizontal). None is no limit."""
@@ -23,6 +24,10 @@ METHODS = ("auto", "fft", "matmul")
 
 DATA_FORMATS = ("channels_last", "channels_first")
 """Orders of the axes: channels after or before height and width."""
+
+Kind = Literal["learned", "fixed", "resampled", "resized"]
+"""Poolings by what an engine must know of their windows: they depend on trained strides; they are hard, as released;
+they are hard and fold the Nyquist frequency, to fewer samples; the same, to any number of samples."""
 
 Mask = Literal["released", "symmetric"]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-import tensorflow as tf
+import numpy as np
+from keras import ops
 
-from diffstride_hybrid.spectral.options import Length, Limits
+from diffstride_hybrid.spectral.options import Length, Limits, Tensor
 
 
-def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = tf.float32) -> float | tf.Tensor:
+def minimum_stride(length: Length, smoothness_factor: float, dtype: str = "float32") -> float | Tensor:
     """The least stride of an axis, at which the window's ramp ends at the highest frequency.
 
     `s_min = n / (n - R)` if `n > R`, else 1. At a smaller stride the ramp would reach beyond the spectrum.
@@ -29,14 +30,14 @@ def minimum_stride(length: Length, smoothness_factor: float, dtype: tf.DType = t
     """
     if isinstance(length, int):
         return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
-    length = tf.cast(length, dtype)
+    length = ops.cast(length, dtype)
     room = length - smoothness_factor
-    return tf.where(room > 0, length / tf.where(room > 0, room, 1.0), 1.0)
+    return ops.where(room > 0, length / ops.where(room > 0, room, 1.0), 1.0)
 
 
 def effective_stride(
-    stride: tf.Tensor, minimum: float | tf.Tensor, lower_limit: float | None, upper_limit: float | None
-) -> tf.Tensor:
+    stride: Tensor, minimum: float | Tensor, lower_limit: float | None, upper_limit: float | None
+) -> Tensor:
     """Clips a stride to the values that the axis and the limits allow.
 
     `s_eff = clip(max(s, s_min), lower or 1, upper or ∞)`. The gradient passes `max(s, s_min)` as if it were `s`, so
@@ -51,10 +52,29 @@ def effective_stride(
     Returns:
         A scalar in the dtype of `stride`.
     """
-    minimum = tf.convert_to_tensor(minimum, stride.dtype)
-    stride = stride + tf.stop_gradient(tf.maximum(stride, minimum) - stride)
-    upper = stride.dtype.max if upper_limit is None else upper_limit
-    return tf.clip_by_value(stride, 1.0 if lower_limit is None else lower_limit, upper)
+    stride = stride + ops.stop_gradient(ops.maximum(stride, minimum) - stride)
+    upper = np.finfo(np.float32).max if upper_limit is None else upper_limit
+    return clipped(stride, 1.0 if lower_limit is None else lower_limit, upper)
+
+
+def clipped(values: Tensor, low: float, high: float) -> Tensor:
+    """Clips values to a range, with the gradient 1 at both ends, where JAX and PyTorch would give a half.
+
+    Args:
+        values: floating-point.
+        low: least value.
+        high: greatest value.
+
+    Returns:
+        Of the shape and dtype of `values`.
+
+    Example:
+        >>> from diffstride_hybrid.spectral.sizes import clipped
+        >>> clipped(np.array([0.5, 2.0, 9.0]), 1.0, 4.0).numpy().tolist()
+        [1.0, 2.0, 4.0]
+    """
+    is_outside = ops.logical_or(values < low, values > high)
+    return ops.where(is_outside, ops.stop_gradient(ops.clip(values, low, high)), values)
 
 
 def limits_of_axes(limits: Limits) -> tuple[float | None, float | None]:
@@ -87,7 +107,7 @@ def fixed_output_lengths(height: Length, width: Length, strides: tuple[float, fl
         Rows, rounded down to an even number, and columns.
     """
     rows = spectral_output_length(height, strides[0])
-    at_least = max if isinstance(rows, int) else tf.maximum
+    at_least = max if isinstance(rows, int) else ops.maximum
     return at_least(rows - rows % 2, 1), spectral_output_length(width, strides[1])
 
 
@@ -127,5 +147,5 @@ def spectral_output_length(length: Length, stride: float) -> Length:
     rounding = 1e-6  # Tolerates rounding in length / n, and graphs that multiply by 1 / stride.
     if isinstance(length, int):
         return min(length, max(2, math.floor(length / stride + rounding)))
-    whole = tf.cast(tf.floor(tf.cast(length, tf.float64) / stride + rounding), tf.int32)
-    return tf.minimum(length, tf.maximum(2, whole))
+    whole = ops.cast(ops.floor(ops.cast(length, "float64") / stride + rounding), "int32")
+    return ops.minimum(length, ops.maximum(2, whole))

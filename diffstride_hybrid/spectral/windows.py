@@ -6,10 +6,17 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
-from diffstride_hybrid.spectral.options import Length, Limits, Mask
-from diffstride_hybrid.spectral.sizes import effective_stride, fixed_output_lengths, limits_of_axes, minimum_stride
+from diffstride_hybrid.backends.current import as_length
+from diffstride_hybrid.spectral.options import Length, Limits, Mask, Tensor
+from diffstride_hybrid.spectral.sizes import (
+    clipped,
+    effective_stride,
+    fixed_output_lengths,
+    limits_of_axes,
+    minimum_stride,
+)
 
 
 class Window(NamedTuple):
@@ -30,8 +37,8 @@ class Window(NamedTuple):
 
     length: Length
     output_length: Length
-    bins: tf.Tensor
-    weights: tf.Tensor
+    bins: Tensor
+    weights: Tensor
     negatives: Length | None
     unequal: tuple[Length, int] | None
     learned: bool
@@ -43,7 +50,7 @@ class Window(NamedTuple):
 def diffstride_windows(
     height: Length,
     width: Length,
-    strides: tf.Tensor,
+    strides: Tensor,
     *,
     smoothness_factor: float,
     cropping: bool,
@@ -52,7 +59,7 @@ def diffstride_windows(
     mask: Mask,
     kept: tuple[int, int] | None = None,
     trainable: bool = True,
-    dtype: tf.DType = tf.float32,
+    dtype: str = "float32",
 ) -> tuple[Window, Window]:
     """The soft windows of DiffStride over rows and columns (ICLR 2022, arXiv 2202.01653, figure 1).
 
@@ -89,7 +96,7 @@ def diffstride_windows(
     Example:
         >>> from diffstride_hybrid import spectral
         >>> rows, columns = spectral.diffstride_windows(
-        ...     16, 16, tf.constant([4.0, 4.0]), smoothness_factor=2.0, cropping=True, lower_limit_stride=None,
+        ...     16, 16, np.array([4.0, 4.0]), smoothness_factor=2.0, cropping=True, lower_limit_stride=None,
         ...     upper_limit_stride=None, mask="symmetric")
         >>> columns.weights.numpy().tolist(), int(columns.output_length)
         ([1.0, 1.0, 1.0, 0.5], 7)
@@ -103,7 +110,7 @@ def diffstride_windows(
 
 
 def diffstride_window_1d(
-    length: Length, stride: tf.Tensor, *, kept: int | None = None, dtype: tf.DType = tf.float32, **options: Any
+    length: Length, stride: Tensor, *, kept: int | None = None, dtype: str = "float32", **options: Any
 ) -> Window:
     """The window of `diffstride_1d`: the one over the columns of a map of one row.
 
@@ -118,9 +125,43 @@ def diffstride_window_1d(
     Returns:
         A one-sided window.
     """
-    strides = tf.concat([[1.0], tf.cast(stride, tf.float32)], 0)
+    strides = ops.concatenate([ops.ones([1]), ops.cast(stride, "float32")])
     _, window = diffstride_windows(1, length, strides, kept=None if kept is None else (1, kept), dtype=dtype, **options)
     return window
+
+
+def asked_bins(
+    height: Length,
+    width: Length,
+    strides: Tensor,
+    *,
+    smoothness_factor: float,
+    lower_limit_stride: Limits,
+    upper_limit_stride: Limits,
+    mask: Mask,
+    dtype: str = "float32",
+) -> tuple[Tensor, Tensor]:
+    """How many bins the windows of `diffstride_windows` keep, also while JAX traces a function.
+
+    Args:
+        height: rows of the feature map, 1 for signals.
+        width: columns of the feature map.
+        strides: as for `diffstride_windows`, and so all below.
+        smoothness_factor: `R`, in bins.
+        lower_limit_stride: least effective stride, or one for each axis.
+        upper_limit_stride: greatest effective stride, or one for each axis.
+        mask: 'released' or 'symmetric'.
+        dtype: float32 or float64, of the weights.
+
+    Returns:
+        Kept rows and kept columns, int32 scalars.
+    """
+    effective = _effective_strides(
+        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, dtype
+    )
+    thresholds = _threshold(height, effective[0]), _threshold(width, effective[1])
+    rows, columns = _soft_windows(height, width, thresholds, smoothness_factor, mask)
+    return _positive(rows), _positive(columns)
 
 
 def kept_bins(rows: Window | None, columns: Window) -> tuple[int, int]:
@@ -133,7 +174,7 @@ def kept_bins(rows: Window | None, columns: Window) -> tuple[int, int]:
     Returns:
         Kept rows and kept columns.
     """
-    return 1 if rows is None else int(tf.size(rows.bins)), int(tf.size(columns.bins))
+    return 1 if rows is None else int(rows.bins.shape[0]), int(columns.bins.shape[0])
 
 
 def unequal_frequencies(smoothness_factor: float) -> int:
@@ -144,24 +185,22 @@ def unequal_frequencies(smoothness_factor: float) -> int:
 def _released_windows(
     height: Length,
     width: Length,
-    thresholds: tuple[tf.Tensor, tf.Tensor],
+    thresholds: tuple[Tensor, Tensor],
     smoothness_factor: float,
     cropping: bool,
     kept: tuple[int, int] | None,
     trainable: bool,
 ) -> tuple[Window, Window]:
     """The windows for `mask='released'`. `diffstride_windows` states them."""
-    row_threshold, column_threshold = thresholds
-    row_weights = _soft_window(_released_row_positions(height), row_threshold, smoothness_factor)
-    column_weights = _soft_window(tf.range(width // 2 + 1), column_threshold + 1.0, smoothness_factor)
+    row_weights, column_weights = _soft_windows(height, width, thresholds, smoothness_factor, "released")
     if kept is None:
         kept = _kept_counts(height, width, row_weights, column_weights, cropping)
     # A map of one column has the bin of frequency 0 alone.
-    at_least = max if isinstance(kept[1], int) else tf.maximum
+    at_least = max if isinstance(kept[1], int) else ops.maximum
     output_width = at_least(2 * (kept[1] - 1), 1)
     # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
     negatives = kept[0] - kept[0] // 2
-    first_unequal = tf.cast(tf.math.ceil(row_threshold), tf.int32) - height % 2
+    first_unequal = ops.cast(ops.ceil(thresholds[0]), "int32") - height % 2
     unequal = first_unequal, unequal_frequencies(smoothness_factor)
     return (
         _lowest_rows(height, row_weights, kept[0], negatives, unequal, trainable),
@@ -172,21 +211,17 @@ def _released_windows(
 def _symmetric_windows(
     height: Length,
     width: Length,
-    thresholds: tuple[tf.Tensor, tf.Tensor],
+    thresholds: tuple[Tensor, Tensor],
     smoothness_factor: float,
     cropping: bool,
     kept: tuple[int, int] | None,
     trainable: bool,
 ) -> tuple[Window, Window]:
     """The windows for `mask='symmetric'`. `diffstride_windows` states them."""
-    row_threshold, column_threshold = thresholds
-    row_weights = _soft_window(
-        tf.minimum(tf.range(height), height - tf.range(height)), row_threshold, smoothness_factor
-    )
-    column_weights = _soft_window(tf.range(width // 2 + 1), column_threshold, smoothness_factor)
+    row_weights, column_weights = _soft_windows(height, width, thresholds, smoothness_factor, "symmetric")
     if kept is None:
         kept = _kept_counts(height, width, row_weights, column_weights, cropping)
-    at_most = min if isinstance(kept[1], int) and isinstance(width, int) else tf.minimum
+    at_most = min if isinstance(kept[1], int) and isinstance(width, int) else ops.minimum
     return (
         _lowest_rows(height, row_weights, kept[0], kept[0] // 2, None, trainable),
         _lowest_columns(width, column_weights, kept[1], at_most(2 * kept[1] - 1, width), trainable),
@@ -196,82 +231,104 @@ def _symmetric_windows(
 def _effective_strides(
     height: Length,
     width: Length,
-    strides: tf.Tensor,
+    strides: Tensor,
     smoothness_factor: float,
     lower_limit: Limits,
     upper_limit: Limits,
-    dtype: tf.DType,
-) -> tuple[tf.Tensor, tf.Tensor]:
+    dtype: str,
+) -> tuple[Tensor, Tensor]:
     """The vertical and the horizontal effective stride, as scalars of `dtype`."""
     minima = [
-        tf.convert_to_tensor(minimum_stride(length, smoothness_factor, dtype), dtype) for length in (height, width)
+        ops.convert_to_tensor(minimum_stride(length, smoothness_factor, dtype), dtype) for length in (height, width)
     ]
     if strides.shape[0] == 1:
-        minima = [tf.maximum(*minima)] * 2
+        minima = [ops.maximum(*minima)] * 2
     places, limits = (0, strides.shape[0] - 1), zip(limits_of_axes(lower_limit), limits_of_axes(upper_limit))
     vertical, horizontal = (
-        effective_stride(tf.cast(strides[i], dtype), minimum, lower, upper)
+        effective_stride(ops.cast(strides[i], dtype), minimum, lower, upper)
         for i, minimum, (lower, upper) in zip(places, minima, limits)
     )
     return vertical, horizontal
 
 
-def _threshold(length: Length, stride: tf.Tensor) -> tf.Tensor:
+def _threshold(length: Length, stride: Tensor) -> Tensor:
     """`max(n / s, 2) / 2`: half the strided length, at least 1."""
-    return tf.maximum(tf.cast(length, stride.dtype) / stride, 2.0) / 2.0
+    strided = (length if isinstance(length, int) else ops.cast(length, stride.dtype)) / stride
+    # Not `ops.maximum`, whose gradient JAX and PyTorch halve if both are equal.
+    return ops.where(strided < 2.0, 2.0, strided) / 2.0
 
 
-def _released_row_positions(length: Length) -> tf.Tensor:
-    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
-    bins = tf.range(length)
-    return tf.minimum(bins + length % 2, length - 1 - bins)
-
-
-def _soft_window(positions: tf.Tensor, threshold: tf.Tensor, smoothness_factor: float) -> tf.Tensor:
-    """The weight `clip((R + t - p) / R, 0, 1)` of each position; 1 if `p < t`, else 0, for a ramp of length 0."""
-    positions = tf.cast(positions[1:], threshold.dtype)
-    if smoothness_factor < np.finfo(np.float32).eps:  # Adding so short a ramp to a threshold changes nothing.
-        weights = tf.cast(positions < threshold, threshold.dtype)
+def _soft_windows(
+    height: Length, width: Length, thresholds: tuple[Tensor, Tensor], smoothness_factor: float, mask: Mask
+) -> tuple[Tensor, Tensor]:
+    """The weights of all bins: of the rows with both signs of a frequency, of the columns with one."""
+    row_threshold, column_threshold = thresholds
+    column_positions = ops.arange(width // 2 + 1)
+    if mask == "released":
+        row_positions, column_threshold = _released_row_positions(height), column_threshold + 1.0
     else:
-        weights = tf.clip_by_value((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
+        row_positions = ops.minimum(ops.arange(height), height - ops.arange(height))
+    return (
+        _soft_window(row_positions, row_threshold, smoothness_factor),
+        _soft_window(column_positions, column_threshold, smoothness_factor),
+    )
+
+
+def _released_row_positions(length: Length) -> Tensor:
+    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
+    bins = ops.arange(length)
+    return ops.minimum(bins + length % 2, length - 1 - bins)
+
+
+def _soft_window(positions: Tensor, threshold: Tensor, smoothness_factor: float) -> Tensor:
+    """The weight `clip((R + t - p) / R, 0, 1)` of each position; 1 if `p < t`, else 0, for a ramp of length 0."""
+    positions = ops.cast(positions[1:], threshold.dtype)
+    if smoothness_factor < np.finfo(np.float32).eps:  # Adding so short a ramp to a threshold changes nothing.
+        weights = ops.cast(positions < threshold, threshold.dtype)
+    else:
+        weights = clipped((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
     # Frequency 0 always weighs 1. On an odd number of rows its position is 1, which the least threshold would drop.
-    return tf.concat([[1.0], weights], 0)
+    return ops.concatenate([ops.ones([1], threshold.dtype), weights])
 
 
 def _kept_counts(
-    height: Length, width: Length, row_weights: tf.Tensor, column_weights: tf.Tensor, cropping: bool
+    height: Length, width: Length, row_weights: Tensor, column_weights: Tensor, cropping: bool
 ) -> tuple[Length, Length]:
     """How many rows and columns of the one-sided spectrum are kept: those of positive weight, or all."""
     if not cropping:
         return height, width // 2 + 1
-    rows, columns = (tf.math.count_nonzero(weights, dtype=tf.int32) for weights in (row_weights, column_weights))
-    return rows, columns
+    return as_length(_positive(row_weights)), as_length(_positive(column_weights))
+
+
+def _positive(weights: Tensor) -> Tensor:
+    """How many weights are positive, or NaN if a stride is."""
+    return ops.sum(ops.cast(weights != 0, "int32"))
 
 
 def _lowest_rows(
     height: Length,
-    weights: tf.Tensor,
+    weights: Tensor,
     kept: Length,
     negatives: Length,
     unequal: tuple[Length, int] | None,
     learned: bool,
 ) -> Window:
     """The two-sided window of the `kept` lowest frequencies, `negatives` of them negative."""
-    bins = tf.concat([tf.range(kept - negatives), tf.range(height - negatives, height)], 0)
-    return Window(height, kept, bins, tf.gather(weights, bins), negatives, unequal, learned)
+    bins = ops.concatenate([ops.arange(kept - negatives), ops.arange(height - negatives, height)])
+    return Window(height, kept, bins, ops.take(weights, bins), negatives, unequal, learned)
 
 
-def _lowest_columns(width: Length, weights: tf.Tensor, kept: Length, output_width: Length, learned: bool) -> Window:
+def _lowest_columns(width: Length, weights: Tensor, kept: Length, output_width: Length, learned: bool) -> Window:
     """The one-sided window of the `kept` lowest frequencies."""
-    bins = tf.range(kept)
-    return Window(width, output_width, bins, tf.gather(weights, bins), None, None, learned)
+    bins = ops.arange(kept)
+    return Window(width, output_width, bins, ops.take(weights, bins), None, None, learned)
 
 
 # --- Fixed poolings --------------------------------------------------------------------------------------------------
 
 
 def fixed_windows(
-    height: Length, width: Length, strides: tuple[float, float], dtype: tf.DType = tf.float32
+    height: Length, width: Length, strides: tuple[float, float], dtype: str = "float32"
 ) -> tuple[Window, Window]:
     """The hard windows of `fixed_spectral_pooling`: every kept bin weighs 1.
 
@@ -293,8 +350,8 @@ def fixed_windows(
     rows = Window(
         length=height,
         output_length=output_height,
-        bins=tf.concat([tf.range(output_height - low), tf.range(height - low, height)], 0),
-        weights=tf.ones([output_height], dtype),
+        bins=ops.concatenate([ops.arange(output_height - low), ops.arange(height - low, height)]),
+        weights=ops.ones([output_height], dtype),
         negatives=low,
         unequal=(low, 1),
         learned=False,
@@ -302,8 +359,8 @@ def fixed_windows(
     columns = Window(
         length=width,
         output_length=output_width,
-        bins=tf.range(output_width // 2 + 1),
-        weights=tf.ones([output_width // 2 + 1], dtype),
+        bins=ops.arange(output_width // 2 + 1),
+        weights=ops.ones([output_width // 2 + 1], dtype),
         negatives=None,
         unequal=None,
         learned=False,
@@ -311,7 +368,7 @@ def fixed_windows(
     return rows, columns
 
 
-def resampling_window(length: Length, output_length: Length, dtype: tf.DType = tf.float32) -> Window:
+def resampling_window(length: Length, output_length: Length, dtype: str = "float32") -> Window:
     """The hard window that makes the result equal to `scipy.signal.resample`, times the factor of the norm.
 
     It keeps the frequencies `0 … k / 2` of an axis, each with weight 1; `k` is the smaller of both lengths. An even
@@ -332,10 +389,10 @@ def resampling_window(length: Length, output_length: Length, dtype: tf.DType = t
         >>> [spectral.resampling_window(*lengths).weights.numpy().tolist() for lengths in ((8, 4), (4, 8))]
         [[1.0, 1.0, 2.0], [1.0, 1.0, 0.5]]
     """
-    at_most = min if isinstance(length, int) and isinstance(output_length, int) else tf.minimum
+    at_most = min if isinstance(length, int) and isinstance(output_length, int) else ops.minimum
     shorter = at_most(length, output_length)
-    bins = tf.range(shorter // 2 + 1)
+    bins = ops.arange(shorter // 2 + 1)
     is_nyquist = 2 * bins == shorter
-    folded, shared = (is_nyquist & changes for changes in (output_length < length, length < output_length))
-    weights = tf.where(folded, tf.cast(2.0, dtype), tf.where(shared, tf.cast(0.5, dtype), 1))
+    folded, shared = (ops.logical_and(is_nyquist, each) for each in (output_length < length, length < output_length))
+    weights = ops.cast(ops.where(folded, 2.0, ops.where(shared, 0.5, 1.0)), dtype)
     return Window(length, output_length, bins, weights, None, None, learned=False)

@@ -43,7 +43,7 @@ from diffstride_hybrid import (
     spectral,
 )
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
-from diffstride_hybrid.spectral import matmul
+from diffstride_hybrid.spectral.tensorflow import matmul
 
 
 def pair(cls: type[Layer], numbers: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:

@@ -23,7 +23,7 @@ from support.spectral_cases import (
 )
 
 from diffstride_hybrid import spectral
-from diffstride_hybrid.spectral import matmul
+from diffstride_hybrid.spectral.tensorflow import matmul
 
 every_data_format = pytest.mark.parametrize("data_format", DATA_FORMATS)
 

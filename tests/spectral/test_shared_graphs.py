@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from diffstride_hybrid import spectral
-from diffstride_hybrid.spectral.engines import (
+from diffstride_hybrid.spectral.tensorflow.engines import (
     LEARNED_MAPS,
     LEARNED_SIGNALS,
     RESAMPLED_MAPS,

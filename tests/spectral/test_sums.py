@@ -24,8 +24,8 @@ from support.spectral_cases import (
 )
 
 from diffstride_hybrid import spectral
-from diffstride_hybrid.spectral import matmul
-from diffstride_hybrid.spectral.engines import (
+from diffstride_hybrid.spectral.tensorflow import matmul
+from diffstride_hybrid.spectral.tensorflow.engines import (
     FIXED_MAPS,
     LEARNED_MAPS,
     LEARNED_SIGNALS,

@@ -22,7 +22,7 @@ from support.spectral_cases import (
 )
 
 from diffstride_hybrid import spectral
-from diffstride_hybrid.spectral.xla import xla_einsum
+from diffstride_hybrid.backends.xla import needs_static_shapes, xla_einsum
 
 
 # --- XLA -------------------------------------------------------------------------------------------------------------
@@ -83,17 +83,17 @@ def test_graphs_for_xla_are_known_at_any_depth():
 
     @tf.custom_gradient
     def identity(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
-        seen["custom gradient"] = spectral.needs_static_shapes()
+        seen["custom gradient"] = needs_static_shapes()
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            seen["backward"] = spectral.needs_static_shapes()
+            seen["backward"] = needs_static_shapes()
             return upstream
 
         return identity_of(x), gradient
 
     @tf.function
     def identity_of(x: tf.Tensor) -> tf.Tensor:
-        seen["nested"] = spectral.needs_static_shapes()
+        seen["nested"] = needs_static_shapes()
         return tf.identity(x)
 
     def step(x: tf.Tensor) -> tf.Tensor:
@@ -107,7 +107,7 @@ def test_graphs_for_xla_are_known_at_any_depth():
         identity_of = tf.function(identity_of.python_function)
         tf.function(step, jit_compile=jit_compile)(tf.constant(1.0))
         assert seen == dict.fromkeys(("custom gradient", "nested", "backward"), jit_compile)
-    assert not spectral.needs_static_shapes()
+    assert not needs_static_shapes()
 
 
 # --- TensorFlow's internals ------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_graphs_for_xla_are_known_at_any_depth():
 )
 def test_this_version_of_tensorflow_has_the_internals_that_xla_py_uses(module: str, name: str):
     found = getattr(importlib.import_module(module), name, None)
-    assert found is not None, f"TensorFlow {tf.__version__} has no {module}.{name}: spectral/xla.py needs another way"
+    assert found is not None, f"TensorFlow {tf.__version__} has no {module}.{name}: backends/xla.py needs another way"
 
 
 def test_this_version_of_tensorflow_multiplies_as_xla_py_asks_it_to():

@@ -15,7 +15,7 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.loading import load_datasets
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.models.residual import batch_norm
-from diffstride_hybrid.spectral.engines import LEARNED_MAPS, resolve_method
+from diffstride_hybrid.spectral.tensorflow.engines import LEARNED_MAPS, resolve_method
 from diffstride_hybrid.training.run import evaluate, train
 
 pytestmark = pytest.mark.long

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.engines import Crossover, engine_in_trace
+from diffstride_hybrid.backends.xla import needs_static_shapes
 from diffstride_hybrid.spectral.layout import resized, spatial_axes
-from diffstride_hybrid.spectral.xla import needs_static_shapes
+from diffstride_hybrid.spectral.tensorflow.engines import Crossover, engine_in_trace
 
 Pool = TypeVar("Pool", bound=Callable[..., tf.Tensor])
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.layout import length_of, to_channels_first, with_static_shape
+from diffstride_hybrid.backends.xla import compiled_by_xla, xla_einsum
 from diffstride_hybrid.spectral.matrices import cos_and_sin, pooling_matrix, scale_after_inverse
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
+from diffstride_hybrid.spectral.tensorflow.shapes import length_of, to_channels_first, with_static_shape
 from diffstride_hybrid.spectral.windows import Window
-from diffstride_hybrid.spectral.xla import compiled_by_xla, xla_einsum
 
 SPLIT_FROM = 48
 """From this number of rows on, 'matmul' treats frequencies with equal weights for both signs separately.

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.layout import (
-    as_complex,
-    from_channels_first,
-    length_of,
-    to_channels_first,
-)
+from diffstride_hybrid.backends.xla import compiled_by_xla
 from diffstride_hybrid.spectral.matrices import scale_after_inverse
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
+from diffstride_hybrid.spectral.tensorflow.shapes import as_complex, from_channels_first, length_of, to_channels_first
 from diffstride_hybrid.spectral.windows import Window
-from diffstride_hybrid.spectral.xla import compiled_by_xla
 
 
 def pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, data_format: DataFormat) -> tf.Tensor:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
+from diffstride_hybrid.backends.xla import needs_static_shapes, on_tpu
 from diffstride_hybrid.spectral.options import DataFormat, Method
-from diffstride_hybrid.spectral.xla import needs_static_shapes, on_tpu
 
 Number = TypeVar("Number")
 
@@ -74,7 +74,7 @@ def resolve_method(
         'fft' or 'matmul'. None if it depends on a number that is not known.
 
     Example:
-        >>> from diffstride_hybrid.spectral.engines import LEARNED_MAPS, resolve_method
+        >>> from diffstride_hybrid.spectral.tensorflow.engines import LEARNED_MAPS, resolve_method
         >>> [resolve_method("auto", LEARNED_MAPS, size, size, channels=64) for size in (32, 1024)]
         ['matmul', 'fft']
     """

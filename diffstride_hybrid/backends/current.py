@@ -1,0 +1,27 @@
+"""The functions of the backend that Keras runs on. Every backend's module has the same ones."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import keras
+
+NAME: str = keras.backend.backend()
+"""'tensorflow', 'jax' or 'torch'."""
+
+_backend: Any = importlib.import_module(f"diffstride_hybrid.backends.on_{NAME}")
+
+eagerly = _backend.eagerly
+is_tracing = _backend.is_tracing
+needs_static_shapes = _backend.needs_static_shapes
+watch = _backend.watch
+value_of = _backend.value_of
+as_length = _backend.as_length
+product = _backend.product
+checked_when_run = _backend.checked_when_run
+check_beside_graph = _backend.check_beside_graph
+let_trace_anew = _backend.let_trace_anew
+bring_weights_back = _backend.bring_weights_back
+SIZE_ERRORS = _backend.SIZE_ERRORS
+SIZES_ARE_KNOWN: bool = _backend.SIZES_ARE_KNOWN

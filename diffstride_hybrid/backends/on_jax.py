@@ -1,0 +1,123 @@
+"""JAX: every size is known when a function is traced, and stays as it was traced."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+import keras
+import numpy as np
+
+SIZE_ERRORS = (ValueError, TypeError)
+"""What is raised if maps do not fit together."""
+
+SIZES_ARE_KNOWN = True
+"""Whether every size is a Python integer whenever a layer is called."""
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """A context whose operations run at once, even while a function is traced."""
+    return jax.ensure_compile_time_eval()
+
+
+def is_tracing() -> bool:
+    """Whether a function is being traced."""
+    return isinstance(jax.numpy.zeros(()), jax.core.Tracer)
+
+
+def needs_static_shapes() -> bool:
+    """Whether all sizes must be known: always."""
+    return True
+
+
+def watch(variable: keras.Variable, value: np.ndarray) -> None:
+    """Lets `value_of` know the values that a variable gets from now on.
+
+    While `fit`, `evaluate` or `predict` runs, Keras takes the value of a variable away from it.
+
+    Args:
+        variable: of Keras.
+        value: its initial value. The variable may get it later, if it is made while a function is traced.
+    """
+    assign = variable._direct_assign
+
+    def noting(value: Any) -> None:
+        assign(value)
+        if not isinstance(value, jax.core.Tracer):
+            variable.noted = np.array(value)
+
+    variable._direct_assign = noting
+    variable.noted = value
+
+
+def value_of(variable: keras.Variable) -> np.ndarray:
+    """The last value that was assigned to a variable, even while a function is traced.
+
+    Args:
+        variable: of Keras, which is watched.
+    """
+    return variable.noted
+
+
+def as_length(count: jax.Array) -> int:
+    """A number of samples that was computed, as a Python integer.
+
+    Args:
+        count: int32 scalar.
+    """
+    return int(count)
+
+
+def product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """`left @ right` of two matrices, in their own precision: GPUs and TPUs take a coarser one by themselves.
+
+    Args:
+        left: `[..., n, k]`.
+        right: `[..., k, m]`.
+    """
+    return jax.numpy.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+
+
+def checked_when_run(inputs: Any, is_large_enough: Callable[..., Any], message: str) -> Any:
+    """The tensor itself: its size is known, and was checked."""
+    return inputs
+
+
+def check_beside_graph(condition: Callable[[], jax.Array], advice: str) -> None:
+    """Lets a condition be checked whenever the function runs that is being traced. Does nothing if none is.
+
+    Args:
+        condition: makes a boolean scalar.
+        advice: the warning if the condition does not hold.
+    """
+
+    def warn(holds: np.ndarray) -> None:
+        if not holds:
+            warnings.warn(advice, stacklevel=2)
+
+    if is_tracing():
+        jax.debug.callback(warn, condition())
+
+
+def let_trace_anew(model: keras.Model) -> None:
+    """Drops the compiled functions of a model, which hold the old sizes.
+
+    Args:
+        model: any model.
+    """
+    model.test_function = model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+
+
+def bring_weights_back(model: keras.Model) -> None:
+    """Gives the weights of a model their present values, which `fit` keeps to itself while it runs.
+
+    Args:
+        model: any model.
+    """
+    if getattr(model, "_jax_state", None) is not None:
+        model.jax_state_sync()

@@ -1,0 +1,119 @@
+"""TensorFlow: graphs whose sizes may not be known, XLA, replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from diffstride_hybrid.backends.xla import check_beside_graph, compiled_by_xla, needs_static_shapes, xla_einsum
+
+__all__ = ["check_beside_graph", "needs_static_shapes"]
+
+SIZE_ERRORS = (ValueError, tf.errors.InvalidArgumentError)
+"""What is raised if maps do not fit together."""
+
+SIZES_ARE_KNOWN = False
+"""Whether every size is a Python integer whenever a layer is called."""
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """A context whose operations run at once, even while a graph is traced."""
+    return tf.init_scope()
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being traced."""
+    return not tf.executing_eagerly()
+
+
+def watch(variable: keras.Variable, value: np.ndarray) -> None:
+    """Does nothing: `value_of` can read a variable without it.
+
+    Args:
+        variable: of Keras.
+        value: its initial value.
+    """
+
+
+def value_of(variable: keras.Variable) -> np.ndarray | None:
+    """The present value of a variable, even while a graph is traced.
+
+    Args:
+        variable: of Keras.
+
+    Returns:
+        The value. None if it cannot be read: on one of several replicas, or while the variable gets a value.
+    """
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync > 1 and not tf.distribute.in_cross_replica_context():
+        return None
+    with tf.init_scope():
+        value = np.array(variable.numpy())
+    return value if value.size else None
+
+
+def as_length(count: tf.Tensor) -> tf.Tensor:
+    """A number of samples that was computed, as graphs take it: a scalar.
+
+    Args:
+        count: int32 scalar.
+    """
+    return count
+
+
+def product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+    """`left @ right`; of two matrices in their own precision even if XLA compiles it.
+
+    Args:
+        left: `[..., n, k]`.
+        right: `[..., k, m]`.
+    """
+    if left.shape.rank == right.shape.rank == 2 and compiled_by_xla():
+        return xla_einsum("pj,jn->pn", left, right)
+    return left @ right
+
+
+def checked_when_run(
+    inputs: tf.Tensor, is_large_enough: Callable[[list[tf.Tensor]], list[tf.Tensor]], message: str
+) -> tf.Tensor:
+    """A tensor of unknown size, which the graph checks whenever it runs.
+
+    Args:
+        inputs: the tensor.
+        is_large_enough: takes the lengths of its axes, returns boolean scalars that must all be true.
+        message: of the error, followed by the shape.
+
+    Returns:
+        `inputs`.
+
+    Raises:
+        tf.errors.InvalidArgumentError: when the graph runs, on an input that is too small.
+    """
+    shape = tf.shape(inputs)
+    large_enough = tf.reduce_all(is_large_enough(tf.unstack(shape)))
+    with tf.control_dependencies([tf.debugging.Assert(large_enough, [message, shape])]):
+        return tf.identity(inputs)
+
+
+def let_trace_anew(model: keras.Model) -> None:
+    """Drops the compiled functions of a model, which hold the old sizes.
+
+    Args:
+        model: any model.
+    """
+    model.test_function = model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+
+
+def bring_weights_back(model: keras.Model) -> None:
+    """Does nothing: the weights of a model have their present values at any time.
+
+    Args:
+        model: any model.
+    """

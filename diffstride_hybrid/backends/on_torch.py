@@ -1,0 +1,98 @@
+"""PyTorch: everything runs at once, unless `torch.compile` traces it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import keras
+import numpy as np
+import torch
+
+SIZE_ERRORS = (ValueError, RuntimeError)
+"""What is raised if maps do not fit together."""
+
+SIZES_ARE_KNOWN = True
+"""Whether every size is a Python integer whenever a layer is called."""
+
+
+def eagerly() -> AbstractContextManager[Any]:
+    """A context whose operations run at once, even while Keras infers shapes on PyTorch's device 'meta'."""
+    return keras.device("cpu:0")
+
+
+def is_tracing() -> bool:
+    """Whether a function is being compiled."""
+    return torch.compiler.is_compiling()
+
+
+def needs_static_shapes() -> bool:
+    """Whether all sizes must stay as they are: while a function is being compiled."""
+    return torch.compiler.is_compiling()
+
+
+def watch(variable: keras.Variable, value: np.ndarray) -> None:
+    """Does nothing: `value_of` can read a variable without it.
+
+    Args:
+        variable: of Keras.
+        value: its initial value.
+    """
+
+
+def value_of(variable: keras.Variable) -> np.ndarray | None:
+    """The present value of a variable.
+
+    Args:
+        variable: of Keras.
+    """
+    with keras.device("cpu:0"), keras.StatelessScope():
+        return np.array(keras.ops.convert_to_numpy(variable))
+
+
+def as_length(count: torch.Tensor) -> int:
+    """A number of samples that was computed, as a Python integer.
+
+    Args:
+        count: int32 scalar.
+    """
+    return int(count)
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left @ right` of two matrices.
+
+    Args:
+        left: `[..., n, k]`.
+        right: `[..., k, m]`.
+    """
+    return torch.matmul(left, right)
+
+
+def checked_when_run(inputs: Any, is_large_enough: Callable[..., Any], message: str) -> Any:
+    """The tensor itself: its size is known, and was checked."""
+    return inputs
+
+
+def check_beside_graph(condition: Callable[[], Any], advice: str) -> None:
+    """Does nothing: what is called follows the strides."""
+
+
+def let_trace_anew(model: keras.Model) -> None:
+    """Drops the functions of a model that `torch.compile` made, which hold the old sizes.
+
+    Args:
+        model: any model.
+    """
+    model.test_function = model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+
+
+def bring_weights_back(model: keras.Model) -> None:
+    """Does nothing: the weights of a model have their present values at any time.
+
+    Args:
+        model: any model.
+    """

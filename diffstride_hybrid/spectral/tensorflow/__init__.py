@@ -1,0 +1,1 @@
+"""The engines that are tuned for TensorFlow: transforms, products, and the choice between them."""

@@ -1,0 +1,178 @@
+"""The layers give the numbers of the release and of SciPy on any backend. `test_backends.py` runs this file."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import scipy.signal
+from gradients import output_and_gradients
+
+import diffstride_hybrid
+from diffstride_hybrid import (
+    DiffStride,
+    DiffStride1D,
+    FixedSpectralPooling,
+    SpatialPooling,
+    SpectralPooling,
+    SpectralPooling1D,
+    SpectralResizing,
+    StrideConstraint,
+)
+
+RELEASE = np.load(Path(__file__).parents[1] / "reference" / "reference_layers.npz")
+CASES = {case["key"]: case for case in json.loads(bytes(RELEASE["meta"]))}
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"  # Its average pooling has no channels_first on a CPU.
+RANDOM = np.random.default_rng(0)
+
+
+def assert_close(actual: Any, expected: Any, share: float) -> None:
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(actual), expected, rtol=0, atol=share * np.abs(expected).max()
+    )
+
+
+def maps(*shape: int) -> np.ndarray:
+    return RANDOM.normal(size=shape).astype("float32")
+
+
+def in_format(data_format: str, x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(np.moveaxis(x, -1, 1)) if data_format == "channels_first" else x
+
+
+def test_no_other_backend_is_imported():
+    others = {"tensorflow", "jax", "torch"} - {keras.backend.backend()}
+    assert not others & set(sys.modules)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("key", CASES)
+def test_layers_match_the_released_code(key: str, data_format: str):
+    """Outputs and gradients, in both data formats: the recorded maps are turned into the other one."""
+    case = CASES[key]
+    recorded = case["config"]["data_format"]
+    if ON_TENSORFLOW and case["layer"] == "SpatialPooling":
+        data_format = recorded
+    config = {**case["config"], "data_format": data_format}
+
+    def turned(x: np.ndarray) -> np.ndarray:
+        if recorded == data_format or x.ndim != 4:
+            return x
+        return np.ascontiguousarray(np.moveaxis(x, *((1, -1) if recorded == "channels_first" else (-1, 1))))
+
+    layer = getattr(diffstride_hybrid, case["layer"])(**config)
+    x, upstream, y, dx = (turned(RELEASE[f"{key}/{name}"]) for name in ("x", "g", "y", "dx"))
+    layer.build(x.shape)
+    if case["layer"] == "DiffStride":
+        layer.strides.assign(RELEASE[f"{key}/strides"])
+    outputs, gradients = output_and_gradients(layer, x, upstream)
+    assert_close(outputs, y, 1e-5)
+    assert_close(gradients[0], dx, 1e-5)
+    assert (f"{key}/dstrides" in RELEASE) == (len(gradients) == 2)
+    if len(gradients) == 2:
+        assert_close(gradients[1], RELEASE[f"{key}/dstrides"], 1e-5)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("size", [(7, 8), (12, 11), (1, 5), (30, 40)])
+def test_poolings_and_resizings_equal_scipy(size: tuple[int, int], data_format: str):
+    x = maps(2, 13, 16, 3)
+    expected = scipy.signal.resample(scipy.signal.resample(x, size[0], axis=1), size[1], axis=2)
+    layers = [SpectralResizing(size, data_format=data_format)]
+    if 1 < size[0] <= 13 and size[1] <= 16:
+        layers.append(SpectralPooling(output_size=size, norm="forward", data_format=data_format))
+    for layer in layers:
+        assert_close(layer(in_format(data_format, x)), in_format(data_format, expected), 2e-6)
+
+
+@pytest.mark.parametrize("pool", [(3, 2), (1, 4), (6, 5)])
+def test_averages_count_what_lies_in_the_map(pool: tuple[int, int]):
+    x, strides = maps(2, 7, 10, 3), (2, 3)
+    expected = np.zeros([2, 4, 4, 3])
+    for row in range(4):
+        for column in range(4):
+            part = x
+            for axis, place, length in ((1, row, 7), (2, column, 10)):
+                stride, size = strides[axis - 1], pool[axis - 1]
+                first = place * stride - max(3 * stride + size - length, 0) // 2
+                part = np.take(part, range(max(first, 0), min(first + size, length)), axis)
+            expected[:, row, column] = part.mean((1, 2))
+    assert_close(SpatialPooling(pool, strides)(x), expected, 2e-6)
+
+
+def test_signals():
+    x = maps(2, 64, 3)
+    assert_close(SpectralPooling1D(2.0, norm="forward")(x), scipy.signal.resample(x, 32, axis=1), 2e-6)
+    rows = DiffStride((1.0, 3.0), upper_limit_stride=(1.0, None))
+    assert_close(DiffStride1D(3.0)(x), keras.ops.convert_to_numpy(rows(x[:, None]))[:, 0], 2e-6)
+
+
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+def test_the_gradient_to_the_strides_is_that_of_finite_differences(mask: str):
+    """At strides that keep the size of the output, where a stride that is a whole number makes ties in the window."""
+    x, step = maps(1, 20, 24, 2), 2e-3
+    layer = DiffStride((2.21, 1.83), smoothness_factor=3.0, mask=mask, static_crop=True)
+    upstream = np.ones_like(keras.ops.convert_to_numpy(layer(x)))
+    upstream *= RANDOM.normal(size=upstream.shape).astype("float32")
+    strides = keras.ops.convert_to_numpy(layer.strides)
+    _, (_, gradient) = output_and_gradients(layer, x, upstream)
+
+    def loss(offset: list[float]) -> float:
+        layer.strides.assign(strides + np.array(offset, "float32"))
+        return float(np.sum(keras.ops.convert_to_numpy(layer(x)).astype("float64") * upstream))
+
+    for axis in range(2):
+        offset = [step * (axis == 0), step * (axis == 1)]
+        numeric = (loss(offset) - loss([-each for each in offset])) / (2 * step)
+        np.testing.assert_allclose(gradient[axis], numeric, rtol=2e-2, atol=2e-2)
+
+
+def test_the_size_follows_the_strides():
+    layer = DiffStride(2.0, smoothness_factor=2.0)
+    x = maps(1, 16, 16, 1)
+    before = layer(x).shape[1:3]
+    layer.strides.assign([4.0, 4.0])
+    assert layer(x).shape[1:3] != before
+    assert layer(x).shape[1:3] == DiffStride(4.0, smoothness_factor=2.0)(x).shape[1:3]
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision(policy: str):
+    x = maps(2, 12, 14, 3)
+    for layer_cls, arguments in (
+        (DiffStride, {"strides": (2.5, 1.5)}),
+        (DiffStride, {"strides": 3.0, "mask": "symmetric"}),
+        (FixedSpectralPooling, {}),
+        (SpectralPooling, {}),
+        (SpectralResizing, {"scale": 1.5}),
+        (SpatialPooling, {"strides": 1.5}),
+    ):
+        outputs = layer_cls(**arguments, dtype=policy)(x)
+        assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
+        expected = keras.ops.convert_to_numpy(layer_cls(**arguments)(x))
+        assert_close(keras.ops.cast(outputs, "float32"), expected, 0.03)
+
+
+def test_a_constraint_keeps_strides_between_their_limits():
+    values = keras.ops.convert_to_numpy(StrideConstraint([1.5, 2.0], 4.0)(np.array([0.0, 9.0], "float32")))
+    assert values.tolist() == [1.5, 4.0]
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="DiffStride needs floating-point input, got int"):
+        DiffStride()(np.ones([1, 8, 8, 1], "int32"))
+    with pytest.raises(ValueError, match=r"output_size must not exceed the feature map, got \(4, 4\)"):
+        SpectralPooling(output_size=4)(maps(1, 3, 8, 1))
+    if not ON_TENSORFLOW:
+        with pytest.raises(ValueError, match="method='fft' needs Keras with TensorFlow, and it runs on"):
+            DiffStride(method="fft")(maps(1, 8, 8, 1))
+
+
+def test_the_package_needs_no_tensorflow(monkeypatch: pytest.MonkeyPatch):
+    assert importlib.util.find_spec("diffstride_hybrid") is not None
+    assert "diffstride_hybrid.spectral.tensorflow" not in sys.modules or keras.backend.backend() == "tensorflow"
