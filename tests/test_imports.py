@@ -9,13 +9,14 @@ from support.paths import ROOT, TESTS
 
 PACKAGE = "diffstride_hybrid"
 BELOW = {
-    "config": {"training", "runs", "models", "model_tools", "layers", "spectral", "data", "common"},
-    "training": {"runs", "models", "model_tools", "layers", "spectral", "data", "common"},
+    "config": {"training", "runs", "models", "model_tools", "layers", "spectral", "backends", "data", "common"},
+    "training": {"runs", "models", "model_tools", "layers", "spectral", "backends", "data", "common"},
     "runs": {"model_tools", "layers", "spectral", "common"},
-    "models": {"model_tools", "layers", "spectral", "common"},
-    "model_tools": {"layers", "spectral", "common"},
-    "layers": {"spectral", "common"},
-    "spectral": set(),
+    "models": {"model_tools", "layers", "spectral", "backends", "common"},
+    "model_tools": {"layers", "spectral", "backends", "common"},
+    "layers": {"spectral", "backends", "common"},
+    "spectral": {"backends"},
+    "backends": set(),
     "data": {"common"},
     "common": set(),
 }
@@ -158,7 +159,31 @@ def test_some_test_reaches_every_module():
         module = waiting.pop()
         reached.add(module)
         waiting |= {other for other in imports_of(MODULES[module]) if other in MODULES} - reached
-    grids = {name for name in MODULES if name.startswith("experiments.studies.grids.")}  # Imported by their names.
+    by_name = (f"{PACKAGE}.backends.on_", "experiments.studies.grids.")  # These are imported by their names.
+    grids = {name for name in MODULES if name.startswith(by_name)}
     commands = {name for name in MODULES if name.count(".") == 1 and not MODULES[name].name.startswith("__")}
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
     assert MODULES.keys() - reached - grids - packages - commands == set()
+
+
+OF_TENSORFLOW = (
+    *("backends.on_tensorflow", "backends.xla", "layers.fused_kernel", "spectral.tensorflow"),
+    *("models.google_checkpoint", "model_tools.exporting", "common.distribution"),
+)
+"""What may import TensorFlow among the rooms that JAX and PyTorch share."""
+
+SHARED_ROOMS = {"backends", "spectral", "layers", "models", "model_tools"}
+
+
+@pytest.mark.parametrize("module", [name for name in ROOMS if room_of(name) in SHARED_ROOMS])
+def test_only_modules_of_its_own_import_a_backend(module: str):
+    imported = {name.split(".")[0] for name in imports_of(MODULES[module])}
+    own = {"tensorflow": OF_TENSORFLOW, "jax": ("backends.on_jax",), "torch": ("backends.on_torch",)}
+    for backend, modules in own.items():
+        if not module.removeprefix(f"{PACKAGE}.").startswith(modules):
+            assert backend not in imported
+
+
+@pytest.mark.parametrize("module", ROOMS)
+def test_no_module_asks_for_the_backend_more_than_once(module: str):
+    assert MODULES[module].read_text(encoding="utf-8").count("current.NAME ==") <= 1

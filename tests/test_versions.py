@@ -7,10 +7,13 @@ from support.paths import ROOT
 def promised_versions() -> dict[str, str]:
     """The lower bounds of setup.py, which reading it as a module would run."""
     tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
-    keywords = {
-        keyword.arg: keyword.value for call in ast.walk(tree) if isinstance(call, ast.Call) for keyword in call.keywords
+    lists = {
+        node.targets[0].id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    return dict(requirement.split(">=") for requirement in ast.literal_eval(keywords["install_requires"]))
+    required = [each for name in ("_CORE", "_TENSORFLOW", "_COMMANDS") for each in ast.literal_eval(lists[name])]
+    return dict(requirement.split(">=") for requirement in required)
 
 
 def test_the_promised_versions_are_the_ones_that_ci_checks():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib.util
 import json
 import os
 import re
@@ -35,14 +36,20 @@ def check_backend(allowed: tuple[str, ...] = ("tensorflow", "jax", "torch")) -> 
         allowed: the backends that will do.
 
     Raises:
-        ImportError: Keras is set to another backend.
+        ImportError: Keras is set to another backend, or to one that is not installed.
     """
     source, backend = "KERAS_BACKEND", os.environ.get("KERAS_BACKEND")
     if not backend:
         source = os.path.join(os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras"), "keras.json")
         with contextlib.suppress(OSError, ValueError, AttributeError), open(source, encoding="utf-8") as file:
             backend = json.load(file).get("backend")
-    if not backend or backend in allowed:
+    backend = backend or "tensorflow"
+    if backend in allowed:
+        if importlib.util.find_spec(backend) is None:
+            raise ImportError(
+                f"Keras runs on {backend}, which is not installed: pip install 'diffstride_hybrid[train]', or set the "
+                "environment variable KERAS_BACKEND to jax or torch if that is installed."
+            )
         return
     needed = "TensorFlow, JAX or PyTorch" if len(allowed) > 1 else "TensorFlow for its commands"
     raise ImportError(
@@ -55,12 +62,14 @@ def start_tensorflow() -> None:
     """Imports TensorFlow and finds the devices, without notes unless the command line has `--startup_notes`.
 
     Raises:
-        SystemExit: Keras is set to another backend. One line says so.
+        SystemExit: Keras is set to another backend, or a package is missing. One line says so.
     """
     try:
         check_backend(("tensorflow",))
     except ImportError as error:
         sys.exit(f"error: {error}")
+    if missing := [name for name in ("absl", "gin", "tensorflow_datasets") if importlib.util.find_spec(name) is None]:
+        sys.exit(f"error: the commands need {', '.join(missing)}: pip install 'diffstride_hybrid[train]'.")
     with contextlib.nullcontext() if FLAG in sys.argv else without_notes():
         import tensorflow as tf
 

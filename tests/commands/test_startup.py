@@ -52,14 +52,27 @@ def test_another_backend_is_refused_in_one_line(by: str, tmp_path: Path):
         environment["KERAS_BACKEND"] = ""
     ended = wait_for(start_command("train", "--gin_file=digits_hybrid", cwd=tmp_path, env=environment))
     (line,) = ended.err.splitlines()
-    assert line.startswith("error: diffstride_hybrid needs Keras with TensorFlow, and ")
+    assert line.startswith("error: diffstride_hybrid needs Keras with TensorFlow for its commands, and ")
     assert ("KERAS_BACKEND says 'jax'" if by == "variable" else "keras.json says 'torch'") in line
     assert ended.code == 1
 
 
-def test_another_backend_is_refused_when_the_package_is_imported(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("KERAS_BACKEND", "torch")
-    with pytest.raises(ImportError, match=r"KERAS_BACKEND says 'torch'. Set the environment variable KERAS_BACKEND="):
+def test_a_backend_that_cannot_serve_is_refused_when_the_package_is_imported(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("KERAS_BACKEND", "openvino")
+    message = r"needs Keras with TensorFlow, JAX or PyTorch, and KERAS_BACKEND says 'openvino'. Set the environment"
+    with pytest.raises(ImportError, match=message):
         startup.check_backend()
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     startup.check_backend()
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        ImportError, match=r"runs on tensorflow, which is not installed: pip install 'diffstride_hybrid\["
+    ):
+        startup.check_backend()
+
+
+def test_what_the_commands_need_is_named_if_it_is_missing(monkeypatch: pytest.MonkeyPatch):
+    found = startup.importlib.util.find_spec
+    monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None if name == "gin" else found(name))
+    with pytest.raises(SystemExit, match=r"error: the commands need gin: pip install 'diffstride_hybrid\[train\]'"):
+        startup.start_tensorflow()
