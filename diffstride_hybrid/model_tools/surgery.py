@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -65,7 +66,8 @@ def replace_downsampling(
             the pooling removes, and its kernel covers more of the image, so it needs more training. The convolution
             of a transposed one comes before the resizing, likewise.
         calibrate: images, as `recalibrate_normalization` takes them, from which batch normalization gets its statistics
-            anew in the swapped model. The present ones stay if None.
+            anew in the swapped model. The present ones stay if None. There is a warning if the model has no batch
+            normalization.
         report: a function such as `print`, called with a table of the layers that were replaced, with their sizes and
             the multiply-accumulate operations of the model before and after.
         **options: for `pooling_cls`. If not given, `strides` are those of the replaced layer; and `mask='symmetric'`
@@ -95,6 +97,11 @@ def replace_downsampling(
     swapped, replacements = swap(model, pooling_cls, include, exclude, shape, options, keep_max, keep_macs)
     sizes = _checked_sizes(swapped, shape)
     calibrated = None if calibrate is None else recalibrate_normalization(swapped, calibrate)
+    if calibrated == []:
+        warnings.warn(
+            f"{model.name} has no batch normalization, so `calibrate` changes nothing: train the new model on.",
+            stacklevel=2,
+        )
     if report is not None:
         report(_table(model, swapped, shape, replacements, sizes, calibrated))
     return swapped
@@ -152,7 +159,7 @@ def _table(
     macs_before, macs_after = (macs(model, shape).macs / 1e9 for model in (before, after))
     lines.append(f"{macs_before:.3f} G MACs an image before, {macs_after:.3f} G after, at the initial strides")
     if calibrated is not None:
-        lines.append(f"statistics taken anew: {', '.join(calibrated)}")
+        lines.append(f"statistics taken anew: {', '.join(calibrated) or 'none'}")
     return "\n".join(lines)
 
 

@@ -47,6 +47,14 @@ def test_a_flag_that_is_none_is_refused(argument: str):
         replace_downsampling(chain(), **{argument: "yes"})
 
 
+def test_without_batch_normalization_there_is_nothing_to_calibrate():
+    model = keras.Sequential([keras.Input((32, 32, 3)), layers.Conv2D(4, 3), layers.MaxPooling2D(2)], name="plain")
+    reports: list[str] = []
+    with pytest.warns(UserWarning, match="plain has no batch normalization, so `calibrate` changes nothing: train"):
+        replace_downsampling(model, calibrate=images(), report=reports.append)
+    assert reports[0].splitlines()[-1] == "statistics taken anew: none"
+
+
 def digits() -> tuple[np.ndarray, np.ndarray]:
     bunch = load_digits()
     return bunch.images[..., None].astype("float32") / 16, bunch.target
