@@ -25,7 +25,7 @@ BATCH, LEARNING_RATE = 8, 0.004
 WIDTHS = (8, 24, 48, 96)
 """Channels at each size of the maps, from the image's own size to an eighth of it."""
 
-MOST_WIDER = 4.0
+MOST_WIDER = 6.0
 """The greatest factor by which `matched_widths` multiplies `WIDTHS`."""
 
 PACKAGES = ("diffstride_hybrid", "tensorflow", "keras", "numpy")

@@ -15,7 +15,7 @@ CSV = RESULTS / "segmentation.csv"
 
 HEAD = (
     *("network", "mean IoU", "pixels right", *(f"same class, shift {shift}" for shift in SHIFTS)),
-    *("MACs", "strides at the end", "maps at the end", "parameters", "training", "runs"),
+    *("MACs", "strides at the end", "maps at the end", "parameters", "runs"),
 )
 
 COMPARED = (("spectral", "max"), ("diffstride", "max"), ("max_wide", "max"), ("diffstride", "max_wide"))
@@ -52,9 +52,8 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _line(method: str, rows: Sequence[Row]) -> list[str]:
-    macs, pooling_macs, parameters, seconds = (
-        statistics.fmean(float(row[column]) for row in rows)
-        for column in ("macs", "pooling_macs", "parameters", "training_seconds")
+    macs, pooling_macs, parameters = (
+        statistics.fmean(float(row[column]) for row in rows) for column in ("macs", "pooling_macs", "parameters")
     )
     scores = ("mean_iou", "pixel_accuracy", *(f"consistency_{shift}" for shift in SHIFTS))
     return [
@@ -64,7 +63,6 @@ def _line(method: str, rows: Sequence[Row]) -> list[str]:
         _means([row["strides_at_end"] for row in rows], 2),
         _means([row["sizes_at_end"] for row in rows], 0),
         f"{parameters:,.0f}",
-        f"{seconds:.0f} s",
         str(len(rows)),
     ]
 

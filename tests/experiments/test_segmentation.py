@@ -183,7 +183,7 @@ def test_widths_are_matched_as_nearly_as_they_can_be(monkeypatch: pytest.MonkeyP
         return macs(network.network("max", SIZE, widths)).macs
 
     assert network.matched_widths("max", SIZE, cost((3, 4, 6, 7)) + 10) == (3, 4, 6, 7)
-    assert network.matched_widths("max", SIZE, 10**12) == tuple(4 * width for width in WIDTHS)
+    assert network.matched_widths("max", SIZE, 10**12) == tuple(6 * width for width in WIDTHS)
 
 
 def test_images_are_mirrored_with_their_labels(data: camvid.CamVid):
@@ -248,28 +248,28 @@ def test_a_run_is_told_in_a_row(data: camvid.CamVid, method: str):
 # --- The tables and the picture --------------------------------------------------------------------------------------
 ROW = {"macs": 200_000_000, "pooling_macs": 0, "strides_at_end": "2.000x2.000", "sizes_at_end": "48x64"}
 ROW |= {"method": "max", "seed": 1, "mean_iou": "0.40000", "pixel_accuracy": "0.8", "parameters": 1000, "epochs": 3}
-ROW |= {"consistency_1": "0.96", "consistency_2": "0.96", "consistency_3": "0.9", "training_seconds": "10.0"}
+ROW |= {"consistency_1": "0.96", "consistency_2": "0.96", "consistency_3": "0.9", "training_seconds": "9"}
 
 
 def test_the_tables_have_means_and_compare_runs_of_the_same_seed():
     learned = {**ROW, "method": "diffstride", "pooling_macs": 50_000_000, "strides_at_end": "2.500x1.750"}
     learned |= {"mean_iou": "0.41000", "consistency_1": "0.98", "sizes_at_end": "51x79"}
-    second = {**ROW, "seed": "2", "mean_iou": "0.42000", "sizes_at_end": "50x64", "training_seconds": "14.0"}
+    second = {**ROW, "seed": "2", "mean_iou": "0.42000", "sizes_at_end": "50x64"}
     first_table, second_table = segmentation_report.table([ROW, learned, second]).split("\n\n")
     assert first_table.splitlines()[2:] == [
         "| `max` | 41.00 ± 1.41 % | 80.00 ± 0.00 % | 96.00 ± 0.00 % | 96.00 ± 0.00 % | 90.00 ± 0.00 % | 200 M | "
-        "2.00x2.00 | 49x64 | 1,000 | 12 s | 2 |",
+        "2.00x2.00 | 49x64 | 1,000 | 2 |",
         "| `diffstride` | 41.00 % | 80.00 % | 98.00 % | 96.00 % | 90.00 % | 200 M + 50 M | 2.50x1.75 | 51x79 | 1,000 | "
-        "10 s | 1 |",
+        "1 |",
     ]
     assert second_table.splitlines()[2:] == ["| `diffstride` and `max` | +1.00 | 0.50 | 1.00 | 1.00 | 1 |"]
 
 
 def test_the_images_of_the_picture_are_those_with_the_most_classes():
     labels = np.full((5, 2, 4), VOID)
-    for place, classes in ((0, 1), (1, 3), (2, 3), (4, 4)):
+    for place, classes in ((0, 1), (1, 7), (2, 8), (3, 4), (4, 4)):
         labels[place].flat[:classes] = range(classes)
-    assert drawing.most_classes(labels, 2) == [1, 4]
+    assert drawing.most_classes(labels, 2) == [2, 3]
 
 
 def test_the_picture_shows_what_changes_under_a_shift(data: camvid.CamVid, tmp_path: Path):
@@ -414,8 +414,14 @@ def of_many_classes(source: Path) -> None:
     ],
 )
 def test_a_mistake_ends_in_one_clear_line(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, culprits: list[str]
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    spoil: Any,
+    culprits: list[str],
 ):
+    monkeypatch.setattr(network, "run", None)  # Nothing is trained.
     spoil(source)
     with pytest.raises(SystemExit):
         run_command(tmp_path, source)
