@@ -6,7 +6,7 @@ python -m experiments.tables --study=fashion_mnist_small --write
 If the folders of the runs are missing, the tables are made from the committed CSV files. With `--write` the tables are
 put into `experiments/results/README.md`, with `--readme=PATH` into another file: the text between `<!-- table NAME -->`
 and `<!-- end of table -->` is replaced by the tables of the study NAME. The tables that belong to no study are renewed
-as well.
+as well, each on its page.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows, write_whole
 from experiments import RESULTS
 from experiments.exports import report as export_report
+from experiments.segmentation import report as segmentation_report
 from experiments.speech import report as speech_report
 from experiments.studies import published, records
 from experiments.studies import report as study_report
@@ -29,7 +30,10 @@ from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.transfer import report as transfer_report
 
 PAGE = RESULTS / "README.md"
-"""The page of results, which has a place for each table."""
+"""The page of results, which has a place for each table but those of `OWN_PAGES`."""
+
+OWN_PAGES = {"segmentation": RESULTS / "segmentation.md"}
+"""The pages of tables that do not stand on `PAGE`, by the name of the table."""
 
 FLAGS = flags.FLAGS
 
@@ -54,14 +58,16 @@ def main(argv: Sequence[str]) -> None:
     table = study_report.tables(study, rows)
     print(table)
     if FLAGS.write or FLAGS.readme:
-        page = pathlib.Path(FLAGS.readme or PAGE)
-        text = page.read_text(encoding="utf-8")
+        pages: dict[pathlib.Path, str] = {}
         for name, content in {study.name: table, **standing_tables()}.items():
+            page = pathlib.Path(FLAGS.readme or OWN_PAGES.get(name, PAGE))
+            text = pages[page] if page in pages else page.read_text(encoding="utf-8")
             try:
-                text = replace_table(text, name, content)
+                pages[page] = replace_table(text, name, content)
             except ValueError as error:
                 raise ValueError(f"{page}: {error}") from error
-        write_whole(page, text)
+        for page, text in pages.items():
+            write_whole(page, text)
 
 
 def standing_tables() -> dict[str, str]:
@@ -70,7 +76,12 @@ def standing_tables() -> dict[str, str]:
     Returns:
         Markdown tables by name.
     """
-    reports = {"exports": export_report, "speech": speech_report, "transfer": transfer_report}
+    reports = {
+        "exports": export_report,
+        "segmentation": segmentation_report,
+        "speech": speech_report,
+        "transfer": transfer_report,
+    }
     measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
     return {"published": published.table(), **measured}
 

@@ -30,6 +30,7 @@ PAGES = (
     "experiments/README.md",
     "experiments/results/README.md",
     "experiments/results/engines.md",
+    "experiments/results/segmentation.md",
     "tests/README.md",
 )
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}

@@ -57,17 +57,25 @@ def test_the_tables_are_put_into_the_page_of_results_only_if_asked_for(
     command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     assert tables.PAGE == RESULTS / "README.md"
-    page = tmp_path / "page.md"
+    page, own_page = tmp_path / "page.md", tmp_path / "own.md"
     monkeypatch.setattr(tables, "PAGE", page)
-    marks = "".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in tables.standing_tables())
+    monkeypatch.setattr(tables, "OWN_PAGES", {"segmentation": own_page})
+    standing = tables.standing_tables()
+    marks, own_marks = (
+        "".join(f"<!-- table {name} -->\n<!-- end of table -->\n" for name in names)
+        for names in (standing.keys() - {"segmentation"}, {"segmentation"})
+    )
     page.write_text(marks)
+    own_page.write_text(own_marks)
     finish(SMALL.cells()[0], tmp_path / "runs")
     printed = command(tables)
     assert page.read_text() == marks
     with pytest.raises(ValueError, match=r"page.md: no place for a table: add the lines '<!-- table small -->'"):
         command(tables, write=True)
+    assert (page.read_text(), own_page.read_text()) == (marks, own_marks)
     page.write_text(f"<!-- table small -->\n<!-- end of table -->\n{marks}")
     assert command(tables, write=True).endswith(printed)
+    assert standing["segmentation"] in own_page.read_text()
     assert f"<!-- table small -->\n{printed}<!-- end of table -->" in page.read_text()
 
 

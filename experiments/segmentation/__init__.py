@@ -1,0 +1,1 @@
+"""Segments street scenes with U-Nets that pool in three ways."""
