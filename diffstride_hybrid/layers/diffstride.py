@@ -203,7 +203,9 @@ class DiffStride(FourierPooling):
         is_new = not self.crop_is_static
         if is_new:
             self.fix_crop()
-        is_stuck = training and current.is_tracing() and self.static_crop is None and not self._crop.held
+        # TensorFlow's crops become static here. JAX's are so from the start, but matter only when a step is compiled.
+        is_traced = current.SIZES_ARE_KNOWN and training and current.is_tracing()
+        is_stuck = is_traced and self.static_crop is None and not self._crop.held
         if self.crop_is_static and self.trainable and (is_new or is_stuck) and not self._warned_of_size:
             self._warned_of_size = True
             warnings.warn(

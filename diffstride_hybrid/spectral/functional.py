@@ -67,8 +67,8 @@ def diffstride(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> maps = np.random.default_rng(0).normal(size=[1, 16, 16, 3])
-        >>> spectral.diffstride(maps, np.array([2.0, 4.0])).shape
+        >>> maps = keras.random.normal([1, 16, 16, 3], seed=0)
+        >>> spectral.diffstride(maps, keras.ops.array([2.0, 4.0])).shape
         TensorShape([1, 16, 12, 3])
     """
     rows, columns = diffstride_windows(
@@ -110,7 +110,7 @@ def fixed_spectral_pooling(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.fixed_spectral_pooling(np.ones([1, 10, 10, 3]), (2.0, 2.0)).shape
+        >>> spectral.fixed_spectral_pooling(keras.ops.ones([1, 10, 10, 3]), (2.0, 2.0)).shape
         TensorShape([1, 4, 5, 3])
     """
     rows, columns = fixed_windows(*spatial_lengths(inputs, data_format), strides, dtype=working_dtype(inputs))
@@ -144,7 +144,7 @@ def spectral_pooling(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.spectral_pooling(np.ones([1, 16, 16, 3]), (7, 8), norm="forward").shape
+        >>> spectral.spectral_pooling(keras.ops.ones([1, 16, 16, 3]), (7, 8), norm="forward").shape
         TensorShape([1, 7, 8, 3])
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)
@@ -231,7 +231,7 @@ def spectral_resizing(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.spectral_resizing(np.ones([1, 16, 16, 3]), (7, 40)).shape
+        >>> spectral.spectral_resizing(keras.ops.ones([1, 16, 16, 3]), (7, 40)).shape
         TensorShape([1, 7, 40, 3])
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)

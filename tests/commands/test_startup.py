@@ -65,9 +65,7 @@ def test_a_backend_that_cannot_serve_is_refused_when_the_package_is_imported(mon
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     startup.check_backend()
     monkeypatch.setattr(startup.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(
-        ImportError, match="runs on tensorflow, which is not installed: pip install"
-    ):
+    with pytest.raises(ImportError, match="runs on tensorflow, which is not installed: pip install"):
         startup.check_backend()
 
 
