@@ -29,7 +29,7 @@ def run_on(backend: str, *arguments: str) -> str:
 
 
 def checked(backend: str, file: str, *options: str) -> None:
-    settings = ("-c", "pytest.ini", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q")
+    settings = ("-c", "checks.ini", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q")
     out = run_on(backend, "-m", "pytest", *settings, *options, file)
     assert " passed" in out
 
