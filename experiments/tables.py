@@ -22,6 +22,7 @@ from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows, write_whole
 from experiments import RESULTS
 from experiments.exports import report as export_report
+from experiments.frameworks import report as frameworks_report
 from experiments.segmentation import report as segmentation_report
 from experiments.speech import report as speech_report
 from experiments.studies import published, records
@@ -32,7 +33,7 @@ from experiments.transfer import report as transfer_report
 PAGE = RESULTS / "README.md"
 """The page of results, which has a place for each table but those of `OWN_PAGES`."""
 
-OWN_PAGES = {"segmentation": RESULTS / "segmentation.md"}
+OWN_PAGES = {"segmentation": RESULTS / "segmentation.md", "frameworks": RESULTS / "frameworks.md"}
 """The pages of tables that do not stand on `PAGE`, by the name of the table."""
 
 FLAGS = flags.FLAGS
@@ -78,6 +79,7 @@ def standing_tables() -> dict[str, str]:
     """
     reports = {
         "exports": export_report,
+        "frameworks": frameworks_report,
         "segmentation": segmentation_report,
         "speech": speech_report,
         "transfer": transfer_report,

@@ -21,7 +21,6 @@ as_length = _backend.as_length
 product = _backend.product
 checked_when_run = _backend.checked_when_run
 check_beside_graph = _backend.check_beside_graph
-let_trace_anew = _backend.let_trace_anew
 bring_weights_back = _backend.bring_weights_back
 SIZE_ERRORS = _backend.SIZE_ERRORS
 SIZES_ARE_KNOWN: bool = _backend.SIZES_ARE_KNOWN

@@ -11,6 +11,9 @@ import jax
 import keras
 import numpy as np
 
+# Keras has no public name for the scope in which `fit` computes with other values than those of the variables.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
 SIZE_ERRORS = (ValueError, TypeError)
 """What is raised if maps do not fit together."""
 
@@ -54,12 +57,14 @@ def watch(variable: keras.Variable, value: np.ndarray) -> None:
 
 
 def value_of(variable: keras.Variable) -> np.ndarray:
-    """The last value that was assigned to a variable, even while a function is traced.
+    """The present value of a variable: that of the scope in which it is used, else the last one that it was given.
 
     Args:
         variable: of Keras, which is watched.
     """
-    return variable.noted
+    scope = get_stateless_scope()
+    value = None if scope is None else scope.get_current_value(variable)
+    return variable.noted if value is None or isinstance(value, jax.core.Tracer) else np.array(value)
 
 
 def as_length(count: jax.Array) -> int:
@@ -100,17 +105,6 @@ def check_beside_graph(condition: Callable[[], jax.Array], advice: str) -> None:
 
     if is_tracing():
         jax.debug.callback(warn, condition())
-
-
-def let_trace_anew(model: keras.Model) -> None:
-    """Drops the compiled functions of a model, which hold the old sizes.
-
-    Args:
-        model: any model.
-    """
-    model.test_function = model.predict_function = None
-    if model.train_function is not None:
-        model.make_train_function(force=True)
 
 
 def bring_weights_back(model: keras.Model) -> None:

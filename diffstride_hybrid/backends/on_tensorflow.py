@@ -100,17 +100,6 @@ def checked_when_run(
         return tf.identity(inputs)
 
 
-def let_trace_anew(model: keras.Model) -> None:
-    """Drops the compiled functions of a model, which hold the old sizes.
-
-    Args:
-        model: any model.
-    """
-    model.test_function = model.predict_function = None
-    if model.train_function is not None:
-        model.make_train_function(force=True)
-
-
 def bring_weights_back(model: keras.Model) -> None:
     """Does nothing: the weights of a model have their present values at any time.
 

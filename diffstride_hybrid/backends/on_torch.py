@@ -79,17 +79,6 @@ def check_beside_graph(condition: Callable[[], Any], advice: str) -> None:
     """Does nothing: what is called follows the strides."""
 
 
-def let_trace_anew(model: keras.Model) -> None:
-    """Drops the functions of a model that `torch.compile` made, which hold the old sizes.
-
-    Args:
-        model: any model.
-    """
-    model.test_function = model.predict_function = None
-    if model.train_function is not None:
-        model.make_train_function(force=True)
-
-
 def bring_weights_back(model: keras.Model) -> None:
     """Does nothing: the weights of a model have their present values at any time.
 

@@ -241,7 +241,7 @@ class DiffStride(FourierPooling):
     def crops(self) -> dict[Size, Crop]:
         """The kept bins (rows, columns) for each input (height, width) met so far. Empty if the crop is dynamic.
 
-        They belong to the present strides, except while they are held.
+        They belong to the present strides, except while they are held. On JAX and PyTorch they are there for any crop.
         """
         return self._crop.crops
 
@@ -307,7 +307,7 @@ class DiffStride(FourierPooling):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         # JAX makes each crop static, which tells nothing about the next backend.
-        if self.crop_is_static and (self.static_crop or not current.needs_static_shapes()):
+        if self.crop_is_static and (self.static_crop or current.NAME != "jax"):
             store["crops"] = self._crop.as_array()
 
     def load_own_variables(self, store: Any) -> None:

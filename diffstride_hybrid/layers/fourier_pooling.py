@@ -76,6 +76,8 @@ class FourierPooling(keras.layers.Layer):
     def _checked(self, inputs: spectral.Tensor) -> spectral.Tensor:
         """The inputs, whose dtype and size are checked now, or when a graph runs if they are not known before."""
         check_floating(self, inputs)
+        if current.SIZES_ARE_KNOWN and not all(isinstance(n, int) for n in self._spatial_shape(inputs.shape)):
+            raise ValueError(f"{self.path} needs inputs of a known size on JAX, got {tuple(inputs.shape)}.")
         self._check_shape(tuple(inputs.shape))
         return checked_when_run(self, inputs, self._smallest_size())
 

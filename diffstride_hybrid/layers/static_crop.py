@@ -35,7 +35,7 @@ class StaticCrop:
     Args:
         windows_at: makes the layer's windows.
         read_strides: returns the layer's strides, float32; None if they cannot be read at the time.
-        is_static: whether the layer uses these crops. If not, its output follows the strides at every call.
+        is_static: whether the crops can be held. If not, they follow the strides at every call.
 
     Attributes:
         is_static: as above. The layer may set it later, once.
@@ -88,7 +88,7 @@ class StaticCrop:
                 f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
                 "static crop as well."
             )
-        if self.held == self.TRAINING and not training and (present := self._read()) is not None:
+        if self.is_static and self.held == self.TRAINING and not training and (present := self._read()) is not None:
             self.inferred[size] = self._asked(size, present)
             return self.inferred[size]
         if not current.is_tracing():
@@ -203,7 +203,7 @@ class StaticCrop:
 
     def _moved_to(self) -> np.ndarray | None:
         """The present strides, if the crops belong to others and are not held."""
-        if self.held or self._strides is None:
+        if (self.is_static and self.held) or self._strides is None:
             return None
         strides = self._read()
         return None if strides is None or np.array_equal(strides, self._strides) else strides

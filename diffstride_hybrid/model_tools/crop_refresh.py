@@ -56,7 +56,7 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
             model(inputs, training=False)
         changes = [layer.crop.differs(crops) for layer, crops in zip(layers, before)]
     if any(changes):
-        current.let_trace_anew(model)
+        _let_trace_anew(model)
     return any(changes)
 
 
@@ -82,6 +82,13 @@ def held_crops(model: keras.Model, held: int = StaticCrop.ALL) -> Iterator[None]
     finally:
         for crop in crops:
             crop.held = StaticCrop.NOT
+
+
+def _let_trace_anew(model: keras.Model) -> None:
+    """Drops the compiled functions of Keras, which hold the old crops."""
+    model.test_function = model.predict_function = None
+    if model.train_function is not None:
+        model.make_train_function(force=True)
 
 
 class CropRefresh(keras.callbacks.Callback):

@@ -81,10 +81,9 @@ class _Pairing:
         for call in graph.calls:
             for tensor in call.inputs:
                 self._consumers.setdefault(id(tensor), []).append(call)
-        self._trims = {id(call): self._trims_behind(call) for call in graph.calls if self._may_resize(call)}
-        self._trimming = {id(trim) for trims in self._trims.values() for trim in trims}
         self._class_of: dict[int, int] = {}
         self._join_classes()
+        self._trims = {id(call): self._trims_behind(call) for call in graph.calls if self._may_resize(call)}
 
     def pairs(self) -> list[Pair]:
         """The pairs, in the order of the graph."""
@@ -193,23 +192,45 @@ class _Pairing:
     def _trims_behind(self, call: Call) -> tuple[Call, ...]:
         """The calls straight behind a call that crop or pad its result to the size of another map.
 
-        A padding for the next convolution is no such trim: no map has the size that it gives.
+        A result that is merged with such a map is trimmed. Else it is not trimmed if a map has its size as it is: a
+        padding behind it is for the next convolution.
         """
-        before, after = self._size(call.inputs[0]), self._size(call.outputs[0])
-        factors = [max(2, round(large / small)) for small, large in zip(before, after)]
+        found = self._possible_trims(call)
         later = self._descendants(call.outputs, {})
-        others = {self._size(tensor) for tensor in self._tensors() if id(tensor) not in later}
+        others = [tensor for tensor in self._tensors() if id(tensor) not in later]
+        classes = {self._find(id(tensor)) for tensor in others}
+        sizes = {self._size(tensor) for tensor in others}
+        results = [each.outputs[0] for each in (call, *found)]
+        merged = [count for count, tensor in enumerate(results) if self._find(id(tensor)) in classes]
+        fitting = [count for count, tensor in enumerate(results) if self._size(tensor) in sizes]
+        if merged:
+            return tuple(found[: merged[-1]])
+        return tuple(found[: fitting[-1]]) if fitting and fitting[0] > 0 else ()
+
+    def _possible_trims(self, call: Call) -> list[Call]:
+        """The calls straight behind a call that change nothing but its size, by less than its factor or kernel."""
+        before, after = self._size(call.inputs[0]), self._size(call.outputs[0])
+        kernel = getattr(call.operation, "kernel_size", (0, 0))
+        most = [max(2, round(large / small), size) for small, large, size in zip(before, after, kernel)]
         found: list[Call] = []
-        kept = 0
         tensor = call.outputs[0]
-        while len(followers := self._consumers.get(id(tensor), [])) == 1 and _trims(followers[0].operation):
-            tensor = followers[0].outputs[0]
-            size = self._size(tensor)
-            if size is None or any(abs(a - b) >= factor for a, b, factor in zip(size, after, factors)):
+        outputs = set(map(id, self._graph.outputs))
+        while id(tensor) not in outputs and len(followers := self._consumers.get(id(tensor), [])) == 1:
+            (follower,) = followers
+            trimmed = follower.outputs[0]
+            if not _trims(follower.operation) or self._others(trimmed) != self._others(tensor):
                 break
-            found.append(followers[0])
-            kept = len(found) if size in others else kept
-        return tuple(found[:kept])
+            if any(abs(a - b) >= limit for a, b, limit in zip(self._size(trimmed), after, most)):
+                break
+            found.append(follower)
+            tensor = trimmed
+        return found
+
+    def _others(self, tensor: keras.KerasTensor) -> list[int | None]:
+        """The lengths of a map but for its height and width."""
+        shape = list(tensor.shape)
+        del shape[self._axes]
+        return shape
 
     def _result(self, call: Call) -> keras.KerasTensor:
         return (call, *self._trims[id(call)])[-1].outputs[0]
@@ -218,7 +239,7 @@ class _Pairing:
 
     def _join_classes(self) -> None:
         for call in self._graph.calls:
-            if id(call) in self._trims or id(call) in self._trimming or _changes_size(call.operation):
+            if _changes_size(call.operation):
                 continue
             for output in call.outputs:
                 size = self._size(output)

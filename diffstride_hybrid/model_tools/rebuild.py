@@ -86,6 +86,7 @@ class Rebuild:
         self._called: list[Any] = []
         self._originals: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
+        self._takes_any_size = False
 
     def result(self, shapes: Sequence[Sequence[int | None]]) -> keras.Model:
         """The new model.
@@ -93,6 +94,7 @@ class Rebuild:
         Args:
             shapes: of what it takes, without the batch. A length that is None stays unknown.
         """
+        self._takes_any_size = any(None in shape for shape in shapes)
         entries = [
             keras.Input(shape, dtype=entry.dtype, name=entry.name) for entry, shape in zip(self._model.inputs, shapes)
         ]
@@ -224,6 +226,14 @@ class Rebuild:
         if len(tensor.shape) != 4 or inputs.shape[1:] == tensor.shape[1:]:
             return inputs
         data_format = self._plan.replacements.data_format(call.operation)
+        if self._takes_any_size:
+            channels = tensor.shape[3 if data_format == "channels_last" else 1]
+            if call.outputs[0].shape[2:] == (channels,):
+                return inputs  # One position after the other, however many there are.
+            raise ValueError(
+                f"Layer {call.operation.name} makes one axis of several, and {self._model.name} takes images of any "
+                "size: exclude what is before it, or give the model an input of one size."
+            )
         size = tuple(tensor.shape[1:3] if data_format == "channels_last" else tensor.shape[2:4])
         resizing = self._plan.replacements.resizing(call.operation, (size, size), output_size=size)
         return self._run(resizing, inputs)

@@ -56,6 +56,7 @@ class Replacements:
         self._names = set(names)
         self._data_format = data_format
         self._has_limits = "upper_limit_stride" in parameters
+        self._global: dict[int, keras.layers.Layer] = {}
         self._poolings: dict[tuple[Size, Size, str], tuple[keras.layers.Layer, keras.Model]] = {}
 
     def pooling(self, layer: keras.layers.Layer, model: keras.Model, sizes: tuple[Size, Size]) -> keras.layers.Layer:
@@ -88,9 +89,15 @@ class Replacements:
             layer: an average or max pooling whose window covers its input.
             sizes: (height, width) of the layer's input and of its output.
         """
-        takes_maximum = isinstance(layer, keras.layers.MaxPooling2D)
-        pooling_cls = keras.layers.GlobalMaxPooling2D if takes_maximum else keras.layers.GlobalAveragePooling2D
-        pooling = pooling_cls(data_format=layer.data_format, keepdims=True, name=layer.name, dtype=layer.dtype_policy)
+        if id(layer) not in self._global:
+            takes_maximum = isinstance(layer, keras.layers.MaxPooling2D)
+            pooling_cls = keras.layers.GlobalMaxPooling2D if takes_maximum else keras.layers.GlobalAveragePooling2D
+            is_used = any(layer.name == other.name for other in self._global.values())
+            name = self.new_name(layer.name) if is_used else layer.name
+            self._global[id(layer)] = pooling_cls(
+                data_format=layer.data_format, keepdims=True, name=name, dtype=layer.dtype_policy
+            )
+        pooling = self._global[id(layer)]
         self.made.append(Replacement(layer.name, type(layer).__name__, sizes, pooling))
         return pooling
 

@@ -89,7 +89,11 @@ def checked_image_shape(model: keras.Model, input_shape: Sequence[int] | None) -
 
 def _check_shared(graph: Graph, pairs: Sequence[Pair]) -> None:
     """Raises ValueError if a layer is called twice, and must take its size from another map only once."""
-    paired = {id(pair.call): pair.call.operation for pair in pairs}
+    paired = {
+        id(pair.call): pair.call.operation
+        for pair in pairs
+        if isinstance(pair.call.operation, keras.layers.Conv2DTranspose)
+    }
     for call in graph.calls:
         if id(call) not in paired and any(call.operation is operation for operation in paired.values()):
             raise ValueError(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import scipy.signal
 from gradients import output_and_gradients
+from support import numpy_reference
 
 import diffstride_hybrid
 from diffstride_hybrid import (
@@ -113,6 +114,14 @@ def test_signals():
     assert_close(SpectralPooling1D(2.0, norm="forward")(x), scipy.signal.resample(x, 32, axis=1), 2e-6)
     rows = DiffStride((1.0, 3.0), upper_limit_stride=(1.0, None))
     assert_close(DiffStride1D(3.0)(x), keras.ops.convert_to_numpy(rows(x[:, None]))[:, 0], 2e-6)
+
+
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+@pytest.mark.parametrize("norm", ["backward", "forward"])
+def test_both_masks_equal_direct_sums(norm: str, mask: str):
+    x = maps(1, 15, 12, 2)
+    layer = DiffStride((2.3, 1.7), smoothness_factor=2.0, mask=mask, norm=norm)
+    assert_close(layer(x), numpy_reference.diffstride(x, (2.3, 1.7), 2.0, mask=mask, norm=norm), 1e-5)
 
 
 @pytest.mark.parametrize("mask", ["released", "symmetric"])

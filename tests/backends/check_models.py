@@ -18,9 +18,12 @@ from diffstride_hybrid import (
     regularize_strides,
     replace_downsampling,
 )
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers, strides_by_path
 
 layers = keras.layers
+
+SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []  # It compiles each operation anew.
 
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +42,7 @@ def network(**options: object) -> keras.Sequential:
     return keras.Sequential([*parts, layers.Dense(10)])
 
 
-@pytest.mark.parametrize(("policy", "epochs"), [("float32", 10), ("mixed_bfloat16", 2)])
+@pytest.mark.parametrize(("policy", "epochs"), [pytest.param("float32", 10, marks=SLOW_ON_JAX), ("mixed_bfloat16", 2)])
 def test_a_network_learns_digits_and_its_crops_follow_its_strides(policy: str, epochs: int):
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)
@@ -76,6 +79,30 @@ def test_a_network_learns_digits_and_its_crops_follow_its_strides(policy: str, e
         )
 
 
+def test_the_sizes_of_training_follow_the_strides(monkeypatch: pytest.MonkeyPatch):
+    sizes: list[int] = []
+    pool_to = DiffStride._pool_to
+
+    def noting(self: DiffStride, kept: object, inputs: object) -> object:
+        outputs = pool_to(self, kept, inputs)
+        sizes.append(outputs.shape[1])
+        return outputs
+
+    class Stretch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+            if batch == 2:
+                current.bring_weights_back(self.model)
+                diffstride_layers(self.model)[0].strides.assign([4.0, 4.0])
+
+    monkeypatch.setattr(DiffStride, "_pool_to", noting)
+    pooling = DiffStride(2.0, smoothness_factor=2.0, mask="symmetric", norm="forward")
+    model = keras.Sequential([keras.Input((32, 32, 3)), pooling, layers.GlobalAveragePooling2D()])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x, y = np.ones([5, 32, 32, 3], "float32"), np.ones([5, 3], "float32")
+    model.fit(x, y, batch_size=1, verbose=0, shuffle=False, callbacks=[Stretch(), CropRefresh(every_steps=1)])
+    assert sizes[0] == 19 and sizes[-1] == 11
+
+
 def test_crops_are_fixed_anew_when_strides_have_passed_a_boundary():
     model = network(static_crop=True)
     model.compile("sgd", "mse")
@@ -100,10 +127,9 @@ def test_a_size_that_cannot_follow_is_warned_of():
 
 
 SWAPPED = (nested, chain, branches, pooled_and_upsampled, strided_and_transposed)
-ON_JAX = keras.backend.backend() == "jax"  # Called eagerly, it compiles each operation for each size.
 
 
-@pytest.mark.parametrize("make", [pytest.param(make, marks=pytest.mark.slow if ON_JAX else []) for make in SWAPPED])
+@pytest.mark.parametrize("make", [pytest.param(make, marks=SLOW_ON_JAX) for make in SWAPPED])
 def test_models_are_swapped(make: object):
     model = make()
     x = images(model.input_shape[1])

@@ -25,7 +25,7 @@ from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_lay
 
 layers = keras.layers
 Make = Callable[..., keras.Model]
-FEW = ("strided", "nested", "trimmed")
+FEW = ("nested",)
 every_unet = pytest.mark.parametrize("make", UNETS.values(), ids=UNETS.keys())
 
 
@@ -178,6 +178,43 @@ def test_a_padding_for_the_next_convolution_is_no_trim():
     assert swapped(images()).shape == (2, 32, 32, 3)
 
 
+def test_convolutions_that_are_padded_by_hand_keep_their_paddings():
+    """Each padded map has the size of other padded maps, and none of them is merged."""
+
+    def convolved_by_hand(x: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.Conv2D(4, 3)(layers.ZeroPadding2D(1)(x))
+
+    inputs = keras.Input((32, 32, 4))
+    full = convolved_by_hand(inputs)
+    x = layers.UpSampling2D(4)(layers.AveragePooling2D(4)(full))
+    model = keras.Model(inputs, layers.Concatenate()([convolved_by_hand(x), full]))
+    swapped = replace_downsampling(model, SpectralPooling)
+    paddings = [layer for layer in swapped.layers if isinstance(layer, layers.ZeroPadding2D)]
+    assert len(paddings) == 2
+
+
+def test_a_padding_of_channels_and_a_map_that_is_an_output_are_no_trims():
+    inputs = keras.Input((33, 33, 3))
+    x = layers.UpSampling2D(2)(layers.AveragePooling2D(2, padding="same")(inputs))
+    joined = layers.Concatenate()([layers.Cropping2D(((0, 1), (0, 1)))(x), inputs])
+    with pytest.raises(ValueError, match="enlarges a map to 34x34, and no map before it has that size"):
+        replace_downsampling(keras.Model(inputs, [x, joined]))
+    inputs = keras.Input((32, 32, 3))
+    x = keras.ops.pad(layers.UpSampling2D(2)(layers.MaxPooling2D(2)(inputs)), [[0, 0], [0, 0], [0, 0], [0, 2]])
+    swapped = replace_downsampling(keras.Model(inputs, layers.Concatenate()([x, inputs])))
+    assert swapped.output_shape == (None, 32, 32, 8)
+
+
+def test_a_transposed_convolution_without_padding_is_trimmed_by_its_kernel():
+    inputs = keras.Input((32, 32, 3))
+    small = layers.MaxPooling2D(4)(inputs)
+    half = layers.MaxPooling2D(2)(inputs)
+    x = layers.Cropping2D(((0, 2), (0, 2)))(layers.Conv2DTranspose(3, 4, strides=2, name="up")(small))
+    swapped = replace_downsampling(keras.Model(inputs, layers.Add()([x, half])), smoothness_factor=1.0)
+    assert resizings(swapped) == ["up_resizing"]
+    assert swapped(images()).shape == (2, 17, 17, 3)
+
+
 # --- Weights ---
 
 
@@ -281,6 +318,25 @@ def test_a_pooling_over_the_whole_map_becomes_a_global_one(kind: str):
     if kind == "Average":
         flat = np.ones([1, 32, 32, 3], "float32")
         np.testing.assert_allclose(swapped(flat), model(flat), atol=1e-5)
+
+
+def test_a_shared_pooling_over_the_whole_map_stays_one_layer():
+    inputs = keras.Input((32, 32, 3))
+    pool = layers.AveragePooling2D(8, name="all")
+    small = layers.MaxPooling2D(4)(inputs)
+    swapped = replace_downsampling(keras.Model(inputs, layers.Add()([pool(small), pool(layers.ReLU()(small))])))
+    assert [layer.name for layer in swapped.layers].count("all") == 1
+
+
+def test_positions_stand_one_after_the_other_at_any_size():
+    inputs = keras.Input((None, None, 3))
+    x = layers.Concatenate()([layers.UpSampling2D(2)(layers.MaxPooling2D(2)(inputs)), inputs])
+    pixels = keras.Model(inputs, layers.Reshape((-1, 6), name="pixels")(x))
+    swapped = replace_downsampling(pixels, input_shape=(32, 32, 3))
+    assert swapped(np.zeros([1, 48, 40, 3], "float32")).shape == (1, 48 * 40, 6)
+    steps = keras.Model(inputs, layers.Reshape((-1, 12), name="steps")(x))
+    with pytest.raises(ValueError, match=r"Layer steps makes one axis of several, and .* takes images of any size"):
+        replace_downsampling(steps, input_shape=(32, 32, 3))
 
 
 # --- Refusals ---

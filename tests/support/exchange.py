@@ -1,4 +1,7 @@
-"""Saves a model on one backend, or loads those of all backends and compares: `exchange.py save|load FOLDER`."""
+"""Saves models on one backend, or loads those of all backends and compares.
+
+`python -m support.exchange save FOLDER`, `python -m support.exchange load FOLDER`.
+"""
 
 import sys
 from pathlib import Path
@@ -53,7 +56,7 @@ def save(folder: Path) -> None:
         np.savez(folder / f"{name}_{keras.backend.backend()}.npz", *outputs)
 
 
-def load(folder: Path) -> None:
+def load(folder: Path) -> int:
     files = sorted(folder.glob("*.keras"))
     for file in files:
         made = keras.saving.load_model(file)
@@ -61,8 +64,11 @@ def load(folder: Path) -> None:
         for actual, key in zip(outputs_of(made, file.stem.partition("_")[0]), expected.files, strict=True):
             atol = 1e-5 * np.abs(expected[key]).max()
             np.testing.assert_allclose(actual, expected[key], rtol=0, atol=atol, err_msg=file.name)
-    print(f"{len(files)} files agree")
+    return len(files)
 
 
 if __name__ == "__main__":
-    {"save": save, "load": load}[sys.argv[1]](Path(sys.argv[2]))
+    if sys.argv[1] == "save":
+        save(Path(sys.argv[2]))
+    else:
+        print(f"{load(Path(sys.argv[2]))} files agree")

@@ -1,0 +1,1 @@
+"""Times the poolings on every backend of Keras."""
