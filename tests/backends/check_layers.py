@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import scipy.signal
-from gradients import output_and_gradients
+from gradients import called, output_and_gradients
 from support import numpy_reference
 
 import diffstride_hybrid
@@ -91,7 +91,7 @@ def test_poolings_and_resizings_equal_scipy(size: tuple[int, int], data_format: 
     if 1 < size[0] <= 13 and size[1] <= 16:
         layers.append(SpectralPooling(output_size=size, norm="forward", data_format=data_format))
     for layer in layers:
-        assert_close(layer(in_format(data_format, x)), in_format(data_format, expected), 2e-6)
+        assert_close(called(layer, in_format(data_format, x)), in_format(data_format, expected), 2e-6)
 
 
 @pytest.mark.parametrize("pool", [(3, 2), (1, 4), (6, 5)])
@@ -106,14 +106,14 @@ def test_averages_count_what_lies_in_the_map(pool: tuple[int, int]):
                 first = place * stride - max(3 * stride + size - length, 0) // 2
                 part = np.take(part, range(max(first, 0), min(first + size, length)), axis)
             expected[:, row, column] = part.mean((1, 2))
-    assert_close(SpatialPooling(pool, strides)(x), expected, 2e-6)
+    assert_close(called(SpatialPooling(pool, strides), x), expected, 2e-6)
 
 
 def test_signals():
     x = maps(2, 64, 3)
-    assert_close(SpectralPooling1D(2.0, norm="forward")(x), scipy.signal.resample(x, 32, axis=1), 2e-6)
+    assert_close(called(SpectralPooling1D(2.0, norm="forward"), x), scipy.signal.resample(x, 32, axis=1), 2e-6)
     rows = DiffStride((1.0, 3.0), upper_limit_stride=(1.0, None))
-    assert_close(DiffStride1D(3.0)(x), keras.ops.convert_to_numpy(rows(x[:, None]))[:, 0], 2e-6)
+    assert_close(called(DiffStride1D(3.0), x), keras.ops.convert_to_numpy(called(rows, x[:, None]))[:, 0], 2e-6)
 
 
 @pytest.mark.parametrize("mask", ["released", "symmetric"])
@@ -121,7 +121,7 @@ def test_signals():
 def test_both_masks_equal_direct_sums(norm: str, mask: str):
     x = maps(1, 15, 12, 2)
     layer = DiffStride((2.3, 1.7), smoothness_factor=2.0, mask=mask, norm=norm)
-    assert_close(layer(x), numpy_reference.diffstride(x, (2.3, 1.7), 2.0, mask=mask, norm=norm), 1e-5)
+    assert_close(called(layer, x), numpy_reference.diffstride(x, (2.3, 1.7), 2.0, mask=mask, norm=norm), 1e-5)
 
 
 @pytest.mark.parametrize("mask", ["released", "symmetric"])
@@ -164,9 +164,9 @@ def test_half_precision(policy: str):
         (SpectralResizing, {"scale": 1.5}),
         (SpatialPooling, {"strides": 1.5}),
     ):
-        outputs = layer_cls(**arguments, dtype=policy)(x)
+        outputs = called(layer_cls(**arguments, dtype=policy), x)
         assert keras.backend.standardize_dtype(outputs.dtype) == policy.removeprefix("mixed_")
-        expected = keras.ops.convert_to_numpy(layer_cls(**arguments)(x))
+        expected = keras.ops.convert_to_numpy(called(layer_cls(**arguments), x))
         assert_close(keras.ops.cast(outputs, "float32"), expected, 0.03)
 
 

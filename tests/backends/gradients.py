@@ -15,6 +15,16 @@ def output_and_gradients(
     return to_numpy(outputs), [to_numpy(gradient) for gradient in gradients]
 
 
+def called(layer: keras.layers.Layer, inputs: np.ndarray) -> Any:
+    """The output of a layer. On JAX in one compiled function: else it would compile each operation by itself."""
+    if keras.backend.backend() != "jax":
+        return layer(inputs)
+    import jax
+
+    layer.build(inputs.shape)
+    return jax.jit(layer)(inputs)
+
+
 def _on_jax(layer: keras.layers.Layer, inputs: np.ndarray, upstream: np.ndarray) -> tuple[Any, list[Any]]:
     import jax
 

@@ -34,8 +34,15 @@ def checked(backend: str, file: str, *options: str) -> None:
     assert " passed" in out
 
 
-@pytest.mark.parametrize("backend", ["jax", "torch"])
-@pytest.mark.parametrize("file", ["check_layers.py", "check_models.py"])
+@pytest.mark.parametrize(
+    ("file", "backend"),
+    [
+        ("check_layers.py", "jax"),
+        ("check_layers.py", "torch"),
+        ("check_models.py", "torch"),
+        pytest.param("check_models.py", "jax", marks=pytest.mark.slow),
+    ],
+)
 def test_the_checks_pass(file: str, backend: str):
     checked(backend, file, "-m", "not slow")
 
@@ -52,6 +59,7 @@ def test_the_checks_pass_on_tensorflow(file: str):
     checked("tensorflow", file, "-m", "not slow")
 
 
+@pytest.mark.slow
 def test_a_file_saved_on_one_backend_gives_the_same_on_the_others(tmp_path: Path):
     exchange.save(tmp_path)
     for backend in ("jax", "torch"):
