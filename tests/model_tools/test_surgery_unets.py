@@ -339,6 +339,15 @@ def test_positions_stand_one_after_the_other_at_any_size():
         replace_downsampling(steps, input_shape=(32, 32, 3))
 
 
+def test_a_window_that_covers_a_small_map_by_chance_makes_no_global_pooling():
+    """As in InceptionV3 at its least size: a strided convolution gives the map that the pooled one is joined with."""
+    inputs = keras.Input((6, 6, 3))
+    x = layers.AveragePooling2D(2)(inputs)
+    joined = layers.Concatenate()([layers.MaxPooling2D(3, strides=2)(x), layers.Conv2D(4, 3, strides=2)(x)])
+    swapped = replace_downsampling(keras.Model(inputs, layers.GlobalAveragePooling2D()(joined)))
+    assert len(diffstride_layers(swapped)) == 2
+
+
 # --- Refusals ---
 
 
