@@ -42,7 +42,9 @@ def network(**options: object) -> keras.Sequential:
     return keras.Sequential([*parts, layers.Dense(10)])
 
 
-@pytest.mark.parametrize(("policy", "epochs"), [pytest.param("float32", 10, marks=SLOW_ON_JAX), ("mixed_bfloat16", 2)])
+@pytest.mark.parametrize(
+    ("policy", "epochs"), [pytest.param("float32", 10, marks=pytest.mark.slow), ("mixed_bfloat16", 2)]
+)
 def test_a_network_learns_digits_and_its_crops_follow_its_strides(policy: str, epochs: int):
     keras.utils.set_random_seed(1)
     keras.config.set_dtype_policy(policy)

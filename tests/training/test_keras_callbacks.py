@@ -58,7 +58,7 @@ def everything(folder: Path) -> list[keras.callbacks.Callback]:
     ]
 
 
-@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("step", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_stopped_run_ends_as_one_left_alone(step: int, tmp_path: Path):
     runs = []
     for name in ("alone", "stopped"):
