@@ -67,7 +67,7 @@ class StaticCrop:
     @crops.setter
     def crops(self, crops: Mapping[Size, Crop]) -> None:
         self._crops = dict(crops)
-        self._strides = self._read() if crops else None
+        self._strides = self._read_strides() if crops else None
 
     def at(self, size: Size, strides: np.ndarray | None = None, training: bool = False) -> Crop:
         """The crop of maps of one size, which is set now if the size or the strides are new.
@@ -88,7 +88,12 @@ class StaticCrop:
                 f"A static crop needs a known height and width, got {size}. A DiffStride before this one must have a "
                 "static crop as well."
             )
-        if self.is_static and self.held == self.TRAINING and not training and (present := self._read()) is not None:
+        if (
+            self.is_static
+            and self.held == self.TRAINING
+            and not training
+            and (present := self._read_strides()) is not None
+        ):
             self.inferred[size] = self._asked(size, present)
             return self.inferred[size]
         if not current.is_tracing():
@@ -97,7 +102,7 @@ class StaticCrop:
         else:
             self.follow()
         if size not in self._crops:
-            present = self._read() if strides is None else strides
+            present = self._read_strides() if strides is None else strides
             strides = self._strides if present is None else present
             crop, fewest, most = (
                 self._asked(size, strides * factor) for factor in (1.0, 1.0 + self._hysteresis, 1.0 - self._hysteresis)
@@ -205,9 +210,5 @@ class StaticCrop:
         """The present strides, if the crops belong to others and are not held."""
         if (self.is_static and self.held) or self._strides is None:
             return None
-        strides = self._read()
+        strides = self._read_strides()
         return None if strides is None or np.array_equal(strides, self._strides) else strides
-
-    def _read(self) -> np.ndarray | None:
-        """The present strides. None if they cannot be read."""
-        return self._read_strides()

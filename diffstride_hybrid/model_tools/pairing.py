@@ -99,7 +99,8 @@ class _Pairing:
 
     def _visit(self, call: Call, pairs: dict[int, Pair], changed: set[int]) -> None:
         """Notes whether a call's result changes its size, and pairs the call first if that is needed."""
-        if id(call) in self._trims and not any(call in pair.trims for pair in pairs.values()):
+        trims = {id(trim) for pair in pairs.values() for trim in pair.trims}
+        if id(call) in self._trims and id(call) not in trims:
             if id(call) not in pairs and (pair := self._pair(call, pairs, changed)) is not None:
                 pairs[id(call)] = pair
             if id(call) in pairs and id(pairs[id(call)].like) in changed:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from diffstride_hybrid import spectral
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.model_tools.graph import Call, Graph, is_functional, read_graph
 from diffstride_hybrid.model_tools.inspection import first_argument, leaf_layers
@@ -181,7 +182,7 @@ class Rebuild:
         """Calls the pooling, and beside it what stays of the original at stride 1: a convolution or a maximum."""
         original = call.operation
         tensor = self._without_padding(call)
-        sizes = _spatial_size(original, tensor.shape), _spatial_size(original, call.outputs[0].shape)
+        sizes = tuple(_spatial_size(original.data_format, each.shape) for each in (tensor, call.outputs[0]))
         inputs = self._value(tensor)
         # A window that covers the map by chance, with smaller strides, has branches beside it that keep their size.
         steps = np.minimum(getattr(original, "pool_size", 0), original.strides)
@@ -236,7 +237,7 @@ class Rebuild:
                 f"Layer {call.operation.name} makes one axis of several, and {self._model.name} takes images of any "
                 "size: exclude what is before it, or give the model an input of one size."
             )
-        size = tuple(tensor.shape[1:3] if data_format == "channels_last" else tensor.shape[2:4])
+        size = _spatial_size(data_format, tensor.shape)
         resizing = self._plan.replacements.resizing(call.operation, (size, size), output_size=size)
         return self._run(resizing, inputs)
 
@@ -323,5 +324,5 @@ def _kernel_at_stride_one(layer: keras.layers.Conv2DTranspose) -> np.ndarray:
     return kernel[::-1, ::-1].transpose(0, 1, 3, 2) / np.prod(layer.strides)
 
 
-def _spatial_size(layer: keras.layers.Layer, shape: Sequence[int]) -> tuple[int, int]:
-    return tuple(shape[1:3] if layer.data_format == "channels_last" else shape[2:4])
+def _spatial_size(data_format: str, shape: Sequence[int]) -> tuple[int, int]:
+    return tuple(shape[axis] for axis in spectral.spatial_axes(data_format))

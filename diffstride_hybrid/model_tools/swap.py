@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from diffstride_hybrid.model_tools.graph import Graph, read_graph
+from diffstride_hybrid.model_tools.graph import Graph, is_functional, read_graph
 from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.pairing import Pair, data_format_of, pair_resizings
 from diffstride_hybrid.model_tools.rebuild import Plan, Rebuild, check_graph
@@ -61,8 +61,8 @@ def swap(
     names = {layer.name for layer in leaf_layers(model)}
     replacements = Replacements(pooling_cls, options, names, data_format_of(graph))
     plan = Plan(chooser, replacements, keep_max, keep_macs)
-    if not pairs:
-        graph = read_graph(model, inputs)
+    if not pairs and any(map(is_functional, model.layers)):
+        graph = read_graph(model, inputs)  # Nested models stay models.
     # A model that takes images of any size still does.
     shape = [None if own is None else given for own, given in zip(entry.shape[1:], image_shape)]
     return Rebuild(plan, model, graph, pairs).result([shape]), replacements.made

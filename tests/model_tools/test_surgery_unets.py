@@ -320,6 +320,16 @@ def test_a_pooling_over_the_whole_map_becomes_a_global_one(kind: str):
         np.testing.assert_allclose(swapped(flat), model(flat), atol=1e-5)
 
 
+def test_a_resizing_that_is_shared_trims_both_maps():
+    inputs = keras.Input((33, 33, 3))
+    half = layers.AveragePooling2D(2, padding="same")(inputs)
+    crop = layers.Resizing(33, 33, name="crop")
+    maps = [crop(layers.UpSampling2D(2, name=f"up_{number}")(half)) for number in range(2)]
+    swapped = replace_downsampling(keras.Model(inputs, layers.Concatenate()([*maps, inputs])))
+    assert resizings(swapped) == ["up_0_resizing", "up_1_resizing"]
+    assert "crop" not in [layer.name for layer in swapped.layers]
+
+
 def test_a_shared_pooling_over_the_whole_map_stays_one_layer():
     inputs = keras.Input((32, 32, 3))
     pool = layers.AveragePooling2D(8, name="all")
