@@ -9,6 +9,7 @@ if sys.argv[:1] == ["-m"]:  # So Python names a module that it runs, `python -m 
 else:
     startup.check_backend()
 
+from diffstride_hybrid.audit.auditing import audit
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.pooling_1d import DiffStride1D, SpectralPooling1D
@@ -40,6 +41,7 @@ __all__ = [
     "SpectralResizing",
     "SpectralResizing1D",
     "StrideConstraint",
+    "audit",
     "macs",
     "recalibrate_normalization",
     "refresh_crops",

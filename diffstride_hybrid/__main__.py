@@ -6,7 +6,7 @@ import importlib
 
 from diffstride_hybrid.config import gin_files
 
-COMMANDS = ("train", "evaluate", "predict", "export", "prepare", "convert_google")
+COMMANDS = ("train", "evaluate", "predict", "audit", "export", "prepare", "convert_google")
 
 
 def overview() -> str:

@@ -9,6 +9,7 @@ from support.paths import ROOT, TESTS
 
 PACKAGE = "diffstride_hybrid"
 BELOW = {
+    "audit": {"model_tools", "layers", "backends", "common"},
     "config": {"training", "runs", "models", "model_tools", "layers", "spectral", "backends", "data", "common"},
     "training": {"runs", "models", "model_tools", "layers", "spectral", "backends", "data", "common"},
     "runs": {"model_tools", "layers", "spectral", "common"},
@@ -65,7 +66,11 @@ def room_of(module: str) -> str | None:
     return parts[1] if len(parts) > 1 and parts[1] in BELOW else None
 
 
-ROOMS = sorted(name for name in MODULES if room_of(name))
+COMMANDS = {name for name in MODULES if name.count(".") == 1 and not MODULES[name].name.startswith("__")}
+COMMANDS |= {name for name in MODULES if name.startswith(PACKAGE) and name.endswith(".__main__")}
+"""What users run: the files on the ground of the package, and `__main__.py` of a room that is a command too."""
+
+ROOMS = sorted(name for name in MODULES.keys() - COMMANDS if room_of(name))
 
 
 def test_every_folder_of_the_package_is_a_room():
@@ -161,9 +166,8 @@ def test_some_test_reaches_every_module():
         waiting |= {other for other in imports_of(MODULES[module]) if other in MODULES} - reached
     by_name = (f"{PACKAGE}.backends.on_", "experiments.studies.grids.")  # These are imported by their names.
     grids = {name for name in MODULES if name.startswith(by_name)}
-    commands = {name for name in MODULES if name.count(".") == 1 and not MODULES[name].name.startswith("__")}
     packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
-    assert MODULES.keys() - reached - grids - packages - commands == set()
+    assert MODULES.keys() - reached - grids - packages - COMMANDS == set()
 
 
 OF_TENSORFLOW = (
@@ -172,7 +176,7 @@ OF_TENSORFLOW = (
 )
 """What may import TensorFlow among the rooms that JAX and PyTorch share."""
 
-SHARED_ROOMS = {"backends", "spectral", "layers", "models", "model_tools"}
+SHARED_ROOMS = {"audit", "backends", "spectral", "layers", "models", "model_tools"}
 
 
 @pytest.mark.parametrize("module", [name for name in ROOMS if room_of(name) in SHARED_ROOMS])

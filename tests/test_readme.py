@@ -118,7 +118,7 @@ def test_each_command_names_a_module_options_and_configs_that_exist(page: str, w
         if option == "--":
             known = options_of("diffstride_hybrid.train")
             continue
-        if module == "diffstride_hybrid.predict" and not option.startswith("--"):
+        if module in ("diffstride_hybrid.predict", "diffstride_hybrid.audit") and not option.startswith("--"):
             continue  # An image.
         name, _, value = option.removeprefix("--").partition("=")
         assert name in known, option

@@ -22,5 +22,7 @@ product = _backend.product
 checked_when_run = _backend.checked_when_run
 check_beside_graph = _backend.check_beside_graph
 bring_weights_back = _backend.bring_weights_back
+gradient_of = _backend.gradient_of
+peak_megabytes = _backend.peak_megabytes
 SIZE_ERRORS = _backend.SIZE_ERRORS
 SIZES_ARE_KNOWN: bool = _backend.SIZES_ARE_KNOWN

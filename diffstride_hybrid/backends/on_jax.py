@@ -115,3 +115,20 @@ def bring_weights_back(model: keras.Model) -> None:
     """
     if getattr(model, "_jax_state", None) is not None:
         model.jax_state_sync()
+
+
+def gradient_of(function: Callable[..., jax.Array]) -> Callable[..., np.ndarray]:
+    """Makes the function that computes the gradient of a scalar by the first argument, compiled.
+
+    Args:
+        function: takes tensors, returns a scalar.
+
+    Returns:
+        A function of arrays that returns an array.
+    """
+    gradient = jax.jit(jax.grad(function))
+    return lambda *arrays: np.array(gradient(*arrays))
+
+
+def peak_megabytes(run: Callable[[], Any]) -> float | None:
+    """Returns None: JAX does not count the memory of a function."""

@@ -106,3 +106,51 @@ def bring_weights_back(model: keras.Model) -> None:
     Args:
         model: any model.
     """
+
+
+def gradient_of(function: Callable[..., tf.Tensor]) -> Callable[..., np.ndarray]:
+    """Makes the function that computes the gradient of a scalar by the first argument, compiled.
+
+    Args:
+        function: takes tensors, returns a scalar.
+
+    Returns:
+        A function of arrays that returns an array.
+
+    Raises:
+        ValueError: when called, if the scalar does not depend on the first argument by operations with a gradient.
+    """
+
+    @tf.function(autograph=False)
+    def gradient(first: tf.Tensor, *others: tf.Tensor) -> tf.Tensor | None:
+        with tf.GradientTape() as tape:
+            tape.watch(first)
+            scalar = function(first, *others)
+        return tape.gradient(scalar, first)
+
+    def of_arrays(*arrays: np.ndarray) -> np.ndarray:
+        found = gradient(*map(tf.convert_to_tensor, arrays))
+        if found is None:
+            raise ValueError("No gradient reaches the images: preprocess must compute with tensors.")
+        return found.numpy()
+
+    return of_arrays
+
+
+def peak_megabytes(run: Callable[[], Any]) -> float | None:
+    """How much more memory TensorFlow holds while a function runs than before.
+
+    Args:
+        run: the function.
+
+    Returns:
+        10^6 bytes. None if TensorFlow does not count the memory of its last device.
+    """
+    device = tf.config.list_logical_devices()[-1].name
+    try:
+        tf.config.experimental.reset_memory_stats(device)
+        before = tf.config.experimental.get_memory_info(device)["current"]
+        run()
+        return round((tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6, 3)
+    except ValueError:
+        return None

@@ -85,3 +85,31 @@ def bring_weights_back(model: keras.Model) -> None:
     Args:
         model: any model.
     """
+
+
+def gradient_of(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarray]:
+    """Makes the function that computes the gradient of a scalar by the first argument.
+
+    Args:
+        function: takes tensors, returns a scalar.
+
+    Returns:
+        A function of arrays that returns an array.
+
+    Raises:
+        ValueError: when called, if the scalar does not depend on the first argument by operations with a gradient.
+    """
+
+    def gradient(*arrays: np.ndarray) -> np.ndarray:
+        first, *others = (keras.ops.convert_to_tensor(array) for array in arrays)
+        first.requires_grad_(True)
+        scalar = function(first, *others)
+        if not scalar.requires_grad:
+            raise ValueError("No gradient reaches the images: preprocess must compute with tensors.")
+        return torch.autograd.grad(scalar, first)[0].cpu().numpy()
+
+    return gradient
+
+
+def peak_megabytes(run: Callable[[], Any]) -> float | None:
+    """Returns None: PyTorch does not count the memory of a function on a CPU."""

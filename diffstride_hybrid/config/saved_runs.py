@@ -152,12 +152,31 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
     for path in (config_path, model_path):
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: --workdir must be the folder of a run that has saved it.")
-    _check_undamaged(model_path)
     bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
     gin_files.parse([str(config_path)], bindings)
     if not {"seed", "load_data_fn", "loss_cls"} <= set(gin.get_bindings("train.train")):
         raise OSError(f"{config_path} is damaged: it is not the config of a run.")
-    return keras.models.load_model(model_path, safe_mode=True), gin.get_bindings("train.train")["loss_cls"]()
+    return load_model_file(model_path), gin.get_bindings("train.train")["loss_cls"]()
+
+
+def load_model_file(path: pathlib.Path) -> keras.Model:
+    """Loads a model from a `.keras` file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The model.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the file is damaged.
+        ValueError: the file is no model, or a model that would run code of its own.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}.")
+    _check_undamaged(path)
+    return keras.models.load_model(path, safe_mode=True)
 
 
 def load_image_format(workdir: pathlib.Path) -> ImageFormat:

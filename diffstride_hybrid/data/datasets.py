@@ -226,6 +226,26 @@ class Datasets:
         images, labels, _ = (np.concatenate(parts) for parts in zip(*batches))
         return images[:count], labels[:count]
 
+    def some_images(self, split_name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images spread evenly over a split, as they are before they are normalized, and their labels.
+
+        Args:
+            split_name: 'train', 'validation' or 'test'.
+            count: how many images. If the split has fewer, all of them are returned.
+
+        Returns:
+            Images `[count, height, width, channels]` (uint8) and labels `[count]` (integers).
+        """
+        split = self.splits[split_name]
+        every = max(1, split.size // count)
+        if split.arrays:
+            images, labels = (array[::every][:count] for array in split.arrays)
+            return images, labels
+        chosen = split.stream(0, split.size).shard(every, 0).take(count).map(decoder_of(split))
+        with self.naming_damage():
+            images, labels = zip(*chosen.as_numpy_iterator())
+        return np.stack(images), np.array(labels)
+
     def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         with tf.device("CPU"):
             images, labels = (tf.constant(array) for array in split.arrays)

@@ -10,6 +10,9 @@ from diffstride_hybrid.common import markdown
 from diffstride_hybrid.runs.folder import RunFolder
 
 FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "strides and sizes of the maps"}
+
+AUDIT = "audit.md"
+"""The tables of an audit of the run, if there was one. Its figure is `figures/audit.png`."""
 """The figures that a card shows if the run has them, and their captions."""
 
 
@@ -23,7 +26,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     Raises:
         OSError: a file of the run is damaged, or the card cannot be written.
     """
-    config = folder.path / "operative_config.gin"
+    config, audit = folder.path / "operative_config.gin", folder.path / AUDIT
     card = model_card(
         folder.path.resolve().name,
         folder.read_json("run.json"),
@@ -31,6 +34,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         next(iter(folder.read_rows("strides.csv")), {}),
         config.read_text(encoding="utf-8") if config.exists() else None,
         [name for name in FIGURES if (folder.path / name).exists()],
+        audit.read_text(encoding="utf-8") if audit.exists() else None,
     )
     folder.write_text("README.md", card)
 
@@ -42,6 +46,7 @@ def model_card(
     strides_at_start: Mapping[str, str],
     config: str | None,
     figures: Sequence[str],
+    audit: str | None = None,
 ) -> str:
     """The card as Markdown.
 
@@ -52,6 +57,7 @@ def model_card(
         strides_at_start: the first row of `strides.csv`.
         config: the operative gin config; None if the run had none.
         figures: the keys of `FIGURES` that the run has.
+        audit: the tables of the run's audit; None if there was none.
 
     Returns:
         The text.
@@ -67,6 +73,7 @@ def model_card(
         "## Poolings",
         _poolings(summary["poolings"], strides_at_start),
         *(f"![{FIGURES[figure]}]({figure})" for figure in figures),
+        *([] if audit is None else ["## Audit", audit.strip(), "![audit](figures/audit.png)"]),
         "## Data",
         *_data(data),
         "## Use",

@@ -54,6 +54,26 @@ def test_no_other_backend_is_imported():
     assert not {"tensorflow", "jax", "torch"} & set(added)
 
 
+def test_an_audit_gives_the_figures_of_closed_forms():
+    """An ideal low pass, and the attack on a linear classifier, whose margin falls by `strength * sum |w|`."""
+    low_pass = [SpectralPooling(15 / 7, norm="forward"), keras.layers.Flatten()]
+    images = RANDOM.integers(60, 190, (40, 15, 15, 3))
+    model = keras.Sequential([keras.Input((15, 15, 3)), *low_pass, keras.layers.Dense(2)])
+    (pooling,) = diffstride_hybrid.audit(model, images, batch_size=16).poolings
+    assert pooling.aliased < 1e-9 and pooling.shift_error < 1e-9
+    assert pooling.energy_kept == pytest.approx(48 / 224, abs=0.02)
+
+    weights = RANDOM.normal(size=675).astype("float32")
+    linear = keras.Sequential([keras.Input((15, 15, 3)), keras.layers.Flatten(), keras.layers.Dense(2)])
+    linear.layers[-1].kernel.assign(np.stack([np.zeros(675), weights], 1))
+    margins = images.reshape(40, 675) @ weights
+    results = diffstride_hybrid.audit(linear, images, labels=(margins > 0).astype(int))
+    assert results.accuracy == 1
+    for strength in (1, 4):
+        expected = np.mean(np.abs(margins) > strength * np.abs(weights).sum())
+        assert results.attacks[f"{strength}/255"] == pytest.approx(expected, abs=1 / 40)
+
+
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("key", CASES)
 def test_layers_match_the_released_code(key: str, data_format: str):

@@ -248,6 +248,11 @@ def test_evaluation_needs_the_folder_of_a_run(tmp_path: Path, name: str):
 def test_the_overview_names_every_command():
     overview = __main__.overview()
     folder = Path(command_line.__file__).parent
-    commands = {path.stem for path in folder.glob("*.py") if "command_line.run(" in path.read_text(encoding="utf-8")}
+    files = (*folder.glob("*.py"), *folder.glob("*/__main__.py"))
+    commands = {
+        path.stem if path.parent == folder else path.parent.name
+        for path in files
+        if "command_line.run(" in path.read_text(encoding="utf-8")
+    }
     assert set(re.findall(r"diffstride_hybrid\.(\w+)", overview)) == commands
     assert "  digits_hybrid" in overview.splitlines()

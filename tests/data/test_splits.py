@@ -59,6 +59,15 @@ def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny
     np.testing.assert_array_equal(labels, np.eye(datasets.num_classes)[expected_labels])
 
 
+def test_some_images_are_spread_over_the_split(load: Any, storage: str, tiny_data_dir: Path):
+    images, labels = stored(tiny_data_dir, "cifar10", "test")
+    for count, every in ((3, 7), (10, 2), (TEST_SIZE, 1), (99, 1)):
+        found_images, found_labels = load().some_images("test", count)
+        np.testing.assert_array_equal(found_images, images[::every][:count])
+        np.testing.assert_array_equal(found_labels, labels[::every][:count])
+        assert found_images.dtype == np.uint8
+
+
 @pytest.mark.parametrize(("name", "channels"), [("digits", 1), ("fashion_mnist", 1), ("folder", 3)])
 def test_training_images_have_mean_zero_and_unit_deviation(
     tiny_data_dir: Path, tmp_path: Path, name: str, channels: int

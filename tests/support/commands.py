@@ -25,6 +25,10 @@ TINY = {
 """Bindings that make a run of ResNet-18 take seconds."""
 
 
+WITH_ARGUMENTS = ("predict", "audit.__main__")
+"""Commands that take arguments beside their options."""
+
+
 class Result(NamedTuple):
     """How a command ended."""
 
@@ -71,7 +75,7 @@ def run_here(module: str, *arguments: str) -> Result:
         contextlib.redirect_stderr(err),
     ):
         try:
-            command_line.reporting_errors(command.main, takes_arguments=module == "predict")(remaining)
+            command_line.reporting_errors(command.main, takes_arguments=module in WITH_ARGUMENTS)(remaining)
         except SystemExit as exit_of_command:
             code = exit_of_command.code
     logging.set_verbosity(verbosity)

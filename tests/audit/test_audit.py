@@ -1,0 +1,175 @@
+"""`audit` as a user calls it: what it repeats, what it refuses, what it writes."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from diffstride_hybrid import SpectralPooling, audit
+from diffstride_hybrid.audit.auditing import PASSES
+from diffstride_hybrid.audit.report import MEASURED_HERE, figure_of, markdown_of
+
+random = np.random.default_rng(0)
+IMAGES = random.integers(0, 256, (20, 16, 16, 3))
+LABELS = random.integers(0, 4, 20)
+
+
+def classifier(*, activation: str | None = "softmax", inputs: tuple[int | None, ...] = (16, 16, 3)) -> keras.Model:
+    return keras.Sequential(
+        [
+            keras.Input(inputs),
+            keras.layers.Rescaling(1 / 255),
+            keras.layers.Conv2D(4, 3, padding="same", activation="relu"),
+            SpectralPooling(2.0, norm="forward", name="spectral"),
+            keras.layers.MaxPooling2D(2, name="max"),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(4, activation=activation),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def model() -> keras.Model:
+    keras.utils.set_random_seed(1)
+    return classifier()
+
+
+def same_anywhere(results) -> dict:
+    return {name: value for name, value in dataclasses.asdict(results).items() if name not in MEASURED_HERE}
+
+
+def test_two_audits_agree_to_the_bit_whatever_the_batch_size(model: keras.Model):
+    first, second = (audit(model, IMAGES, LABELS) for _ in range(2))
+    assert same_anywhere(first) == same_anywhere(second)
+    in_parts = same_anywhere(audit(model, IMAGES, LABELS, batch_size=7))
+    for name, value in same_anywhere(first).items():
+        if name not in ("poolings", "batch_size"):  # The poolings are measured on one batch.
+            assert in_parts[name] == value, name
+    assert same_anywhere(audit(model, IMAGES, LABELS, seed=1)) != same_anywhere(first)
+
+
+def test_every_pass_is_announced(model: keras.Model):
+    passes = []
+    audit(model, IMAGES[:2], progress=passes.append)
+    assert sum(passes) == PASSES
+
+
+def test_value_ranges_and_preprocessing_give_the_same_pixels(model: keras.Model):
+    """A model of pixels from 0 to 255, the same images from 0 to 1, and from -1 to 1."""
+    plain = audit(model, IMAGES, LABELS)
+    scaled = audit(model, IMAGES / 255, LABELS, value_range=(0, 1), preprocess=lambda x: 255 * x)
+    centered = audit(model, IMAGES / 127.5 - 1, LABELS, value_range=(-1, 1), preprocess=lambda x: 127.5 * (x + 1))
+    for other in (scaled, centered):
+        assert other.accuracy == plain.accuracy
+        assert other.consistency == plain.consistency
+        assert other.attacks == plain.attacks
+        assert other.poolings[0].energy_kept == pytest.approx(plain.poolings[0].energy_kept, abs=1e-4)
+
+
+def test_channels_first_gives_the_same_figures():
+    """Its layers are those that TensorFlow computes on a CPU in both formats."""
+
+    def network(data_format: str) -> keras.Model:
+        first = data_format == "channels_first"
+        layers = [
+            keras.Input((3, 16, 12) if first else (16, 12, 3)),
+            SpectralPooling(2.0, data_format=data_format),
+            keras.layers.GlobalMaxPooling2D(data_format=data_format),
+            keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotNormal(5)),
+        ]
+        return keras.Sequential(layers)
+
+    images = IMAGES[:, :, :12]
+    last = audit(network("channels_last"), images, data_format="channels_last")
+    first = audit(network("channels_first"), np.moveaxis(images, -1, 1), data_format="channels_first")
+    assert first.consistency == last.consistency and first.attacks == last.attacks
+    assert first.image_shape == last.image_shape == (16, 12, 3)
+    assert first.poolings[0].energy_kept == pytest.approx(last.poolings[0].energy_kept)
+
+
+def test_a_model_of_any_size_and_a_subclassed_model_are_audited():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier(activation=None, inputs=(None, None, 3))
+
+        def call(self, inputs):
+            return self.inner(inputs)
+
+    own = Own()
+    own.build((None, 16, 16, 3))
+    results = audit(own, IMAGES, LABELS)
+    assert [pooling.kind for pooling in results.poolings] == ["SpectralPooling", "MaxPooling2D"]
+    assert results.macs > 0
+
+
+TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), name="right")]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"labels": np.full(20, 4)}, r"labels must be from 0 to 3, as the model has 4 classes, got 4 to 4"),
+        ({"labels": np.full(20, -1)}, "labels must be from 0 to 3"),
+        ({"labels": LABELS[:3]}, "an integer for each of the 20 images"),
+        ({"labels": np.eye(4)[LABELS]}, "an integer for each of the 20 images, got float64"),
+        ({"images": IMAGES[:, :15]}, r"takes images of shape \(16, 16, 3\), got images of shape \(15, 16, 3\)"),
+        ({"images": IMAGES[0]}, r"must be of shape \(number, height, width, channels\)"),
+        ({"images": IMAGES[:0]}, r"must be of shape \(number, height, width, channels\)"),
+        ({"images": IMAGES / 255}, r"give value_range=\(0, 1\)"),
+        ({"images": IMAGES - 128}, "images must have values from 0 to 255, got -128 to"),
+        ({"images": IMAGES * np.nan}, "images must have values from 0 to 255, got nan"),
+        ({"value_range": (1, 0)}, "value_range must be the values of black and white"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"data_format": "nhwc"}, "data_format"),
+        ({"preprocess": keras.ops.stop_gradient}, "No gradient reaches the images: preprocess must compute with"),
+        ({"model": keras.Model(TWO_INPUTS, keras.layers.Add()(TWO_INPUTS))}, "functional.* has 2 inputs"),
+        (
+            {"model": keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])},
+            r"whose outputs have the shape \(batch, classes\)",
+        ),
+        (
+            {"model": keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])},
+            r"two classes or more; those of .* are \(20, 1\)",
+        ),
+    ],
+)
+def test_mistakes_are_named(model: keras.Model, changed: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        audit(**{"model": model, "images": IMAGES, "labels": LABELS} | changed)
+
+
+def test_outputs_that_are_not_finite_are_named():
+    broken = classifier()
+    broken.layers[-1].bias.assign([0, np.nan, 0, 0])
+    with pytest.raises(ValueError, match=r"outputs of .* are not finite"):
+        audit(broken, IMAGES)
+
+
+def test_the_report_has_every_figure(model: keras.Model):
+    results = audit(model, IMAGES, LABELS)
+    values = json.loads(results.to_json())
+    assert values["poolings"][0]["layer"] == "spectral" and values["seed"] == 0
+    text = markdown_of(values)
+    assert text == results.to_markdown()
+    assert f"| accuracy | {100 * results.accuracy:.2f} % |" in text
+    assert "| `max` | MaxPooling2D | 8x8 | 4x4 |" in text
+    assert "keeps its class" not in text
+    unlabeled = audit(model, IMAGES)
+    assert "share that keeps its class under FGSM" in unlabeled.to_markdown()
+    assert "| accuracy" not in unlabeled.to_markdown()
+    for each in (results, unlabeled):
+        assert len(figure_of(json.loads(each.to_json())).axes) == 3
+    assert results.mean_corruption_accuracy == pytest.approx(np.mean(list(results.corruptions.values())))
+    assert results.mean_consistency == pytest.approx(np.mean(list(results.consistency.values())))
+    assert results.mean_aliased == pytest.approx(np.mean([pooling.aliased for pooling in results.poolings]))
+
+
+def test_a_network_without_poolings_has_none():
+    layers = [keras.Input((16, 16, 3)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3)]
+    results = audit(keras.Sequential(layers), IMAGES)
+    assert results.poolings == [] and results.mean_aliased is None
+    assert "layer | class" not in results.to_markdown()
+    figure_of(json.loads(results.to_json()))

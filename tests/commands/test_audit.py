@@ -1,0 +1,142 @@
+"""The command that audits a run, or a model in a file."""
+
+import json
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+from support.commands import assert_one_clear_line, contents, run_here, start_command, wait_for
+from support.damage import truncate
+from support.paths import TESTS
+
+from diffstride_hybrid.audit.report import MEASURED_HERE
+
+AUDIT = "audit.__main__"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a finished run."""
+    return Path(shutil.copytree(TESTS / "fixtures" / "finished", tmp_path / "run"))
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A user's own model of gray images of any size, with pixels from 0 to 1 and three classes."""
+    path = tmp_path_factory.mktemp("own") / "own.keras"
+    layers = [keras.layers.Conv2D(4, 3, strides=2, name="conv"), keras.layers.GlobalMaxPooling2D()]
+    keras.Sequential([keras.Input((None, None, 1)), *layers, keras.layers.Dense(3)]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of images, named as three classes, and one of them with a link."""
+    folder = tmp_path_factory.mktemp("photos")
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog", "zebra finch"):
+        (folder / name).mkdir()
+        for i in range(3):
+            Image.fromarray(random.integers(0, 256, (20, 16), np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_a_run_is_audited_as_a_user_does_it(run: Path):
+    """In a real process, from another folder, twice: the files say the same but for the machine."""
+    found = []
+    for _ in range(2):
+        result = wait_for(start_command("audit", "--workdir=run", "--images=50", cwd=run.parent))
+        assert result.code == 0, result.err
+        assert result.out.splitlines()[-1] == "run/audit.json, audit.md and figures/audit.png are written."
+        found.append(json.loads((run / "audit.json").read_text()))
+    first, second = ({name: value for name, value in each.items() if name not in MEASURED_HERE} for each in found)
+    assert first == second
+    assert first["images"] == 50 and first["labeled"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert first["macs"] == summary["macs"]
+    card = (run / "README.md").read_text()
+    assert "## Audit" in card and (run / "audit.md").read_text().strip() in card
+    assert (run / "figures" / "audit.png").stat().st_size > 10_000
+    assert (run / "audit.md").read_text() in result.out
+
+
+def test_all_test_images_give_the_accuracy_of_the_run(run: Path):
+    result = run_here(AUDIT, f"--workdir={run}", "--images=100000")
+    assert result.code == 0, result.err
+    accuracy = json.loads((run / "audit.json").read_text())["accuracy"]
+    assert accuracy == pytest.approx(json.loads((run / "summary.json").read_text())["test_accuracy"], abs=1e-6)
+
+
+def test_the_best_model_and_another_split_go_to_another_folder(run: Path, tmp_path: Path):
+    before = contents(run)
+    arguments = ["--model=best.keras", "--split=validation", "--images=20", f"--output={tmp_path / 'out'}"]
+    result = run_here(AUDIT, f"--workdir={run}", *arguments)
+    assert result.code == 0, result.err
+    assert contents(run) == before
+    found = json.loads((tmp_path / "out" / "audit.json").read_text())
+    sizes = json.loads((run / "run.json").read_text())["data"]["split_sizes"]
+    assert found["images"] == min(20, sizes["validation"])
+    best = json.loads((run / "summary.json").read_text())["best_validation_accuracy"]
+    assert sizes["validation"] > 20 or found["accuracy"] == pytest.approx(best, abs=1e-6)
+
+
+def test_a_users_model_is_audited_on_folders_of_images(model_file: Path, photos: Path, tmp_path: Path):
+    arguments = [f"--model={model_file}", "--value_range=0,1", "--image_size=16", f"--output={tmp_path}"]
+    result = run_here(AUDIT, *arguments, str(photos))
+    assert result.code == 0, result.err
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["images"] == 9 and found["image_shape"] == [16, 16, 1] and found["labeled"]
+    assert [pooling["layer"] for pooling in found["poolings"]] == ["conv"]
+    model = keras.models.load_model(model_file)
+    files = sorted(photos.glob("*/*.png"))
+    images = [np.asarray(Image.open(file).resize((16, 16))) for file in files]
+    assert len(images) == found["images"]
+    assert model.output_shape[-1] == 3
+
+
+def test_images_without_classes_are_audited_without_labels(model_file: Path, photos: Path):
+    result = run_here(AUDIT, f"--model={model_file}", "--value_range=0,1", "--image_size=16", str(photos / "cat"))
+    assert result.code == 0, result.err
+    assert "1 folder and the model has 3 classes, so the right classes are not known" in result.err
+    assert "share that keeps its class under FGSM" in result.out
+    assert "are written" not in result.out
+
+
+def test_a_model_of_keras_applications_is_preprocessed_as_it_needs(photos: Path, tmp_path: Path):
+    options = {"alpha": 0.35, "weights": None, "input_shape": (32, 32, 3), "classes": 3}
+    keras.applications.MobileNetV2(**options).save(tmp_path / "mobile.keras")
+    arguments = [f"--model={tmp_path / 'mobile.keras'}", "--preprocess=mobilenet_v2", f"--output={tmp_path}"]
+    result = run_here(AUDIT, *arguments, str(photos))
+    assert result.code == 0, result.err
+    poolings = json.loads((tmp_path / "audit.json").read_text())["poolings"]
+    assert [pooling["kind"] for pooling in poolings] == ["Conv2D", *["DepthwiseConv2D"] * 4]
+
+
+def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Path, tmp_path: Path):
+    inputs = [keras.Input((16, 16, 1)), keras.Input((16, 16, 1))]
+    two = tmp_path / "two.keras"
+    keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Add()(inputs)))).save(two)
+    damaged = Path(shutil.copy(model_file, tmp_path / "damaged.keras"))
+    truncate(damaged)
+    own, size = f"--model={model_file}", "--image_size=16"
+    expected = {
+        (own,): "Give --workdir=RUN, or --model=FILE.keras and",
+        (own, str(photos)): f"{model_file} takes images of any size: give --image_size",
+        (own, size, str(tmp_path / "none")): f"There is no {tmp_path / 'none'}",
+        (own, size, "--value_range=1", str(photos)): "--value_range must be two numbers such as 0,1, got 1",
+        (own, size, "--value_range=1,0", str(photos)): "value_range must be the values of black and white",
+        (own, size, "--preprocess=lenet", str(photos)): "--preprocess must be one of",
+        (f"--model={tmp_path / 'none.keras'}", str(photos)): "There is no",
+        (f"--model={damaged}", str(photos)): "damaged.keras is damaged",
+        (f"--model={two}", str(photos)): "audit takes models of one image",
+        (f"--workdir={run}", str(photos)): "a run is audited on its own images",
+        (f"--workdir={run}", own): "--model must be final.keras or best.keras of the run",
+        (f"--workdir={tmp_path / 'none'}",): "--workdir must be the folder of a run",
+    }
+    before = contents(run)
+    for arguments, culprit in expected.items():
+        assert_one_clear_line(run_here(AUDIT, *arguments), culprit)
+    assert contents(run) == before
