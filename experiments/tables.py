@@ -25,15 +25,21 @@ from experiments.exports import report as export_report
 from experiments.frameworks import report as frameworks_report
 from experiments.segmentation import report as segmentation_report
 from experiments.speech import report as speech_report
-from experiments.studies import published, records
+from experiments.studies import audited, published, records
 from experiments.studies import report as study_report
 from experiments.studies.flags import chosen_study, define_study_flags
+from experiments.studies.study import load_study
 from experiments.transfer import report as transfer_report
 
 PAGE = RESULTS / "README.md"
 """The page of results, which has a place for each table but those of `OWN_PAGES`."""
 
-OWN_PAGES = {"segmentation": RESULTS / "segmentation.md", "frameworks": RESULTS / "frameworks.md"}
+OWN_PAGES = {
+    "segmentation": RESULTS / "segmentation.md",
+    "frameworks": RESULTS / "frameworks.md",
+    "budget_small": RESULTS / "budget.md",
+    **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},
+}
 """The pages of tables that do not stand on `PAGE`, by the name of the table."""
 
 FLAGS = flags.FLAGS
@@ -85,7 +91,8 @@ def standing_tables() -> dict[str, str]:
         "transfer": transfer_report,
     }
     measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
-    return {"published": published.table(), **measured}
+    audits = audited.standing_tables({name: load_study(name) for name in audited.STUDIES}, RESULTS)
+    return {"published": published.table(), **measured, **audits}
 
 
 def replace_table(text: str, name: str, table: str) -> str:

@@ -132,7 +132,7 @@ def test_experiments_do_not_import_each_other():
             if not imported.startswith("experiments") or imported in SHARED_BY_EXPERIMENTS:
                 continue
             other = imported.split(".")[1]
-            of_studies = own in ("sweep", "tables", "figures") and other == "studies"
+            of_studies = own in ("sweep", "tables", "figures", "audits") and other == "studies"
             report = name == MAY_IMPORT_REPORTS and imported.endswith(".report")
             assert other == own or of_studies or report, f"{name} imports {imported}"
 

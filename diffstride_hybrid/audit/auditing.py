@@ -47,7 +47,7 @@ def audit(
       and fractional shifts, with mirrored and circular edges, see `shifts.consistency`; and the worst case: the share
       of images whose class stays, and of those whose class is right, at all shifts of up to 2 pixels.
     - For each layer that downsamples: the share of energy that it keeps, the share of its output that is aliased, and
-      by how much shifting and pooling differ by their order, see `PoolingAudit`.
+      by how much shifting and pooling differ by their order, on the first batch, see `PoolingAudit`.
     - Accuracy on images with noise, blur, less contrast, more brightness, large pixels and JPEG's artifacts at three
       strengths, after CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261), see `corruptions`.
     - Accuracy under the fast gradient sign method (Goodfellow et al., arXiv 1412.6572): each pixel is moved by 1/255

@@ -61,6 +61,8 @@ def check_backend(allowed: tuple[str, ...] = ("tensorflow", "jax", "torch")) -> 
 def start_tensorflow() -> None:
     """Imports TensorFlow and finds the devices, without notes unless the command line has `--startup_notes`.
 
+    Without that option, TensorFlow's C++ code prints errors only, unless TF_CPP_MIN_LOG_LEVEL says otherwise.
+
     Raises:
         SystemExit: Keras is set to another backend, or a package is missing. One line says so.
     """
@@ -70,6 +72,9 @@ def start_tensorflow() -> None:
         sys.exit(f"error: {error}")
     if missing := [name for name in ("absl", "gin", "tensorflow_datasets") if importlib.util.find_spec(name) is None]:
         sys.exit(f"error: the commands need {', '.join(missing)}: pip install 'diffstride_hybrid[train]'.")
+    if FLAG not in sys.argv:
+        # While it compiles a step that chooses its engine when it runs, TensorFlow warns of twenty lines of types.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with contextlib.nullcontext() if FLAG in sys.argv else without_notes():
         import tensorflow as tf
 

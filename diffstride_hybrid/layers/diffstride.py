@@ -194,7 +194,9 @@ class DiffStride(FourierPooling):
         size = self._spatial_shape(inputs.shape)
         is_known = self.crop_is_static or (self.cropping and current.SIZES_ARE_KNOWN)
         kept = self._crop.at(size, training=training) if is_known else None
-        if kept is not None and not training and self._crop.held != StaticCrop.ALL:
+        # On JAX the comparison calls back to Python, which an exported function cannot. A frozen layer can be exported.
+        can_change = self.trainable or not current.SIZES_ARE_KNOWN
+        if kept is not None and not training and can_change and self._crop.held != StaticCrop.ALL:
             self._check_crop_when_run(size, kept)
         return self._pool_to(kept, inputs)
 

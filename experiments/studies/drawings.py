@@ -95,30 +95,36 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
         rows: rows of the runs on one data set, as `records.record` returns them.
 
     Returns:
-        A figure in which the color shows the method, and the marker the strides or the variant.
+        A figure in which the color shows the method, and the marker the strides or the variant. Methods of one curve
+        have one color, and a line joins them.
     """
     axis, columns = study.columns()
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    methods = list(zip((method.name for method in study.methods), itertools.cycle(COLORS)))
+    curves = dict(zip(dict.fromkeys(method.curve or method.name for method in study.methods), itertools.cycle(COLORS)))
     marked = list(zip(columns, itertools.cycle(MARKERS)))
-    for (method, color), (value, marker) in itertools.product(methods, marked):
-        cell = [row for row in rows if row["method"] == method and row[axis] == value]
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for method, (value, marker) in itertools.product(study.methods, marked):
+        cell = [row for row in rows if row["method"] == method.name and row[axis] == value]
         if not cell:
             continue
+        curve = method.curve or method.name
         accuracies = [100 * float(row[MEASURES[study.measure]]) for row in cell]
+        point = statistics.fmean(float(row["macs"]) / 1e6 for row in cell), statistics.fmean(accuracies)
+        points.setdefault((curve, value), []).append(point)
         axes.errorbar(
-            statistics.fmean(float(row["macs"]) / 1e6 for row in cell),
-            statistics.fmean(accuracies),
+            *point,
             yerr=statistics.stdev(accuracies) if len(cell) > 1 else None,
-            color=color,
+            color=curves[curve],
             marker=marker,
             markersize=8,
             capsize=3,
             linestyle="none",
         )
-    for method, color in methods:
-        axes.plot([], [], color=color, marker="s", linestyle="none", label=method)
+    for (curve, _), of_curve in points.items():
+        axes.plot(*zip(*of_curve), color=curves[curve], linewidth=1)
+    for curve, color in curves.items():
+        axes.plot([], [], color=color, marker="s", linestyle="none", label=curve)
     for value, marker in marked:
         axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=column_title(axis, value))
     least, *_, most = sorted(float(row["macs"]) for row in [*rows, *rows])

@@ -40,7 +40,8 @@ class Method:
         matched_to: name of another method. A run of this method is matched to the finished run of the other method with
             the same data, variant, strides and seed.
         match: 'maps' for strided convolutions with the map sizes that the other run has after training, or 'macs' for
-            strided convolutions at the usual strides, so wide that they cost as much as the other run after training.
+            the method's network so wide that it costs as much as the other run after training.
+        curve: a name that methods share if figures join them by a line; None for a method that stands alone.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     bindings: tuple[str, ...] = ()
     matched_to: str | None = None
     match: str | None = None
+    curve: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,20 @@ def test_no_other_backend_is_imported():
     assert not {"tensorflow", "jax", "torch"} & set(added)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+def test_a_frozen_model_is_exported_by_jax():
+    import jax
+
+    model = keras.Sequential([keras.Input((12, 12, 3)), DiffStride(2.0), keras.layers.GlobalMaxPooling2D()])
+    model.trainable = False
+    images = maps(2, 12, 12, 3)
+    exported = jax.export.export(jax.jit(lambda x: model(x, training=False)))(
+        jax.ShapeDtypeStruct(images.shape, "float32")
+    )
+    again = jax.export.deserialize(exported.serialize())
+    assert_close(again.call(images), keras.ops.convert_to_numpy(model(images)), 1e-6)
+
+
 def test_an_audit_gives_the_figures_of_closed_forms():
     """An ideal low pass, and the attack on a linear classifier, whose margin falls by `strength * sum |w|`."""
     low_pass = [SpectralPooling(15 / 7, norm="forward"), keras.layers.Flatten()]

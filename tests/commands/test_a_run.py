@@ -101,6 +101,7 @@ def test_an_unread_binding_is_named_in_a_warning(finished: tuple[Path, Result]):
 def test_no_line_of_the_output_is_noise(finished: tuple[Path, Result]):
     assert "Traceback" not in finished[1].err
     assert "Path not found" not in finished[1].err
+    assert "invalid graph" not in finished[1].err
     assert "\x1b" not in finished[1].out
 
 

@@ -1,0 +1,78 @@
+"""Audits the finished runs of a study: what shifts, corruptions and attacks leave of them, what their poolings alias.
+
+python -m experiments.audits --study=fashion_mnist_small
+python -m experiments.audits --study=cifar_small --runs=../study/runs
+
+Writes `experiments/results/STUDY_audits.csv`, with a row for each run, and `STUDY_audits.png`. Runs that the CSV file
+has are not audited again.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from diffstride_hybrid import command_line
+from diffstride_hybrid.audit.auditing import audit
+from diffstride_hybrid.audit.report import Audit
+from diffstride_hybrid.common.files import read_rows, rows_as_text, whole_file, write_whole
+from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.data.pixels import normalize_images
+from diffstride_hybrid.runs.folder import FINAL_MODEL
+from experiments.studies import audited, fingerprint
+from experiments.studies.flags import chosen_study, define_study_flags
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the options of the command."""
+    define_study_flags()
+    flags.DEFINE_integer("images", 2000, "How many test images, spread evenly over all.", lower_bound=1)
+    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps prepared sets. As in the runs if not given.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Audits the runs, writes a row after each, prints the table and draws the figure."""
+    del argv
+    study, results = chosen_study(), pathlib.Path(FLAGS.results)
+    path = audited.audits_path(study, results)
+    rows = [dict(row) for row in read_rows(path)]
+    places = {tuple(audited.key_of(cell).values()): place for place, cell in enumerate(study.cells())}
+    for cell in study.cells():
+        if not cell.is_finished(FLAGS.runs) or any(audited.key_of(cell).items() <= row.items() for row in rows):
+            continue
+        fingerprint.check_unchanged(cell, FLAGS.runs)
+        rows.append(audited.row_of(cell, audit_of_run(cell.folder(FLAGS.runs), FLAGS.images, FLAGS.data_dir)))
+        rows.sort(key=lambda row: places.get(tuple(row[name] for name in audited.KEY), len(places)))
+        write_whole(path, rows_as_text(list(rows[0]), rows))
+        print(f"{cell.name}: accuracy {rows[-1]['accuracy']}", flush=True)
+    if not rows:
+        raise ValueError(f"No run of {study.name} is finished in {FLAGS.runs}, and there is no {path}.")
+    print(audited.table(study, rows))
+    with whole_file(path.with_suffix(".png")) as partial:
+        audited.drawing(study, rows).savefig(partial, dpi=150)
+
+
+def audit_of_run(folder: pathlib.Path, images: int, data_dir: str | None = None) -> Audit:
+    """Audits the final model of a run on its test images.
+
+    Args:
+        folder: of the run.
+        images: how many images.
+        data_dir: folder of prepared sets. None for that of the run.
+
+    Returns:
+        The figures.
+    """
+    run = saved_runs.load_run(folder, FINAL_MODEL, data_dir)
+    pixels, labels = run.datasets.some_images("test", images)
+    preprocess = functools.partial(normalize_images, mean=run.datasets.mean, std=run.datasets.std)
+    return audit(run.model, pixels, labels, preprocess=preprocess, batch_size=250)
+
+
+if __name__ == "__main__":
+    command_line.run(main, define_flags)

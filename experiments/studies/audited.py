@@ -1,0 +1,175 @@
+"""Audits of a study's runs: rows of a CSV file, a table of the methods, a figure."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+
+from diffstride_hybrid.audit.report import Audit
+from diffstride_hybrid.common import markdown
+from diffstride_hybrid.common.files import read_rows
+from diffstride_hybrid.runs.figures import COLORS
+from experiments.spread import spread
+from experiments.studies.study import Cell, Study, format_strides
+
+STUDIES = ("fashion_mnist_small", "cifar_small")
+"""The studies whose audits stand in the results."""
+
+KEY = ("data", "method", "variant", "strides", "seed")
+"""The columns that identify a run."""
+
+MARKERS = "osD^v"
+
+SHARES = {
+    "accuracy": "accuracy",
+    "consistency": "one class under two shifts",
+    "worst_case": "one class at 25 shifts",
+    "energy_kept": "energy kept",
+    "aliased": "aliased",
+    "shift_error": "shift error",
+    "corruptions": "accuracy, corruptions",
+    "fgsm_1": "accuracy, FGSM 1/255",
+    "fgsm_4": "accuracy, FGSM 4/255",
+}
+"""The columns of the CSV file that the table shows, with their titles there."""
+
+DRAWN = {
+    "consistency": "same class under two random shifts (%)",
+    "aliased": "energy of the output that is aliased (%)",
+    "corruptions": "accuracy under corruptions (%)",
+    "fgsm_1": "accuracy under FGSM, 1/255 (%)",
+}
+
+Row = Mapping[str, str]
+
+
+def audits_path(study: Study, results: pathlib.Path) -> pathlib.Path:
+    """Returns the path of the CSV file with a row for each audited run, in the folder `results`."""
+    return results / f"{study.name}_audits.csv"
+
+
+def key_of(cell: Cell) -> dict[str, str]:
+    """Returns the columns that identify a cell."""
+    values = (cell.data, cell.method.name, cell.variant.name, format_strides(cell.strides), str(cell.seed))
+    return dict(zip(KEY, values))
+
+
+def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
+    """Writes the audit of a run as a row.
+
+    Args:
+        cell: the run.
+        audit: of its final model, with labels.
+
+    Returns:
+        The row: shares from 0 to 1. Those of poolings are means over the calls of all layers that downsample, those of
+        corruptions over the severities.
+    """
+    kept = [pooling.energy_kept for pooling in audit.poolings if pooling.energy_kept is not None]
+    shares = {
+        "accuracy": audit.accuracy,
+        "consistency": audit.mean_consistency,
+        **{name.replace(", ", "_"): share for name, share in audit.consistency.items()},
+        "worst_case": audit.worst_case_consistency,
+        "worst_case_accuracy": audit.worst_case_accuracy,
+        "energy_kept": statistics.fmean(kept) if kept else None,
+        "aliased": audit.mean_aliased,
+        "shift_error": statistics.fmean(pooling.shift_error for pooling in audit.poolings),
+        "corruptions": audit.mean_corruption_accuracy,
+        **{kind: statistics.fmean(by_level) for kind, by_level in audit.corruptions.items()},
+        **{f"fgsm_{strength.split('/')[0]}": share for strength, share in audit.attacks.items()},
+    }
+    texts = {name: "" if share is None else f"{share:.5f}" for name, share in shares.items()}
+    counts = {"macs": audit.macs, "pooling_macs": audit.pooling_macs, "parameters": audit.parameters}
+    return {**key_of(cell), "images": str(audit.images), **texts, **{name: str(n) for name, n in counts.items()}}
+
+
+def table(study: Study, rows: Sequence[Row]) -> str:
+    """Compares the methods: means over the seeds with standard deviations, a line for each method and its strides.
+
+    Args:
+        study: whose runs were audited.
+        rows: of the CSV file.
+
+    Returns:
+        A Markdown table. The MACs are those of convolutions and dense layers, and after a plus sign those of poolings.
+    """
+    lines = []
+    for strides, method, runs in _groups(study, rows):
+        macs, pooling_macs = (
+            statistics.fmean(float(row[name]) for row in runs) / 1e6 for name in ("macs", "pooling_macs")
+        )
+        cost = f"{macs:.1f} M" + (f" + {pooling_macs:.1f} M" if pooling_macs else "")
+        shares = [_spread([row[name] for row in runs]) for name in SHARES]
+        lines.append([strides, f"`{method}`", *shares, cost, str(len(runs))])
+    return markdown.table(["strides", "method", *SHARES.values(), "MACs", "runs"], lines)
+
+
+def _spread(texts: Sequence[str]) -> str:
+    return f"{spread([100 * float(text) for text in texts])} %" if all(texts) else ""
+
+
+def _groups(study: Study, rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
+    """The rows of each choice of strides and each method, in the order of the study."""
+    groups = []
+    for strides, method in itertools.product(map(format_strides, study.strides), study.methods):
+        runs = [row for row in rows if row["strides"] == strides and row["method"] == method.name]
+        if runs:
+            groups.append((strides, method.name, runs))
+    return groups
+
+
+def standing_tables(studies: Mapping[str, Study], results: pathlib.Path) -> dict[str, str]:
+    """Makes the tables of all audits from their CSV files.
+
+    Args:
+        studies: by name.
+        results: the folder of the CSV files.
+
+    Returns:
+        Markdown tables by name, such as 'cifar_small_audits'.
+    """
+    return {f"{name}_audits": table(study, read_rows(audits_path(study, results))) for name, study in studies.items()}
+
+
+def drawing(study: Study, rows: Sequence[Row]) -> Figure:
+    """Draws four shares against the MACs of an image, poolings included: means with standard deviations.
+
+    Args:
+        study: whose runs were audited.
+        rows: of the CSV file.
+
+    Returns:
+        A figure in which the color shows the method, and the marker the strides.
+    """
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    methods = dict(zip((method.name for method in study.methods), itertools.cycle(COLORS)))
+    markers = dict(zip(map(format_strides, study.strides), itertools.cycle(MARKERS)))
+    for axes, (name, title) in zip(figure.subplots(2, 2).flat, DRAWN.items()):
+        for strides, method, runs in _groups(study, rows):
+            shares = [100 * float(row[name]) for row in runs]
+            axes.errorbar(
+                statistics.fmean((float(row["macs"]) + float(row["pooling_macs"])) / 1e6 for row in runs),
+                statistics.fmean(shares),
+                yerr=statistics.stdev(shares) if len(shares) > 1 else None,
+                color=methods[method],
+                marker=markers[strides],
+                markersize=8,
+                capsize=3,
+                linestyle="none",
+            )
+        axes.set(xlabel="million MACs an image, with poolings", ylabel=title, xscale="log")
+        axes.grid(alpha=0.3)
+    present = {(strides, method) for strides, method, _ in _groups(study, rows)}
+    for method, color in methods.items():
+        if any(method == other for _, other in present):
+            axes.plot([], [], color=color, marker="s", linestyle="none", label=method)
+    for strides, marker in markers.items():
+        if any(strides == other for other, _ in present):
+            axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=f"strides {strides}")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=9)
+    return figure

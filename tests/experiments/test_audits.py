@@ -1,0 +1,106 @@
+"""Audits of a study's runs: rows, table, figure, and the command that makes them."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from support.command_flags import defined_flags
+from support.paths import TESTS
+from support.small_study import SMALL
+from support.study_folders import finish
+
+from diffstride_hybrid import audit
+from diffstride_hybrid.audit.report import Audit
+from diffstride_hybrid.common.files import read_rows
+from experiments import audits
+from experiments.studies import audited
+from experiments.studies import flags as study_flags
+
+
+@pytest.fixture(scope="module")
+def small_audit() -> Audit:
+    layers = [keras.layers.MaxPooling2D(2), keras.layers.Conv2D(3, 3, strides=2), keras.layers.GlobalMaxPooling2D()]
+    model = keras.Sequential([keras.Input((16, 16, 1)), *layers])
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1))
+    return audit(model, images, labels=np.array([0, 1, 2, 0, 1, 2]))
+
+
+def test_a_row_has_the_means_of_an_audit(small_audit: Audit):
+    cell = SMALL.cells()[0]
+    row = audited.row_of(cell, small_audit)
+    assert {name: row[name] for name in audited.KEY} == {
+        "data": "digits",
+        "method": "strided",
+        "variant": "",
+        "strides": "2,2,2",
+        "seed": "1",
+    }
+    kept, of_convolution = small_audit.poolings
+    assert of_convolution.energy_kept is None
+    assert float(row["energy_kept"]) == pytest.approx(kept.energy_kept, abs=1e-5)
+    assert float(row["aliased"]) == pytest.approx((kept.aliased + of_convolution.aliased) / 2, abs=1e-5)
+    assert float(row["noise"]) == pytest.approx(np.mean(small_audit.corruptions["noise"]), abs=1e-5)
+    assert float(row["fgsm_4"]) == pytest.approx(small_audit.attacks["4/255"], abs=1e-5)
+    assert float(row["mirrored_fractional"]) == pytest.approx(small_audit.consistency["mirrored, fractional"], abs=1e-5)
+
+
+def rows_of(small_audit: Audit, accuracies: dict[tuple[str, int], float]) -> list[dict[str, str]]:
+    rows = []
+    for cell in SMALL.cells():
+        if cell.strides == (2, 2, 2) and (accuracy := accuracies.get((cell.method.name, cell.seed))) is not None:
+            rows.append(audited.row_of(cell, dataclasses.replace(small_audit, accuracy=accuracy)))
+    return rows
+
+
+def test_the_table_and_the_figure_have_each_method_with_its_spread(small_audit: Audit):
+    accuracies = {("strided", 1): 0.8, ("strided", 2): 0.9, ("learned", 1): 0.7}
+    rows = rows_of(small_audit, accuracies)
+    lines = audited.table(SMALL, rows).splitlines()
+    assert lines[2].startswith("| 2,2,2 | `strided` | 85.00 ± 7.07 % |") and lines[2].endswith("| 2 |")
+    assert lines[3].startswith("| 2,2,2 | `learned` | 70.00 % |") and lines[3].endswith("| 1 |")
+    assert len(lines) == 4
+    without = [{**row, "energy_kept": ""} for row in rows]
+    assert " |  | " in audited.table(SMALL, without)
+    figure = audited.drawing(SMALL, rows)
+    assert [len(axes.containers) for axes in figure.axes] == [2, 2, 2, 2]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["strided", "learned", "strides 2,2,2"]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    flags.FLAGS.mark_as_parsed()
+    monkeypatch.setattr(study_flags, "load_study", {"small": SMALL}.get)
+    folders = {"runs": str(tmp_path / "runs"), "results": str(tmp_path / "results")}
+
+    def run() -> str:
+        with defined_flags(audits.define_flags), flagsaver.flagsaver(study="small", images=10, **folders):
+            audits.main([])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_command_audits_each_finished_run_once(command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="No run of small is finished"):
+        command()
+    first, second = SMALL.cells()[:2]
+    for cell in (first, second):
+        folder = finish(cell, tmp_path / "runs")
+        for name in ("final.keras", "operative_config.gin", "run.json"):
+            shutil.copy(TESTS / "fixtures" / "finished" / name, folder)
+    out = command()
+    assert f"{first.name}: accuracy" in out and "| 2,2,2 | `learned` |" in out
+    rows = read_rows(tmp_path / "results" / "small_audits.csv")
+    assert [row["method"] for row in rows] == ["strided", "learned"] and rows[0]["images"] == "10"
+    assert {name: rows[0][name] for name in rows[0] if name != "method"} == {
+        name: rows[1][name] for name in rows[1] if name != "method"
+    }
+    assert (tmp_path / "results" / "small_audits.png").stat().st_size > 10_000
+    monkeypatch.setattr(audits, "audit_of_run", None)  # Nothing is audited again.
+    assert command() == audited.table(SMALL, rows) + "\n"
