@@ -21,6 +21,7 @@ from diffstride_hybrid.model_tools import crop_refresh as callbacks
 from diffstride_hybrid.model_tools.calibration import recalibrate_normalization
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, refresh_crops
 from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
 from diffstride_hybrid.model_tools.surgery import replace_downsampling
 from diffstride_hybrid.models.residual import ResidualLayer, ResnetBlock
@@ -32,6 +33,7 @@ __all__ = [
     "DiffStride1D",
     "FixedSpectralPooling",
     "FusedBatchNormalization",
+    "MacsBudget",
     "ResidualLayer",
     "Resnet",
     "ResnetBlock",

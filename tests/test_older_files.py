@@ -29,6 +29,8 @@ import diffstride_hybrid
 
 LATER_PARAMETERS = {
     "load_datasets.test_fraction = 0.2",
+    "train.macs_budget = None",
+    "train.macs_budget_epoch = None",
     "train.stride_learning_rate = 1.0",
     "train.stride_warmup_epochs = 0",
 }

@@ -180,13 +180,33 @@ class DiffStride(FourierPooling):
     def _asks_for(self, size: Size, kept: Crop) -> spectral.Tensor:
         """Whether the strides ask for this crop, as a scalar in the current graph."""
         rows, columns = spectral.asked_bins(
-            *size, self._strides_of_map(), dtype=self._window_dtype(), **self._window_options()
+            *size, self._strides_of_map(self.strides), dtype=self._window_dtype(), **self._window_options()
         )
         return ops.logical_and(rows == kept[0], columns == kept[1])
 
-    def _strides_of_map(self) -> spectral.Tensor:
+    def sizes_at(self, size: Size, strides: np.ndarray) -> np.ndarray:
+        """The sizes of the output of a layer that crops, for strides that need not be its own.
+
+        Args:
+            size: height and width of the input.
+            strides: float32 `[m, 2]`, or `[m, 1]` if the layer has one stride.
+
+        Returns:
+            Whole numbers `[m, 2]`, height and width for each row of `strides`.
+        """
+        with current.eagerly():
+            pairs = self._strides_of_map(strides.T[..., np.newaxis])
+            kept = spectral.asked_bins(*size, pairs, dtype=self._window_dtype(), **self._window_options())
+            rows, columns = map(ops.convert_to_numpy, kept)
+        return np.stack(np.broadcast_arrays(rows, self._samples(columns, size[1])), axis=1)
+
+    def _samples(self, columns: Any, width: int) -> Any:
+        """The width of the output if some columns of the one-sided spectrum are kept."""
+        return np.maximum(2 * (columns - 1), 1) if self.mask == "released" else np.minimum(2 * columns - 1, width)
+
+    def _strides_of_map(self, strides: Any) -> spectral.Tensor:
         """The strides as a tensor, the vertical one first."""
-        return ops.convert_to_tensor(self.strides)
+        return ops.convert_to_tensor(strides)
 
     def _pool(self, inputs: spectral.Tensor, training: bool = False) -> spectral.Tensor:
         if current.needs_static_shapes():
@@ -329,7 +349,7 @@ class DiffStride(FourierPooling):
         if not is_fixed or not self.built or None in (height, width):
             return None, None
         rows, columns = self._crop.at((height, width))
-        return rows, 2 * (columns - 1) if self.mask == "released" else min(2 * columns - 1, width)
+        return rows, int(self._samples(columns, width))
 
     def _window_options(self) -> dict[str, Any]:
         return {

@@ -146,8 +146,9 @@ class DiffStride1D(OneAxis, DiffStride):
             **self._options(),
         )
 
-    def _strides_of_map(self) -> spectral.Tensor:
-        return ops.concatenate([ops.ones([1]), ops.convert_to_tensor(self.strides)])
+    def _strides_of_map(self, strides: Any) -> spectral.Tensor:
+        strides = ops.convert_to_tensor(strides)
+        return ops.concatenate([ops.ones_like(strides), strides])
 
     def _windows_at(
         self, size: Size, strides: np.ndarray, kept: Crop | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -52,15 +52,24 @@ class _RunLog(keras.callbacks.Callback):
     Args:
         folder: the run's folder, or its path.
         input_shape: (height, width, channels) of an image; None for that of the model.
+        macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
+            it.
     """
 
-    def __init__(self, folder: RunFolder | str, input_shape: Sequence[int] | None = None):
+    def __init__(
+        self,
+        folder: RunFolder | str,
+        input_shape: Sequence[int] | None = None,
+        macs_target: Callable[[int], int] | None = None,
+    ):
         super().__init__()
         self._folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
         self._input_shape = input_shape
+        self._macs_target = macs_target
 
-    def _stride_row(self) -> dict[str, float | int]:
-        return stride_row(self.model, self._input_shape or self.model.input_shape[1:])
+    def _stride_row(self, epoch: int) -> dict[str, float | int]:
+        row = stride_row(self.model, self._input_shape or self.model.input_shape[1:])
+        return row if self._macs_target is None else {**row, "macs_target": self._macs_target(epoch)}
 
 
 class StrideLog(_RunLog):
@@ -69,6 +78,8 @@ class StrideLog(_RunLog):
     Args:
         folder: the run's folder, or its path.
         input_shape: (height, width, channels) of an image; None for that of the model.
+        macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
+            it.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -83,7 +94,7 @@ class StrideLog(_RunLog):
         self._write(epoch + 1)
 
     def _write(self, epoch: int) -> None:
-        self._folder.write_epoch_row("strides.csv", {"epoch": epoch, **self._stride_row()})
+        self._folder.write_epoch_row("strides.csv", {"epoch": epoch, **self._stride_row(epoch)})
 
 
 class MetricsLog(_RunLog):
@@ -92,13 +103,20 @@ class MetricsLog(_RunLog):
     Args:
         folder: the run's folder, or its path.
         input_shape: (height, width, channels) of an image; None for that of the model.
+        macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
+            it.
 
     Raises:
         OSError: the folder cannot be made or written to.
     """
 
-    def __init__(self, folder: RunFolder | str, input_shape: Sequence[int] | None = None):
-        super().__init__(folder, input_shape)
+    def __init__(
+        self,
+        folder: RunFolder | str,
+        input_shape: Sequence[int] | None = None,
+        macs_target: Callable[[int], int] | None = None,
+    ):
+        super().__init__(folder, input_shape, macs_target)
         self._events: tf.summary.SummaryWriter | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -110,7 +128,7 @@ class MetricsLog(_RunLog):
         if self._events is None:
             return
         self._folder.write_epoch_row("metrics.csv", {"epoch": epoch + 1, **logs})
-        for name, value in self._stride_row().items():
+        for name, value in self._stride_row(epoch + 1).items():
             layer, _, part = name.rpartition("/")
             kind = "strides" if part.endswith("_stride") else "sizes"
             logs[f"{kind}/{layer}/{part.removesuffix('_stride')}" if layer else name] = float(value)

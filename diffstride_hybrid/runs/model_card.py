@@ -128,6 +128,7 @@ def _results(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
         if best is not None
         else None,
         "MACs an image, convolutions and dense layers": f"{summary['macs']:,}",
+        "MACs an image, budget": f"{summary['macs_budget']:,}" if "macs_budget" in summary else None,
         "MACs an image, poolings": f"{summary['pooling_macs']:,}",
         "parameters": f"{summary['parameters']:,}",
         "training": f"{summary['epochs']:,} epochs, {summary['steps']:,} steps, {summary['training_seconds']:,.0f} s",

@@ -146,7 +146,7 @@ def asked_bins(
     Args:
         height: rows of the feature map, 1 for signals.
         width: columns of the feature map.
-        strides: as for `diffstride_windows`, and so all below.
+        strides: as for `diffstride_windows`, and so all below; or `[2, m, 1]` or `[1, m, 1]` for `m` of them at once.
         smoothness_factor: `R`, in bins.
         lower_limit_stride: least effective stride, or one for each axis.
         upper_limit_stride: greatest effective stride, or one for each axis.
@@ -154,7 +154,7 @@ def asked_bins(
         dtype: float32 or float64, of the weights.
 
     Returns:
-        Kept rows and kept columns, int32 scalars.
+        Kept rows and kept columns, int32 scalars, or of shape `[m]`.
     """
     effective = _effective_strides(
         height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, dtype
@@ -288,7 +288,7 @@ def _soft_window(positions: Tensor, threshold: Tensor, smoothness_factor: float)
     else:
         weights = clipped((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
     # Frequency 0 always weighs 1. On an odd number of rows its position is 1, which the least threshold would drop.
-    return ops.concatenate([ops.ones([1], threshold.dtype), weights])
+    return ops.concatenate([ops.ones([*threshold.shape[:-1], 1], threshold.dtype), weights], axis=-1)
 
 
 def _kept_counts(
@@ -302,7 +302,7 @@ def _kept_counts(
 
 def _positive(weights: Tensor) -> Tensor:
     """How many weights are positive, or NaN if a stride is."""
-    return ops.sum(ops.cast(weights != 0, "int32"))
+    return ops.sum(ops.cast(weights != 0, "int32"), axis=-1)
 
 
 def _lowest_rows(

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_number, validated_whole
+from diffstride_hybrid.model_tools.macs_budget import validated_target
 from diffstride_hybrid.runs.folder import RunFolder
 
 ON_NOT_FINITE = ("stop", "roll_back")
@@ -61,6 +62,37 @@ def check_stride_pace(stride_learning_rate: Any, stride_warmup_epochs: Any) -> N
     if validated_number(name, stride_learning_rate, at_least=0.0) == 0.0:
         raise ValueError(f"{name} must be above 0. pooling.DiffStride.trainable = False holds the strides.")
     validated_whole("train.train.stride_warmup_epochs", stride_warmup_epochs, least=0)
+
+
+def check_budget(macs_budget: Any, macs_budget_epoch: Any, num_epochs: int, stride_warmup_epochs: int) -> None:
+    """Checks two arguments of `train`.
+
+    Args:
+        macs_budget: None, or a finite number above 0.
+        macs_budget_epoch: None, or a whole number above `stride_warmup_epochs` and at most `num_epochs`.
+        num_epochs: the epochs of the run.
+        stride_warmup_epochs: the first epochs in which the strides rest.
+
+    Raises:
+        ValueError: one is out of range, or the run has no epoch in which the strides move.
+    """
+    name = "train.train.macs_budget"
+    if macs_budget is None:
+        if macs_budget_epoch is not None:
+            raise ValueError(
+                f"{name}_epoch = {macs_budget_epoch!r} has nothing to act on: bind {name}, or leave it out."
+            )
+        return
+    validated_target(name, macs_budget)
+    if num_epochs <= stride_warmup_epochs:
+        raise ValueError(
+            f"{name} needs an epoch in which the strides move: train.train.stride_warmup_epochs must be below the "
+            f"{num_epochs} epochs, got {stride_warmup_epochs}."
+        )
+    if macs_budget_epoch is not None:
+        validated_whole(f"{name}_epoch", macs_budget_epoch, least=stride_warmup_epochs + 1)
+        if macs_budget_epoch > num_epochs:
+            raise ValueError(f"{name}_epoch must be at most the {num_epochs} epochs, got {macs_budget_epoch}.")
 
 
 def check_makers(**makers: Any) -> None:

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
+from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.training.loop import TrainingLoop
 
 _REFUSED = {
@@ -90,6 +91,9 @@ class Listeners:
             keras.callbacks.CallbackList(self._callbacks, model=self._watched, **shape),
             keras.callbacks.CallbackList(own, model=loop.model, **shape),
         ]
+        for callback in self._callbacks:
+            if isinstance(callback, MacsBudget):
+                callback.set_model(loop.model)  # It counts the network, and takes nothing from the optimizer.
 
     @property
     def stop(self) -> bool:

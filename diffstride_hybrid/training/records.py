@@ -120,13 +120,16 @@ def _difference(before: Any, after: Any) -> str:
     return f"{before} before, {after} now"
 
 
-def summarize(loop: TrainingLoop, test: dict[str, float], progress: Progress) -> dict[str, Any]:
+def summarize(
+    loop: TrainingLoop, test: dict[str, float], progress: Progress, macs_budget: int | None
+) -> dict[str, Any]:
     """The values of `summary.json`.
 
     Args:
         loop: of the run, at its end.
         test: `loss` and `accuracy` on the test images.
         progress: of the run.
+        macs_budget: the target in MACs for one image; None if the run has no budget, and then the values have none.
 
     Returns:
         Accuracies and losses as fractions, times in seconds, MACs for one image, and strides and sizes of the poolings.
@@ -144,6 +147,7 @@ def summarize(loop: TrainingLoop, test: dict[str, float], progress: Progress) ->
         "retraces": progress.retraces,
         "parameters": model.count_params(),
         "macs": cost.macs,
+        **({} if macs_budget is None else {"macs_budget": macs_budget}),
         "pooling_macs": cost.pooling_macs,
         "poolings": [
             {

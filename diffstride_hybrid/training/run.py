@@ -17,10 +17,12 @@ from diffstride_hybrid.common import distribution, signals
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, held_crops
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.runs import figures, model_card
 from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
 from diffstride_hybrid.training.checks import (
+    check_budget,
     check_choices,
     check_counts,
     check_loss,
@@ -55,6 +57,8 @@ def train(
     callbacks: Sequence[keras.callbacks.Callback] = (),
     stride_learning_rate: float = 1.0,
     stride_warmup_epochs: int = 0,
+    macs_budget: float | None = None,
+    macs_budget_epoch: int | None = None,
     check_folder: Callable[[RunFolder], None] | None = None,
 ) -> dict[str, Any]:
     """Trains a model under `tf.distribute.get_strategy()`, and writes and returns the results.
@@ -88,6 +92,11 @@ def train(
             `EarlyStopping` and others may end the run early.
         stride_learning_rate: of the strides, as a factor of the optimizer's learning rate.
         stride_warmup_epochs: first epochs in which the strides rest and the other weights are trained.
+        macs_budget: target of a `MacsBudget`: at most 1, a share of the MACs at the initial strides; above 1, a number
+            of MACs for one image. The best model is the best one from the epoch on in which it is reached. If None,
+            there is no budget.
+        macs_budget_epoch: number of epochs after which the target is reached. If None, half of `num_epochs`, at least
+            1 and after `stride_warmup_epochs`.
         check_folder: called with the run's folder after data, model and optimizer are made, and before anything in the
             folder is read or changed. It raises an error if the run must not go on there.
 
@@ -107,6 +116,7 @@ def train(
     )
     check_choices(on_not_finite, jit_compile)
     check_stride_pace(stride_learning_rate, stride_warmup_epochs)
+    check_budget(macs_budget, macs_budget_epoch, num_epochs, stride_warmup_epochs)
     check_makers(load_data_fn=load_data_fn, model_cls=model_cls, optimizer_cls=optimizer_cls, loss_cls=loss_cls)
     folder = RunFolder(workdir)
     if folder.is_finished():
@@ -131,13 +141,18 @@ def train(
         steps_per_epoch = steps_per_epoch or datasets.steps_per_epoch
         pace_strides(loop.optimizer, strides, stride_learning_rate, stride_warmup_epochs * steps_per_epoch)
         rolls_back = on_not_finite == "roll_back"
-        schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back)
+        budget = None
+        if macs_budget is not None:
+            budget = MacsBudget(macs_budget, macs_budget_epoch, input_shape=datasets.image_shape)
+            budget.rest_epochs = stride_warmup_epochs
+        best_from = 1 if budget is None else budget.last_epoch_of(num_epochs)
+        schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back, best_from)
         loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
         if check_folder is not None:
             check_folder(folder)
         runner = Runner(loop, folder, schedule, request)
         runner.resume()
-        listeners = _listeners(loop, folder, schedule, callbacks, crop_refresh_steps)
+        listeners = _listeners(loop, folder, schedule, callbacks, crop_refresh_steps, budget)
         stack.callback(listeners.close)
         runner.begin(listeners)
         folder.write_json("run.json", run_record(loop, seed))
@@ -146,7 +161,9 @@ def train(
         with loop.following_crops():
             listeners.on_train_end()
             loop.finalize_weights()
-        summary = _write_results(loop, folder, runner)
+            if budget is not None:
+                budget.finish()
+        summary = _write_results(loop, folder, runner, budget)
         # The other workers must not leave while the chief writes: it would take them for dead.
         distribution.wait_for_all_workers(strategy)
         return summary
@@ -224,21 +241,25 @@ def _listeners(
     schedule: Schedule,
     callbacks: Sequence[keras.callbacks.Callback],
     crop_refresh_steps: int | None,
+    budget: MacsBudget | None,
 ) -> Listeners:
-    """The user's callbacks, and after them the ones that refresh crops and record the run."""
+    """The budget, the user's callbacks, and after them the ones that refresh crops and record the run."""
     shape = loop.datasets.image_shape
     own: list[keras.callbacks.Callback] = [
         CropRefresh(crop_refresh_steps or schedule.steps_per_epoch, input_shape=shape)
     ]
     if folder.writes:
-        own += [MetricsLog(folder, shape), StrideLog(folder, shape)]
-    return Listeners(loop, callbacks, own, schedule.num_epochs, schedule.steps_per_epoch)
+        macs_target = None if budget is None else budget.macs_target
+        own += [MetricsLog(folder, shape, macs_target), StrideLog(folder, shape, macs_target)]
+    # Backups keep the state of the first list. The budget's comes before callbacks that look at the model.
+    others = [*([] if budget is None else [budget]), *callbacks]
+    return Listeners(loop, others, own, schedule.num_epochs, schedule.steps_per_epoch)
 
 
-def _write_results(loop: TrainingLoop, folder: RunFolder, runner: Runner) -> dict[str, Any]:
+def _write_results(loop: TrainingLoop, folder: RunFolder, runner: Runner, budget: MacsBudget | None) -> dict[str, Any]:
     """Writes the final model, the figures, the model card and, last, the summary, which it returns."""
     folder.write_model(FINAL_MODEL, loop.model)
-    summary = summarize(loop, runner.evaluate("test"), runner.progress)
+    summary = summarize(loop, runner.evaluate("test"), runner.progress, None if budget is None else budget.goal)
     if folder.writes:
         figures.write_figures(folder)
         model_card.write_model_card(folder, summary)

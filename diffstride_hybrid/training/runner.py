@@ -35,6 +35,8 @@ class Schedule:
         steps_per_execution: training steps in one call of the compiled loop.
         backup_every: training steps between two backups within an epoch; None for backups after each epoch only.
         rolls_back: whether the run goes back to its last backup after a step that is not finite. If not, it stops.
+        best_from: number of the epoch, counted from 1, from which on the best model is chosen. If it is above 1, the
+            best one of the epochs before is kept until then.
     """
 
     num_epochs: int
@@ -42,6 +44,7 @@ class Schedule:
     steps_per_execution: int
     backup_every: int | None
     rolls_back: bool
+    best_from: int = 1
 
 
 class Runner:
@@ -213,6 +216,8 @@ class Runner:
             return {}
         results = self._loop.evaluate("validation", self._schedule.steps_per_execution, self._leave_if_asked)
         best = self.progress.best_accuracy
+        if self.progress.epochs_done + 1 == self._schedule.best_from:
+            best = None
         if best is None or results["accuracy"] > best:
             self.progress.best_accuracy = results["accuracy"]
             self._folder.write_model(BEST_MODEL, self._loop.model)
