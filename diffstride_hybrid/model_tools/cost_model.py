@@ -26,6 +26,9 @@ _NO_MAP: Size = (0, 0)
 _NO_LAYER = -1
 """The number of what is no `DiffStride` layer in a record."""
 
+_MOST_TRIMMED = 6
+"""The most samples that a convolution without padding is taken to take away, and a padding to add."""
+
 
 def cropping_layers(model: keras.Model) -> list[DiffStride]:
     """Lists the `DiffStride` layers whose strides set the size of their output.
@@ -75,7 +78,8 @@ def _size_of_map(cost: LayerCost, shape: tuple[int, ...]) -> Size:
 class _Change(NamedTuple):
     """How a length follows from another one that layers of fixed sizes have changed, as it was counted once.
 
-    A convolution without padding takes some samples away; a strided one divides.
+    A strided layer divides by a whole number and rounds, up if it pads and down if not. A convolution without padding
+    takes a few samples away. Everything else is taken to multiply.
     """
 
     before: int
@@ -83,10 +87,14 @@ class _Change(NamedTuple):
 
     def __call__(self, length: float) -> float:
         before, after = self
-        if before < 2 * after and after < 2 * before:
+        factor, is_whole = max(round(before / after), 1), isinstance(length, int)
+        if factor > 1 and 0 <= factor * after - before < factor:
+            return math.ceil(length / factor) if is_whole else length / factor
+        if factor > 1 and 0 <= before - factor * after < factor:
+            return max(length // factor, 1) if is_whole else length / factor
+        if abs(before - after) <= _MOST_TRIMMED and factor == 1 and after < 2 * before:
             return max(length + after - before, 1)
-        changed = length * after / before
-        return math.ceil(changed) if isinstance(length, int) else changed
+        return math.ceil(length * after / before) if is_whole else length * after / before
 
 
 class _Part(NamedTuple):

@@ -16,7 +16,7 @@ from diffstride_hybrid.common.arguments import validated_whole
 from diffstride_hybrid.model_tools.cost_model import CostModel, Strides, cost_record, cropping_layers
 from diffstride_hybrid.model_tools.crop_refresh import HYSTERESIS, refresh_crops
 from diffstride_hybrid.model_tools.macs import macs
-from diffstride_hybrid.model_tools.settling import settled, stepped, stride_limits
+from diffstride_hybrid.model_tools.settling import mean_ratio, settled, stepped, stride_limits
 
 _ATTEMPTS = 4
 """How often the strides are settled anew if a count contradicts the prediction."""
@@ -28,7 +28,7 @@ class _Beginning(NamedTuple):
     record: np.ndarray
     start: float
     goal: float
-    ratio: float
+    ratios: list[float]
 
 
 class MacsBudget(keras.callbacks.Callback):
@@ -81,6 +81,8 @@ class MacsBudget(keras.callbacks.Callback):
         self._input_shape = input_shape
         self._beginning: _Beginning | None = None
         self._costs: CostModel | None = None
+        # A tuple, which backups leave out: a run that rolls back to the end of an epoch is in the next one already.
+        self._epoch: tuple[int] = (0,)
         self._forget()
 
     def _forget(self) -> None:
@@ -88,9 +90,9 @@ class MacsBudget(keras.callbacks.Callback):
         self._record: np.ndarray | None = None  # From `cost_record`, at the beginning.
         self._start: float | None = None  # MACs at the beginning.
         self._goal: float | None = None  # MACs at the end of the target epoch.
-        self._ratio: float | None = None  # MACs for one of `CostModel.smooth`.
+        self._ratios: list[float] | None = None  # MACs for one of `CostModel.smooth`, at the beginning and the target.
         self._scale = 1.0  # MACs for one of `CostModel.whole`.
-        self._first_epoch = self._epoch = self._settled_epoch = -1
+        self._first_epoch = self._ended_epoch = -1
         self._warned = False
 
     @property
@@ -139,32 +141,35 @@ class MacsBudget(keras.callbacks.Callback):
             np.clip(np.float32(layer.initial_strides[: len(each)]), low, high)
             for layer, each, low, high in zip(costs.layers, strides, *stride_limits(costs, frozen=False))
         ]
-        start = float(macs(self.model, self._input_shape).macs)
-        goal = self._target * costs.whole(initial) if self._target <= 1 else self._target
+        start, initial_cost = float(macs(self.model, self._input_shape).macs), costs.whole(initial)
+        goal = self._target * initial_cost if self._target <= 1 else self._target
         least, most = costs.whole(limits.most), costs.whole(limits.least)
         if not least * (1 - self._tolerance) <= goal <= most * (1 + self._tolerance):
             raise ValueError(
                 f"A budget of {goal:,.0f} MACs cannot be reached: the strides of {self.model.name} give {least:,} to "
-                f"{most:,} MACs for one image. Choose a target between them, or other limits of the strides."
+                f"{most:,} MACs for one image, {least / initial_cost:.3g} to {most / initial_cost:.3g} of those at the "
+                "initial strides. Choose a target between them, or other limits of the strides."
             )
-        self._beginning = _Beginning(record, start, goal, start / costs.smooth(strides))
+        ratio = start / costs.smooth(strides)
+        at_goal = stepped(costs, strides, limits, goal / ratio)
+        self._beginning = _Beginning(record, start, goal, [ratio, mean_ratio(costs, at_goal, limits)])
 
     def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        self._epoch = epoch
+        self._epoch = (epoch,)
         if self._record is None:
-            self._record, self._start, self._goal, self._ratio = self._beginning
+            self._record, self._start, self._goal, self._ratios = self._beginning
             self._first_epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps = self.params.get("steps")
-        self._follow(self._epoch + ((batch + 1) / steps if steps else 0.0))
+        self._follow(self._epoch[0] + ((batch + 1) / steps if steps else 0.0))
         if steps and batch + 1 >= steps:
-            self._end_epoch()
+            self._end_epoch(self._epoch[0])
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
-        if self._settled_epoch != epoch:  # The number of steps was not known, or there were fewer.
+        if self._ended_epoch != epoch:  # The number of steps was not known, or there were fewer.
             self._follow(epoch + 1)
-            self._end_epoch()
+            self._end_epoch(epoch)
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.finish()
@@ -174,14 +179,14 @@ class MacsBudget(keras.callbacks.Callback):
 
         A training that ends before the target epoch is left where it is, with a warning.
         """
-        if self._epoch + 1 >= self.last_epoch:
+        if self._ended_epoch + 1 >= self.last_epoch:
             self._settle()
         elif not self._warned:
             self._warned = True
             warnings.warn(
-                f"Training ended after epoch {self._epoch + 1}, and the budget of {self.goal:,} MACs is for the end of "
-                f"epoch {self.last_epoch}: the model has {macs(self.model, self._input_shape).macs:,}. Set an earlier "
-                "epoch.",
+                f"Training ended after {self._ended_epoch + 1} epochs, and the budget of {self.goal:,} MACs is for the "
+                f"end of epoch {self.last_epoch}: the model has {macs(self.model, self._input_shape).macs:,}. Set an "
+                "earlier epoch.",
                 stacklevel=2,
             )
 
@@ -196,16 +201,18 @@ class MacsBudget(keras.callbacks.Callback):
                 + (f": the strides rest for {self.rest_epochs}." if self.rest_epochs else ".")
             )
 
-    def _begun(self, name: str) -> float:
+    def _begun(self, name: str) -> Any:
         """A number from the beginning of this training, or of the run that it resumes."""
         kept = getattr(self, name)
         return getattr(self._beginning, name[1:]) if kept is None else kept
 
-    def _scheduled(self, epochs: float) -> float:
-        start, goal = self._begun("_start"), self._begun("_goal")
+    def _share_done(self, epochs: float) -> float:
+        """How much of the schedule is over, from 0 to 1."""
         first = max(self._first_epoch, self.rest_epochs)
-        share = (epochs - first) / (self.last_epoch - first) if self.last_epoch > first else 1.0
-        return goal if share >= 1 else start * (goal / start) ** max(share, 0.0)
+        return min(max((epochs - first) / (self.last_epoch - first), 0.0), 1.0) if self.last_epoch > first else 1.0
+
+    def _scheduled(self, epochs: float) -> float:
+        return _between(self._begun("_start"), self._begun("_goal"), self._share_done(epochs))
 
     # --- The steps ---------------------------------------------------------------------------------------------------
 
@@ -220,16 +227,17 @@ class MacsBudget(keras.callbacks.Callback):
         if epochs <= self.rest_epochs:
             return
         current.bring_weights_back(self.model)
-        costs, wanted = self._model_costs, self._scheduled(epochs) / self._ratio
+        costs = self._model_costs
+        wanted = self._scheduled(epochs) / _between(*self._ratios, self._share_done(epochs))
         strides = costs.strides()
         excess = costs.smooth(strides) - wanted
         is_past = excess <= 0 if self._goal <= self._start else excess >= 0
         if excess and not (is_past and epochs < self.last_epoch):
             self._assign(stepped(costs, strides, stride_limits(costs), wanted))
 
-    def _end_epoch(self) -> None:
-        self._settled_epoch = self._epoch
-        if self._epoch + 1 >= self.last_epoch:
+    def _end_epoch(self, epoch: int) -> None:
+        self._ended_epoch = epoch
+        if epoch + 1 >= self.last_epoch:
             self._settle()
 
     def _settle(self) -> None:
@@ -256,7 +264,7 @@ class MacsBudget(keras.callbacks.Callback):
             _, count, strides = min(tried, key=lambda each: each[0])
             self._counted_at(strides)
             self._warn(count)
-        self._ratio = goal / costs.smooth(strides)  # The steps of the next epochs hold this place.
+        self._ratios = [goal / costs.smooth(strides)] * 2  # The steps of the next epochs hold this place.
 
     def _counted_at(self, strides: Strides) -> int:
         self._assign(strides)
@@ -285,6 +293,11 @@ class MacsBudget(keras.callbacks.Callback):
                 "Give another target or a greater tolerance.",
                 stacklevel=4,
             )
+
+
+def _between(first: float, last: float, share: float) -> float:
+    """Goes from one number to another one in equal factors; at the ends it gives them to the bit."""
+    return last if share >= 1 else first * (last / first) ** share
 
 
 def validated_target(name: str, target: Any) -> float:

@@ -24,6 +24,9 @@ _MOST_COMBINED = 3
 _MOST_IN_THREES = 16
 """Of more strides than that, only two move together: there are enough pairs, and too many triples."""
 
+_AROUND = np.linspace(0.85, 1.15, 13)
+"""Factors of strides. On small maps they reach the next sizes."""
+
 _DOUBLINGS, _HALVINGS = 60, 60
 
 
@@ -99,6 +102,23 @@ def stepped(costs: CostModel, strides: Strides, limits: StrideLimits, wanted: fl
         else:
             low = middle
     return at(sign * high)
+
+
+def mean_ratio(costs: CostModel, strides: Strides, limits: StrideLimits) -> float:
+    """The cost at whole sizes over the smooth cost, as the mean around some strides.
+
+    At the strides themselves the ratio depends on how near they are to the next size.
+
+    Args:
+        costs: of the model.
+        strides: of each layer.
+        limits: from `stride_limits`.
+    """
+    around = [
+        [np.clip(each * np.float32(factor), low, high) for each, low, high in zip(strides, *limits)]
+        for factor in _AROUND
+    ]
+    return sum(map(costs.whole, around)) / sum(map(costs.smooth, around))
 
 
 def settled(
