@@ -144,7 +144,7 @@ class MacsBudget(keras.callbacks.Callback):
         start, initial_cost = float(macs(self.model, self._input_shape).macs), costs.whole(initial)
         goal = self._target * initial_cost if self._target <= 1 else self._target
         least, most = costs.whole(limits.most), costs.whole(limits.least)
-        if not least * (1 - self._tolerance) <= goal <= most * (1 + self._tolerance):
+        if not least <= round(goal) <= most:
             raise ValueError(
                 f"A budget of {goal:,.0f} MACs cannot be reached: the strides of {self.model.name} give {least:,} to "
                 f"{most:,} MACs for one image, {least / initial_cost:.3g} to {most / initial_cost:.3g} of those at the "

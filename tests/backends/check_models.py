@@ -10,6 +10,7 @@ from support.unets import pooled_and_upsampled, strided_and_transposed
 from diffstride_hybrid import (
     CropRefresh,
     DiffStride,
+    MacsBudget,
     Resnet,
     SpectralPooling,
     macs,
@@ -205,3 +206,27 @@ def test_models_of_keras_applications_are_swapped(name: str):
     assert diffstride_layers(swapped)
     x = np.random.default_rng(0).uniform(0, 255, (1, size, size, 3)).astype("float32")
     assert tuple(swapped(x).shape) == tuple(model(x).shape)
+
+
+def test_a_budget_of_macs_is_met_before_each_validation():
+    counts: list[int] = []
+
+    class Count(keras.callbacks.Callback):
+        def on_test_begin(self, logs: object = None) -> None:
+            counts.append(macs(self.model).macs)
+
+    model = keras.Sequential([keras.Input((16, 16, 1)), DiffStride(1.5, smoothness_factor=1.0)])
+    model.add(layers.Conv2D(4, 3, padding="same"))
+    model.add(DiffStride(1.5, smoothness_factor=1.0))
+    model.add(layers.Conv2D(4, 3, padding="same"))
+    model.add(layers.GlobalAveragePooling2D())
+    model.compile("adam", "mse")
+    start = macs(model).macs
+    x, y = np.ones([4, 16, 16, 1], "float32"), np.ones([4, 4], "float32")
+    callbacks = [MacsBudget(0.5, epoch=2), CropRefresh(), Count()]
+    model.fit(x, y, batch_size=2, epochs=3, verbose=0, callbacks=callbacks, validation_data=(x, y))
+    np.testing.assert_allclose(counts[1:], 0.5 * start, rtol=0.03)
+    assert macs(model).macs == counts[-1]
+    again = keras.models.clone_model(model)
+    again.set_weights(model.get_weights())
+    assert macs(again).macs == counts[-1]

@@ -118,6 +118,16 @@ def test_a_run_with_static_crops_refreshes_them_and_counts_the_retraces(tmp_path
 
 
 @pytest.mark.slow
+def test_a_compiled_run_meets_its_budget(tmp_path: Path):
+    options = {"model_cls": partial(small, pooling_cls=partial(DiffStride, smoothness_factor=1.0)), "num_epochs": 3}
+    summary = train(tmp_path, jit_compile=True, macs_budget=0.5, macs_budget_epoch=2, **options)
+    counts = [int(row["macs"]) for row in rows_of(tmp_path / "strides.csv")[2:]]
+    for count in (*counts, summary["macs"], macs(load(tmp_path), (16, 16, 1)).macs):
+        assert count == pytest.approx(summary["macs_budget"], rel=0.03)
+    assert 1 <= summary["retraces"] <= 3
+
+
+@pytest.mark.slow
 def test_a_stopped_run_keeps_its_static_crops(tmp_path: Path, uncompiled: None):
     """Strides that have gone back over the edge, but not far enough, alone do not tell the crop."""
     looks = []
