@@ -274,8 +274,7 @@ class MacsBudget(keras.callbacks.Callback):
 
     def _assign(self, strides: Strides) -> None:
         for layer, values in zip(self._model_costs.layers, strides):
-            if layer.trainable:
-                layer.strides.assign(values)
+            layer.strides.assign(values)
 
     @property
     def _are_static(self) -> bool:
