@@ -23,6 +23,7 @@ every_study = pytest.mark.parametrize("name", STUDIES)
 # --- The grid --------------------------------------------------------------------------------------------------------
 def test_the_studies_are_those_of_the_plan():
     assert set(STUDIES) == {
+        "budget_small",
         "cifar10",
         "cifar100",
         "cifar100_small",
@@ -109,7 +110,7 @@ def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any], message: str
 def test_a_study_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"No study 'cifar11': did you mean 'cifar10'"):
         load_study("cifar11")
-    with pytest.raises(ValueError, match=r"there are cifar10, .*placement"):
+    with pytest.raises(ValueError, match=r"there are budget_small, cifar10, .*placement"):
         load_study("../x")
 
 
