@@ -4,12 +4,11 @@ python -m experiments.audits --study=fashion_mnist_small
 python -m experiments.audits --study=cifar_small --runs=../study/runs
 
 Writes `experiments/results/STUDY_audits.csv`, with a row for each run, and `STUDY_audits.png`. Runs that the CSV file
-has are not audited again.
+has for as many images are not audited again.
 """
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -20,7 +19,6 @@ from diffstride_hybrid.audit.auditing import audit
 from diffstride_hybrid.audit.report import Audit
 from diffstride_hybrid.common.files import read_rows, rows_as_text, whole_file, write_whole
 from diffstride_hybrid.config import saved_runs
-from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.runs.folder import FINAL_MODEL
 from experiments.studies import audited, fingerprint
 from experiments.studies.flags import chosen_study, define_study_flags
@@ -43,9 +41,11 @@ def main(argv: Sequence[str]) -> None:
     rows = [dict(row) for row in read_rows(path)]
     places = {tuple(audited.key_of(cell).values()): place for place, cell in enumerate(study.cells())}
     for cell in study.cells():
-        if not cell.is_finished(FLAGS.runs) or any(audited.key_of(cell).items() <= row.items() for row in rows):
+        key = {**audited.key_of(cell), "images": str(FLAGS.images)}
+        if not cell.is_finished(FLAGS.runs) or any(key.items() <= row.items() for row in rows):
             continue
         fingerprint.check_unchanged(cell, FLAGS.runs)
+        rows = [row for row in rows if not audited.key_of(cell).items() <= row.items()]
         rows.append(audited.row_of(cell, audit_of_run(cell.folder(FLAGS.runs), FLAGS.images, FLAGS.data_dir)))
         rows.sort(key=lambda row: places.get(tuple(row[name] for name in audited.KEY), len(places)))
         write_whole(path, rows_as_text(list(rows[0]), rows))
@@ -70,8 +70,7 @@ def audit_of_run(folder: pathlib.Path, images: int, data_dir: str | None = None)
     """
     run = saved_runs.load_run(folder, FINAL_MODEL, data_dir)
     pixels, labels = run.datasets.some_images("test", images)
-    preprocess = functools.partial(normalize_images, mean=run.datasets.mean, std=run.datasets.std)
-    return audit(run.model, pixels, labels, preprocess=preprocess, batch_size=250)
+    return audit(run.model, pixels, labels, batch_size=250, **saved_runs.pixel_options(run))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ python -m diffstride_hybrid.audit --model=model.keras --preprocess=mobilenet fol
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import json
 import pathlib
 import sys
@@ -22,25 +22,31 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.audit.auditing import PASSES, audit
 from diffstride_hybrid.audit.report import Audit, figure_of
+from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.image_files import find_images, read_image
-from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.runs import model_card
 from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL, RunFolder
 
 FLAGS = flags.FLAGS
 
 
+OF_RUNS, OF_FILES = ("split", "data_dir"), ("value_range", "preprocess", "image_size")
+"""Options that only a run has, and options that only a model in a file has."""
+
+
 class Subject(NamedTuple):
-    """What is audited.
+    """The model and the images of an audit.
 
     Attributes:
+        words: both, for the report.
         model: a classifier.
         images: with values in `options["value_range"]`.
         labels: integers; None if the right classes are not known.
         options: more arguments for `audit`.
     """
 
+    words: str
     model: keras.Model
     images: np.ndarray
     labels: np.ndarray | None
@@ -60,28 +66,48 @@ def define_flags() -> None:
         "preprocess", None, "Module of keras.applications whose preprocess_input the file's model needs."
     )
     flags.DEFINE_integer("image_size", None, "Height and width if the file's model takes any size.", lower_bound=1)
-    flags.DEFINE_string("output", None, "Folder for the files; the run's own if not given. No files without either.")
+    flags.DEFINE_string("output", None, "Folder for the files. The run's own if not given, for its final model.")
     command_line.data_dir_flag("As in the run if not given.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Audits the model, prints the tables, and writes `audit.json`, `audit.md` and `figures/audit.png`.
 
-    The model card of a finished run is written anew, with the tables in it.
+    An audit of the final model of a run on its test images goes into the run's folder and model card. Any other one is
+    written only if `--output` names a folder.
 
     Args:
-        argv: the name of the command, then files or folders of images if there is no `--workdir`.
+        argv: the name of the command, then files or folders of images if there is no `--workdir`. The folders directly
+            in a folder that is named are taken for the classes, in the order of their names.
     """
-    subject = _of_file(argv[1:]) if FLAGS.workdir is None else _of_run(argv[1:])
+    is_run = FLAGS.workdir is not None
+    for name in OF_FILES if is_run else OF_RUNS:
+        if FLAGS[name].present:
+            raise ValueError(f"--{name} is not for {'a run' if is_run else 'a model in a file'}: leave it out.")
+    is_of_card = is_run and FLAGS.model == FINAL_MODEL and FLAGS.split == "test" and FLAGS.output is None
+    place = FLAGS.workdir if is_of_card else FLAGS.output
+    subject = _of_run(argv[1:]) if is_run else _of_file(argv[1:])
+    folder = None if place is None else RunFolder(place)  # Before the audit: the folder may not be written to.
     bar = tqdm.tqdm(total=PASSES, desc="audit", unit="pass", leave=False, disable=not sys.stderr.isatty())
     with bar:
         results = audit(
-            *subject[:3], batch_size=FLAGS.batch_size, seed=FLAGS.seed, progress=bar.update, **subject.options
+            subject.model,
+            subject.images,
+            subject.labels,
+            batch_size=FLAGS.batch_size,
+            seed=FLAGS.seed,
+            progress=bar.update,
+            **subject.options,
         )
+    results = dataclasses.replace(results, subject=subject.words)
     print(results.to_markdown(), end="")
-    place = FLAGS.output or FLAGS.workdir
-    if place is not None:
-        _write(RunFolder(place), results)
+    if folder is None:
+        print("\nNothing is written: give --output=FOLDER for the tables and the figure.")
+        return
+    _write(folder, results)
+    if is_of_card and folder.is_finished():
+        model_card.write_model_card(folder, folder.read_json("summary.json"))
+    print(f"\n{folder.path / 'audit.json'}, audit.md and figures/audit.png are written.")
 
 
 def _of_run(names: Sequence[str]) -> Subject:
@@ -93,31 +119,64 @@ def _of_run(names: Sequence[str]) -> Subject:
     datasets = run.datasets
     if datasets.splits[FLAGS.split].size == 0:
         raise ValueError(f"The {FLAGS.split} split of {datasets.name} has no images.")
-    preprocess = functools.partial(normalize_images, mean=datasets.mean, std=datasets.std)
-    return Subject(run.model, *datasets.some_images(FLAGS.split, FLAGS.images), {"preprocess": preprocess})
+    words = f"{FLAGS.model}, {FLAGS.split} images of {datasets.name}"
+    return Subject(words, run.model, *datasets.some_images(FLAGS.split, FLAGS.images), saved_runs.pixel_options(run))
 
 
 def _of_file(names: Sequence[str]) -> Subject:
     if not names:
         raise ValueError("Give --workdir=RUN, or --model=FILE.keras and, after the options, images or folders of them.")
-    model = saved_runs.load_model_file(pathlib.Path(FLAGS.model))
-    files = find_images(names, recursive=True)
-    classes = sorted({file.parent.name for file in files})
-    step = max(1, len(files) // FLAGS.images)
-    files = files[::step][: FLAGS.images]
-    shape = _image_shape(model)
-    low, high = _value_range()
-    images = low + (high - low) / 255 * np.stack([read_image(file, shape) for file in files]).astype(np.float32)
-    labels = None
-    if len(classes) == model.output_shape[-1]:
-        labels = np.array([classes.index(file.parent.name) for file in files])
-    else:
+    path = pathlib.Path(FLAGS.model)
+    if (path.parent / "run.json").exists():
+        raise ValueError(f"{path} is the model of a run: give --workdir={path.parent} --model={path.name}.")
+    model = saved_runs.load_model_file(path)
+    shape, (low, high), preprocess = _image_shape(model), _value_range(), _preprocess()
+    found = [
+        (file, _class_of(file, pathlib.Path(name))) for name in names for file in find_images([name], recursive=True)
+    ]
+    chosen = [found[i] for i in spread_indices(len(found), FLAGS.images)]
+    images = low + (high - low) / 255 * _read([file for file, _ in chosen], shape).astype(np.float32)
+    return Subject(
+        f"{FLAGS.model}, images of {', '.join(names)}",
+        model,
+        np.clip(images, low, high),
+        _labels([name for _, name in found], [name for _, name in chosen], model.output_shape[-1]),
+        {"value_range": (low, high), "preprocess": preprocess},
+    )
+
+
+def _class_of(file: pathlib.Path, named: pathlib.Path) -> str | None:
+    """The name of the folder that a file lies in, directly in the folder that the user named."""
+    parts = file.relative_to(named).parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def _labels(all_names: Sequence[str | None], names: Sequence[str | None], num_classes: int) -> np.ndarray | None:
+    """The classes of images by the names of their folders, and a line that says what is taken for them."""
+    classes = sorted({name for name in all_names if name is not None})
+    if None in all_names or len(classes) != num_classes:
         print(
-            f"The images lie in {len(classes)} folder{'s' * (len(classes) != 1)} and the model has "
-            f"{model.output_shape[-1]} classes, so the right classes are not known.",
+            f"The right classes are not known: the model has {num_classes} classes, and there are {len(classes)} "
+            f"folders of images{' and images outside of them' if None in all_names else ''}.",
             file=sys.stderr,
         )
-    return Subject(model, images, labels, {"value_range": (low, high), "preprocess": _preprocess()})
+        return None
+    order = ", ".join(f"{i} {name}" for i, name in enumerate(classes))
+    print(f"The folders are taken for the model's classes in this order: {order}.", file=sys.stderr)
+    return np.array([classes.index(name) for name in names])
+
+
+def _read(files: Sequence[pathlib.Path], shape: tuple[int, int, int]) -> np.ndarray:
+    """The images of files. Every file that cannot be read is named as an error."""
+    images = []
+    for file in files:
+        try:
+            images.append(read_image(file, shape))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+    if len(images) < len(files):
+        raise ValueError(f"{len(files) - len(images)} of {len(files)} files cannot be read as images.")
+    return np.stack(images)
 
 
 def _image_shape(model: keras.Model) -> tuple[int, int, int]:
@@ -137,9 +196,8 @@ def _value_range() -> tuple[float, float]:
     try:
         low, high = map(float, FLAGS.value_range)
     except ValueError as error:
-        raise ValueError(
-            f"--value_range must be two numbers such as 0,1, got {','.join(FLAGS.value_range)}."
-        ) from error
+        given = ",".join(FLAGS.value_range)
+        raise ValueError(f"--value_range must be two numbers such as 0,1, got {given}.") from error
     return low, high
 
 
@@ -160,9 +218,6 @@ def _write(folder: RunFolder, results: Audit) -> None:
     folder.write_text("audit.md", results.to_markdown())
     (folder.path / "figures").mkdir(exist_ok=True)
     folder.write_figure("figures/audit.png", figure_of(json.loads(results.to_json())))
-    if folder.is_finished():
-        model_card.write_model_card(folder, folder.read_json("summary.json"))
-    print(f"\n{folder.path / 'audit.json'}, audit.md and figures/audit.png are written.")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from diffstride_hybrid.audit import corruptions, shifts
-from diffstride_hybrid.audit.classifier import Classifier, Preprocess
+from diffstride_hybrid.audit import corruptions, poolings, shifts
+from diffstride_hybrid.audit.classifier import Change, Classifier, Preprocess
 from diffstride_hybrid.audit.poolings import audit_poolings
 from diffstride_hybrid.audit.report import Audit
 from diffstride_hybrid.backends import current
@@ -47,7 +47,7 @@ def audit(
       and fractional shifts, with mirrored and circular edges, see `shifts.consistency`; and the worst case: the share
       of images whose class stays, and of those whose class is right, at all shifts of up to 2 pixels.
     - For each layer that downsamples: the share of energy that it keeps, the share of its output that is aliased, and
-      by how much shifting and pooling differ by their order, on the first batch, see `PoolingAudit`.
+      by how much shifting and pooling differ by their order, on 64 of the images, see `PoolingAudit`.
     - Accuracy on images with noise, blur, less contrast, more brightness, large pixels and JPEG's artifacts at three
       strengths, after CIFAR-10-C (Hendrycks and Dietterich, arXiv 1903.12261), see `corruptions`.
     - Accuracy under the fast gradient sign method (Goodfellow et al., arXiv 1412.6572): each pixel is moved by 1/255
@@ -62,7 +62,7 @@ def audit(
             logits.
         images: `[number, height, width, channels]`, or with the channels first if `data_format` says so, with values
             in `value_range`.
-        labels: integers `[number]`, the right classes. None if they are not known.
+        labels: integers `[number]` or `[number, 1]`, the right classes. None if they are not known.
         value_range: the values of black and white in `images`.
         preprocess: turns a batch of images, a float32 tensor with values in `value_range`, into what the model takes,
             such as `keras.applications.mobilenet.preprocess_input`. It must be differentiable. None if the model takes
@@ -77,8 +77,9 @@ def audit(
         The figures.
 
     Raises:
-        ValueError: an argument is out of range, the images do not fit the model, or the model is no classifier of one
-            image.
+        TypeError: an argument has the wrong type.
+        ValueError: an argument is out of range; the images do not fit the model; or the model is no classifier of one
+            image, draws by chance, or has no gradient.
         ImportError: Pillow or SciPy is not installed.
 
     Example:
@@ -91,37 +92,45 @@ def audit(
     """
     _check_libraries()
     validated_whole("batch_size", batch_size, 1)
+    validated_whole("seed", seed, 0)
     data_format = validated_choice(
         "data_format", data_format or keras.config.image_data_format(), ("channels_last", "channels_first")
     )
-    pixels = _pixels(images, value_range, data_format)
-    classifier = Classifier(model, value_range, preprocess, min(batch_size, len(pixels)), data_format)
-    classifier.check_size(pixels.shape[1:])
+    low, high = _validated_range(value_range)
+    pixels = _pixels(images, low, high, data_format)
+    classifier = Classifier(model, (low, high), preprocess, min(batch_size, len(pixels)), data_format)
+    classifier.check(pixels)
+    right = None if labels is None else _labels(labels, len(pixels), classifier.num_classes)
     done = progress or (lambda passes: None)
 
-    def classes(images: np.ndarray) -> np.ndarray:
-        found = classifier.classes(images)
+    def classes(images: np.ndarray, change: Change | None = None) -> np.ndarray:
+        found = classifier.classes(images, change)
         done(1)
         return found
 
     predicted = classes(pixels)
-    right = predicted if labels is None else _labels(labels, len(pixels), classifier.num_classes)
+    right = predicted if right is None else right
 
-    def share_right(images: np.ndarray) -> float:
-        return float(np.mean(classes(images) == right))
+    def share_right(change: Change) -> float:
+        return float(np.mean(classes(pixels, change) == right))
+
+    def share_right_corrupted(kind: str, severity: int) -> float:
+        corrupted = corruptions.corruption(kind, severity, seed)
+        return share_right(lambda batch, where: corrupted(batch))
 
     consistency = {f"{boundary}, {kind}": share for boundary, kind, share in shifts.consistency(classes, pixels, seed)}
     on_grid = shifts.classes_on_grid(classes, pixels)
-    corrupted = {
-        kind: [share_right(corruptions.corrupted(pixels, kind, level, seed)) for level in corruptions.SEVERITIES]
+    by_kind = {
+        kind: [share_right_corrupted(kind, severity) for severity in corruptions.SEVERITIES]
         for kind in corruptions.STRENGTHS
     }
     signs = classifier.adversarial_signs(pixels, right)
     done(1)
-    attacked = {
-        f"{strength}/255": share_right(np.clip(pixels + np.float32(strength / 255) * signs, 0, 1))
-        for strength in ATTACKS
-    }
+
+    def attack(strength: int) -> Change:
+        return lambda batch, where: np.clip(batch + np.float32(strength / 255) * signs[where], 0, 1)
+
+    attacks = {f"{strength}/255": share_right(attack(strength)) for strength in ATTACKS}
     batch, _ = next(classifier.batches(pixels))
     cost = macs(model, tuple(batch.shape[1:]))
     return Audit(
@@ -133,9 +142,10 @@ def audit(
         consistency=consistency,
         worst_case_consistency=float(np.mean((on_grid == on_grid[0]).all(0))),
         worst_case_accuracy=float(np.mean((on_grid == right).all(0))),
-        corruptions=corrupted,
-        attacks=attacked,
-        poolings=audit_poolings(model, batch, seed),
+        corruptions=by_kind,
+        attacks=attacks,
+        without_gradient=float(np.mean(~signs.any((1, 2, 3)))),
+        poolings=audit_poolings(model, classifier.spread_images(pixels, poolings.IMAGES), seed),
         macs=cost.macs,
         pooling_macs=cost.pooling_macs,
         parameters=model.count_params(),
@@ -151,19 +161,26 @@ def _check_libraries() -> None:
         raise ImportError(f"audit corrupts images with Pillow and SciPy: pip install {' '.join(missing)}")
 
 
-def _pixels(images: Any, value_range: tuple[float, float], data_format: str) -> np.ndarray:
+def _validated_range(value_range: Any) -> tuple[float, float]:
+    if np.shape(value_range) != (2,) or not -np.inf < value_range[0] < value_range[1] < np.inf:
+        raise ValueError(
+            f"value_range must be the values of black and white, such as (0, 255) or (0, 1), got {value_range!r}."
+        )
+    return float(value_range[0]), float(value_range[1])
+
+
+def _pixels(images: Any, low: float, high: float, data_format: str) -> np.ndarray:
     """The images as float32 `[number, height, width, channels]` from 0 to 1."""
     images = np.asarray(images)
-    if images.ndim != 4 or 0 in images.shape:
-        raise ValueError(f"images must be of shape (number, height, width, channels), got {images.shape}.")
-    low, high = value_range
-    if not low < high:
-        raise ValueError(f"value_range must be the values of black and white, such as (0, 255), got {value_range}.")
+    if images.ndim != 4 or 0 in images.shape or images.dtype.kind not in "fiu":
+        raise ValueError(
+            f"images must be numbers of shape (number, height, width, channels), got {images.dtype} of {images.shape}."
+        )
     least, most = images.min(), images.max()
     if not (low <= least and most <= high):  # NaN fails too.
         raise ValueError(
-            f"images must have values from {low} to {high}, got {least:.6g} to {most:.6g}: give their value_range, and "
-            "give images that are normalized as pixels, with a preprocess that normalizes them."
+            f"images must have values from {low:g} to {high:g}, got {least:.6g} to {most:.6g}: give their value_range, "
+            "and give images that are normalized as pixels, with a preprocess that normalizes them."
         )
     if images.dtype.kind == "f" and high - low > 100 and most <= 1:
         raise ValueError(f"images have values from {least:.6g} to {most:.6g}: give value_range=(0, 1).")
@@ -174,6 +191,8 @@ def _pixels(images: Any, value_range: tuple[float, float], data_format: str) -> 
 
 def _labels(labels: Any, count: int, num_classes: int) -> np.ndarray:
     labels = np.asarray(labels)
+    if labels.shape == (count, 1):  # As the data sets of Keras have them.
+        labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"labels must be an integer for each of the {count} images, got {labels.dtype} of shape {labels.shape}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,12 +11,21 @@ import numpy as np
 from keras import ops
 
 from diffstride_hybrid.backends import current
+from diffstride_hybrid.common.arguments import spread_indices
+from diffstride_hybrid.common.errors import one_line
+from diffstride_hybrid.model_tools.inspection import leaf_layers
 
 Preprocess = Callable[[Any], Any]
-"""Turns a batch of images, a float32 tensor, into what the model takes. It must be differentiable."""
+"""Turns a batch of images, a float32 tensor, into the model's input. It must be differentiable."""
+
+Change = Callable[[np.ndarray, slice], np.ndarray]
+"""Changes a batch of images. The slice says which of all images they are."""
 
 _TINY = 1e-30
 """Added before a logarithm. The least normal float32 number is 1.2e-38."""
+
+_LOSS_SCALE = 1024.0
+"""Keeps small gradients above the least float16 number. It does not change their signs."""
 
 
 class Classifier:
@@ -25,17 +35,18 @@ class Classifier:
 
     Args:
         model: a built model with one input for images and one output `[batch, classes]`, probabilities or logits.
-        value_range: the values of black and white in what `preprocess` takes, or the model if there is none.
-        preprocess: turns a batch of images into what the model takes; None if it takes them as they are.
+        value_range: the values of black and white in the input of `preprocess`, or of the model if there is none.
+        preprocess: turns a batch of images into the model's input; None if the model takes images as they are.
         batch_size: how many images go through the model at once. An incomplete batch is filled up.
         data_format: of the model, 'channels_last' or 'channels_first'.
 
     Attributes:
         model: the model.
-        num_classes: how many classes it tells apart; None before the first batch.
+        num_classes: how many classes it tells apart; 0 before `check`.
 
     Raises:
-        ValueError: the model has several inputs or outputs.
+        TypeError: `model` is no Keras model.
+        ValueError: the model has several inputs or outputs, or layers of another data format.
     """
 
     def __init__(
@@ -46,121 +57,179 @@ class Classifier:
         batch_size: int,
         data_format: str,
     ):
-        for what in ("inputs", "outputs"):
-            count = len(getattr(model, what, None) or [None])
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"audit takes a keras.Model, got {type(model).__name__}.")
+        for name in ("inputs", "outputs"):
+            count = len(getattr(model, name, None) or [None])
             if count != 1:
                 raise ValueError(
-                    f"audit takes models with one input and one output, and {model.name} has {count} {what}."
+                    f"audit takes models with one input and one output, and {model.name} has {count} {name}."
                 )
+        formats = {layer.data_format for layer in leaf_layers(model) if getattr(layer, "data_format", None)}
+        if formats and data_format not in formats:
+            raise ValueError(f"The layers of {model.name} have data_format='{formats.pop()}': give audit the same.")
         self.model = model
-        self.num_classes: int | None = None
+        self.num_classes = 0
         self._low, self._high = value_range
         self._preprocess = preprocess
         self._batch_size = batch_size
         self._channels_first = data_format == "channels_first"
+        self._gives_probabilities = False
+        self._softmax: list[keras.layers.Layer] = []
         self._gradient: Callable[..., np.ndarray] | None = None
 
-    def check_size(self, image_shape: tuple[int, ...]) -> None:
-        """Checks that images have the size that the model takes. The size is not known of every model.
+    def check(self, images: np.ndarray) -> None:
+        """Runs one batch, and checks that images fit, that the model is a classifier, and that it repeats itself.
 
         Args:
-            image_shape: (height, width, channels).
+            images: float32 `[number, height, width, channels]`, pixels from 0 to 1.
 
         Raises:
-            ValueError: the model takes another size.
+            ValueError: the images have another size than the model takes; its outputs are not a finite number for each
+                class, or differ between two calls.
         """
-        own = getattr(self.model, "input_shape", None)
-        given = self._in_model_order(np.empty((0, *image_shape))).shape[1:]
-        fits = own is None or (
-            len(own) == 4 and all(length in (None, own_length) for length, own_length in zip(own[1:], given))
-        )
-        if not fits:
-            raise ValueError(f"{self.model.name} takes images of shape {tuple(own[1:])}, got images of shape {given}.")
+        batch, _ = next(self.batches(images))
+        own, given = getattr(self.model, "input_shape", None), tuple(batch.shape)
+        if own is not None and not (
+            len(own) == len(given) and all(mine in (None, length) for mine, length in zip(own[1:], given[1:]))
+        ):
+            by = "" if self._preprocess is None else " after preprocess"
+            raise ValueError(f"{self.model.name} takes images of shape {own[1:]}, got shape {given[1:]}{by}.")
+        outputs = self.model.predict_on_batch(batch)
+        if isinstance(outputs, (dict, list, tuple)) or np.ndim(outputs) != 2 or np.shape(outputs)[-1] < 2:
+            found = type(outputs).__name__ if isinstance(outputs, (dict, list, tuple)) else np.shape(outputs)
+            raise ValueError(
+                "audit takes classifiers, whose outputs have the shape (batch, classes) with two classes or more; "
+                f"those of {self.model.name} are {found}."
+            )
+        outputs = self._finite(outputs)
+        if not np.array_equal(outputs, self._finite(self.model.predict_on_batch(batch))):
+            raise ValueError(f"{self.model.name} gives other outputs for the same images: it draws by chance.")
+        self.num_classes = outputs.shape[-1]
+        self._gives_probabilities = bool(np.allclose(outputs.sum(-1), 1, atol=1e-2) and outputs.min() >= 0)
+        self._softmax = self._last_softmax(batch, outputs) if self._gives_probabilities else []
 
-    def classes(self, images: np.ndarray) -> np.ndarray:
+    def classes(self, images: np.ndarray, change: Change | None = None) -> np.ndarray:
         """The most probable class of each image.
 
         Args:
             images: float32 `[number, height, width, channels]`, pixels from 0 to 1.
+            change: changes each batch before the model gets it; None for no change.
 
         Returns:
             int64 `[number]`.
 
         Raises:
-            ValueError: the model does not return a finite number for each class.
+            ValueError: an output of the model is not finite.
         """
-        found = [self._checked(self.model.predict_on_batch(batch))[:count] for batch, count in self.batches(images)]
-        return np.concatenate([outputs.argmax(-1) for outputs in found])
+        return np.concatenate(
+            [
+                self._finite(self.model.predict_on_batch(batch))[:count].argmax(-1)
+                for batch, count in self.batches(images, change)
+            ]
+        )
 
-    def batches(self, images: np.ndarray) -> Iterator[tuple[Any, int]]:
+    def batches(self, images: np.ndarray, change: Change | None = None) -> Iterator[tuple[Any, int]]:
         """Batches of equal size, as the model takes them.
 
         Args:
             images: float32 `[number, height, width, channels]`, pixels from 0 to 1.
+            change: changes each batch; None for no change.
 
         Yields:
             A tensor for the model, and how many images in it count: the last batch repeats its last image.
         """
         for first in range(0, len(images), self._batch_size):
-            batch = images[first : first + self._batch_size]
-            filled = np.concatenate([batch, np.repeat(batch[-1:], self._batch_size - len(batch), 0)])
-            yield self._inputs(ops.convert_to_tensor(self._in_model_order(filled), "float32")), len(batch)
+            where = slice(first, min(first + self._batch_size, len(images)))
+            batch = images[where] if change is None else change(images[where], where)
+            yield self._inputs(ops.convert_to_tensor(self._in_model_order(self._filled(batch)))), len(batch)
+
+    def spread_images(self, images: np.ndarray, count: int) -> Any:
+        """Some of the images as one batch for the model, spread evenly over all.
+
+        Args:
+            images: float32 `[number, height, width, channels]`, pixels from 0 to 1.
+            count: how many, at most.
+
+        Returns:
+            A tensor.
+        """
+        chosen = images[spread_indices(len(images), count)]
+        return self._inputs(ops.convert_to_tensor(self._in_model_order(chosen)))
 
     def adversarial_signs(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """The sign of the gradient of the loss by each pixel.
 
         The loss is the log-odds against the label, `log sum_(j != y) p_j - log p_y`. Its gradient points where that of
-        the cross-entropy points, `1 - p_y` times as long, and does not vanish if the model is sure of the class.
+        the cross-entropy points, `1 - p_y` times as long. If the last layer is a softmax, the loss is computed from the
+        logits before it, so that it has a gradient however sure the model is.
 
         Args:
             images: float32 `[number, height, width, channels]`, pixels from 0 to 1.
             labels: integers `[number]`.
 
         Returns:
-            float32 of the shape of `images`: -1, 0 or 1.
+            int8 of the shape of `images`: -1, 0 or 1.
 
         Raises:
-            ValueError: no gradient passes `preprocess`, or it is not finite.
+            ValueError: the gradient cannot be computed, is not finite, or is zero for all images.
         """
         if self._gradient is None:
             self._gradient = current.gradient_of(self._log_odds)
         found = []
         for first in range(0, len(images), self._batch_size):
-            batch, of_batch = images[first : first + self._batch_size], labels[first : first + self._batch_size]
-            missing = self._batch_size - len(batch)
-            batch, of_batch = (np.concatenate([part, np.repeat(part[-1:], missing, 0)]) for part in (batch, of_batch))
-            gradient = self._gradient(self._in_model_order(batch), np.eye(self.num_classes, dtype="float32")[of_batch])
+            batch, of_batch = (self._filled(part[first : first + self._batch_size]) for part in (images, labels))
+            one_hot = np.eye(self.num_classes, dtype="float32")[of_batch]
+            try:
+                gradient = self._gradient(self._in_model_order(batch), one_hot)
+            except Exception as error:  # Each backend has errors of its own for a function that it cannot follow.
+                reason = one_line(error).rstrip(".")
+                raise ValueError(
+                    f"The gradient of {self.model.name} by its images cannot be computed: {reason}. The model and "
+                    "preprocess must compute with tensors."
+                ) from error
             if not np.isfinite(gradient).all():
-                raise ValueError(f"The gradient of {self.model.name} by its input is not finite.")
-            found.append(self._in_own_order(np.sign(gradient))[: len(images) - first])
-        return np.concatenate(found)
+                raise ValueError(f"The gradient of {self.model.name} by its images is not finite.")
+            found.append(self._in_own_order(np.sign(gradient)).astype(np.int8)[: len(images) - first])
+        signs = np.concatenate(found)
+        if not signs.any():
+            raise ValueError(
+                f"The gradient of {self.model.name} by its images is zero: the model and preprocess must be "
+                "differentiable, without rounding."
+            )
+        return signs
 
     def _log_odds(self, images: Any, labels: Any) -> Any:
-        outputs = ops.cast(self.model(self._inputs(images), training=False), "float32")
-        if self._gives_probabilities:
+        with _without_softmax(self._softmax):
+            outputs = ops.cast(self.model(self._inputs(images), training=False), "float32")
+        if self._gives_probabilities and not self._softmax:
             outputs = ops.log(outputs + _TINY)
         others = ops.logsumexp(ops.where(labels > 0, -1e30, outputs), axis=-1)
-        return ops.sum(others - ops.sum(outputs * labels, axis=-1))
+        return _LOSS_SCALE * ops.sum(others - ops.sum(outputs * labels, axis=-1))
+
+    def _last_softmax(self, batch: Any, probabilities: np.ndarray) -> list[keras.layers.Layer]:
+        """The layer whose softmax gives the model's outputs, in a list. Empty if there is none."""
+        layers = [layer for layer in leaf_layers(self.model) if _has_softmax(layer)]
+        for layer in reversed(layers):
+            with _without_softmax([layer]):
+                logits = np.asarray(ops.convert_to_numpy(self.model(batch, training=False)), np.float64)
+            exponentials = np.exp(logits - logits.max(-1, keepdims=True))
+            if np.allclose(exponentials / exponentials.sum(-1, keepdims=True), probabilities, atol=1e-2):
+                return [layer]
+        return []
 
     def _inputs(self, images: Any) -> Any:
         values = self._low + (self._high - self._low) * images
         return values if self._preprocess is None else self._preprocess(values)
 
-    def _checked(self, outputs: Any) -> np.ndarray:
-        """The outputs of a batch as float64, after a look at their shape and values."""
-        if isinstance(outputs, (dict, list, tuple)) or np.ndim(outputs) != 2 or np.shape(outputs)[-1] < 2:
-            shape = type(outputs).__name__ if isinstance(outputs, (dict, list, tuple)) else np.shape(outputs)
-            raise ValueError(
-                f"audit takes classifiers, whose outputs have the shape (batch, classes) with two classes or more; "
-                f"those of {self.model.name} are {shape}."
-            )
+    def _filled(self, part: np.ndarray) -> np.ndarray:
+        """The images or labels of a batch; those of an incomplete one followed by its last, again and again."""
+        return np.concatenate([part, np.repeat(part[-1:], self._batch_size - len(part), 0)])
+
+    def _finite(self, outputs: Any) -> np.ndarray:
         outputs = np.asarray(outputs, np.float64)
         if not np.isfinite(outputs).all():
             raise ValueError(f"The outputs of {self.model.name} are not finite.")
-        if self.num_classes is None:
-            self.num_classes = outputs.shape[-1]
-            sums_to_one = np.allclose(outputs.sum(-1), 1, atol=1e-2)
-            self._gives_probabilities = bool(sums_to_one and outputs.min() >= 0)
         return outputs
 
     def _in_model_order(self, images: np.ndarray) -> np.ndarray:
@@ -168,3 +237,19 @@ class Classifier:
 
     def _in_own_order(self, images: np.ndarray) -> np.ndarray:
         return np.moveaxis(images, 1, -1) if self._channels_first else images
+
+
+def _has_softmax(layer: keras.layers.Layer) -> bool:
+    return getattr(layer, "activation", None) is keras.activations.softmax
+
+
+@contextlib.contextmanager
+def _without_softmax(layers: list[keras.layers.Layer]) -> Iterator[None]:
+    """A context in which some layers with a softmax return what stands before it."""
+    for layer in layers:
+        layer.activation = keras.activations.linear
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.activation = keras.activations.softmax

@@ -30,6 +30,7 @@ class Audit:
         worst_case_accuracy: share of images whose class is right at all shifts of up to 2 pixels.
         corruptions: by kind: the share of right classes at each of `corruptions.SEVERITIES`.
         attacks: by strength of the fast gradient sign method: the share of right classes.
+        without_gradient: share of images whose gradient is zero, so that the attacks do not change them.
         poolings: the figures of each layer that downsamples.
         macs: multiply-accumulate operations for an image, less those of poolings.
         pooling_macs: multiply-accumulate operations of poolings for an image.
@@ -37,6 +38,7 @@ class Audit:
         batch_size: the images of an inference whose memory was measured.
         milliseconds: by batch size: the time of an inference, from arrays to arrays.
         peak_megabytes: the memory that an inference needs beside the weights; None if the backend does not count it.
+        subject: the model and the images, in words, for reports.
     """
 
     images: int
@@ -49,6 +51,7 @@ class Audit:
     worst_case_accuracy: float
     corruptions: Mapping[str, list[float]]
     attacks: Mapping[str, float]
+    without_gradient: float
     poolings: list[PoolingAudit]
     macs: int
     pooling_macs: int
@@ -56,6 +59,7 @@ class Audit:
     batch_size: int
     milliseconds: Mapping[str, float]
     peak_megabytes: float | None
+    subject: str = ""
 
     @property
     def mean_consistency(self) -> float:
@@ -71,7 +75,20 @@ class Audit:
     @property
     def mean_aliased(self) -> float | None:
         """Mean of `aliased` over the layers that downsample; None if there are none."""
-        shares = [pooling.aliased for pooling in self.poolings]
+        return self._mean_of_poolings("aliased")
+
+    @property
+    def mean_energy_kept(self) -> float | None:
+        """Mean of `energy_kept` over the poolings; None if there are none."""
+        return self._mean_of_poolings("energy_kept")
+
+    @property
+    def mean_shift_error(self) -> float | None:
+        """Mean of `shift_error` over the layers that downsample; None if there are none."""
+        return self._mean_of_poolings("shift_error")
+
+    def _mean_of_poolings(self, name: str) -> float | None:
+        shares = [share for pooling in self.poolings if (share := getattr(pooling, name)) is not None]
         return sum(shares) / len(shares) if shares else None
 
     def to_json(self) -> str:
@@ -104,7 +121,9 @@ def markdown_of(values: Mapping[str, Any]) -> str:
     height, width, channels = values["image_shape"]
     right, worst = "accuracy" if values["labeled"] else "share that keeps its class", values["worst_case_accuracy"]
     times = ", ".join(f"{ms:.1f} ms at batch {size}" for size, ms in values["milliseconds"].items())
+    unmoved = values["without_gradient"]
     facts = [
+        *([["audited", values["subject"]]] if values["subject"] else []),
         ["images", f"{values['images']:,} of {height}x{width}x{channels}, seed {values['seed']}"],
         *([["accuracy", _percent(values["accuracy"])]] if values["labeled"] else []),
         *(
@@ -114,6 +133,7 @@ def markdown_of(values: Mapping[str, Any]) -> str:
         ["one class at all shifts of up to 2 pixels", _percent(values["worst_case_consistency"])],
         *([["accuracy at all shifts of up to 2 pixels", _percent(worst)]] if values["labeled"] else []),
         *([f"{right} under FGSM, {strength}", _percent(share)] for strength, share in values["attacks"].items()),
+        *([["images without a gradient, which FGSM leaves as they are", _percent(unmoved)]] if unmoved else []),
         ["MACs an image, convolutions and dense layers", f"{values['macs']:,}"],
         ["MACs an image, poolings", f"{values['pooling_macs']:,}"],
         ["parameters", f"{values['parameters']:,}"],
@@ -134,15 +154,9 @@ def markdown_of(values: Mapping[str, Any]) -> str:
 
 def _pooling_row(pooling: Mapping[str, Any]) -> list[str]:
     sizes = ["x".join(map(str, pooling[name])) for name in ("size_before", "size_after")]
-    kept = "" if pooling["energy_kept"] is None else _percent(pooling["energy_kept"])
-    return [
-        f"`{pooling['layer']}`",
-        pooling["kind"],
-        *sizes,
-        kept,
-        _percent(pooling["aliased"]),
-        _percent(pooling["shift_error"]),
-    ]
+    figures = [pooling[name] for name in ("energy_kept", "aliased", "shift_error")]
+    texts = ["" if figure is None else _percent(figure) for figure in figures]
+    return [f"`{pooling['layer']}`", pooling["kind"], *sizes, *texts]
 
 
 def _percent(share: float) -> str:

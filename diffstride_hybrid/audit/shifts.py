@@ -6,12 +6,13 @@ Zhang, "Making Convolutional Networks Shift-Invariant Again", ICML 2019, arXiv 1
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
+from diffstride_hybrid.audit.classifier import Change
+
 BOUNDARIES = ("mirrored", "circular")
-"""What enters the image at one edge when its content leaves at the other: its mirror image, or that very content."""
+"""How an image goes on beyond its edges: as its mirror image, or from the opposite edge."""
 
 PAIRS = 2
 """How many pairs of random shifts each image gets."""
@@ -19,8 +20,8 @@ PAIRS = 2
 GRID = tuple((down, right) for down in range(-2, 3) for right in range(-2, 3))
 """The shifts of the worst case, in pixels."""
 
-Classes = Callable[[np.ndarray], np.ndarray]
-"""Gives the class of each image, `[number]`, of images `[number, height, width, channels]` from 0 to 1."""
+Classes = Callable[[np.ndarray, Change], np.ndarray]
+"""Gives the classes `[number]` of images `[number, height, width, channels]` that a function changes batch by batch."""
 
 
 def greatest_shift(height: int, width: int) -> int:
@@ -31,7 +32,7 @@ def greatest_shift(height: int, width: int) -> int:
         width: of the images.
 
     Returns:
-        The shift. For images of 224 pixels it is 28, and Zhang's is 32.
+        The shift. For images of 224 pixels it is 28; Zhang crops 224 of 256 pixels, at offsets of up to 32.
     """
     return max(1, min(height, width) // 8)
 
@@ -84,8 +85,8 @@ def shifted_maps(maps: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 def consistency(classes: Classes, images: np.ndarray, seed: int) -> Iterator[tuple[str, str, float]]:
     """Measures the share of pairs of shifted images that get the same class.
 
-    Each image is shifted twice, by random distances of up to `greatest_shift` in each direction, and the classes of
-    both are compared; `PAIRS` times.
+    Each image is shifted twice, down and right by random distances of up to `greatest_shift`, never twice by the same,
+    and the classes of both are compared; `PAIRS` times.
 
     Args:
         classes: gives the classes of images.
@@ -101,10 +102,11 @@ def consistency(classes: Classes, images: np.ndarray, seed: int) -> Iterator[tup
             random = np.random.default_rng([seed, BOUNDARIES.index(boundary), kind == "whole"])
             equal = []
             for _ in range(PAIRS):
-                both = [
-                    classes(shifted(images, _random_shifts(random, kind, len(images), most), boundary)) for _ in "ab"
-                ]
-                equal.append(both[0] == both[1])
+                first, second = (
+                    _classes_of_shifted(classes, images, distances, boundary)
+                    for distances in _random_pair(random, kind, len(images), most)
+                )
+                equal.append(first == second)
             yield boundary, kind, float(np.mean(equal))
 
 
@@ -118,19 +120,29 @@ def classes_on_grid(classes: Classes, images: np.ndarray) -> np.ndarray:
     Returns:
         Integers `[shifts, number]`.
     """
-    return np.stack([classes(shifted(images, np.tile(shift, (len(images), 1)), "mirrored")) for shift in GRID])
+    everywhere = (np.tile(shift, (len(images), 1)) for shift in GRID)
+    return np.stack([_classes_of_shifted(classes, images, distances, "mirrored") for distances in everywhere])
 
 
-def _random_shifts(random: np.random.Generator, kind: str, count: int, most: int) -> np.ndarray:
-    if kind == "whole":
-        return random.integers(-most, most, (count, 2), endpoint=True)
-    return random.uniform(-most, most, (count, 2))
+def _classes_of_shifted(classes: Classes, images: np.ndarray, distances: np.ndarray, boundary: str) -> np.ndarray:
+    return classes(images, lambda batch, where: shifted(batch, distances[where], boundary))
+
+
+def _random_pair(random: np.random.Generator, kind: str, count: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two distances for each image, `[count, 2]` each. No image has the same distance twice."""
+    if kind == "fractional":
+        return random.uniform(0, most, (count, 2)), random.uniform(0, most, (count, 2))
+    places = most + 1
+    first = random.integers(0, places**2, count)
+    second = (first + random.integers(1, places**2, count)) % places**2
+    first_shifts, second_shifts = (np.stack(np.divmod(numbers, places), 1) for numbers in (first, second))
+    return first_shifts, second_shifts
 
 
 def _phases(length: int, shifts: np.ndarray) -> np.ndarray:
     """The factor of each frequency, `[number, length]`."""
     frequencies = np.fft.fftfreq(length)
-    phases: Any = np.exp(-2j * np.pi * frequencies * shifts[:, None])
+    phases = np.exp(-2j * np.pi * frequencies * shifts[:, None])
     if length % 2 == 0:
         phases[:, length // 2] = np.cos(np.pi * shifts)
     return phases

@@ -131,7 +131,7 @@ def gradient_of(function: Callable[..., tf.Tensor]) -> Callable[..., np.ndarray]
     def of_arrays(*arrays: np.ndarray) -> np.ndarray:
         found = gradient(*map(tf.convert_to_tensor, arrays))
         if found is None:
-            raise ValueError("No gradient reaches the images: preprocess must compute with tensors.")
+            raise ValueError("no gradient reaches the images.")
         return found.numpy()
 
     return of_arrays
@@ -144,13 +144,13 @@ def peak_megabytes(run: Callable[[], Any]) -> float | None:
         run: the function.
 
     Returns:
-        10^6 bytes. None if TensorFlow does not count the memory of its last device.
+        10^6 bytes. None if TensorFlow does not count the memory of its last device, or counts none.
     """
     device = tf.config.list_logical_devices()[-1].name
     try:
         tf.config.experimental.reset_memory_stats(device)
         before = tf.config.experimental.get_memory_info(device)["current"]
         run()
-        return round((tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6, 3)
+        return round((tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6, 3) or None
     except ValueError:
         return None

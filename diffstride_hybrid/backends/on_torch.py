@@ -104,9 +104,10 @@ def gradient_of(function: Callable[..., torch.Tensor]) -> Callable[..., np.ndarr
         first, *others = (keras.ops.convert_to_tensor(array) for array in arrays)
         first.requires_grad_(True)
         scalar = function(first, *others)
-        if not scalar.requires_grad:
-            raise ValueError("No gradient reaches the images: preprocess must compute with tensors.")
-        return torch.autograd.grad(scalar, first)[0].cpu().numpy()
+        found = torch.autograd.grad(scalar, first, allow_unused=True)[0] if scalar.requires_grad else None
+        if found is None:
+            raise ValueError("no gradient reaches the images.")
+        return found.cpu().numpy()
 
     return gradient
 

@@ -190,6 +190,24 @@ def validated_size(name: str, value: Any) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
+def spread_indices(size: int, count: int) -> np.ndarray:
+    """Chooses some of many things, spread evenly over all.
+
+    Args:
+        size: how many there are.
+        count: how many to choose. If there are fewer, all of them are chosen.
+
+    Returns:
+        Their indices, ascending.
+
+    Example:
+        >>> spread_indices(10, 4).tolist(), spread_indices(3, 4).tolist()
+        ([0, 2, 5, 7], [0, 1, 2])
+    """
+    count = min(size, count)
+    return np.arange(count) * size // max(count, 1)
+
+
 def _at_most(name: str, value: Any, most: int = np.iinfo(np.int32).max) -> Any:
     """The number, if TensorFlow's kernels take it, as a size or in float32."""
     if value > most:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import pathlib
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import keras
@@ -13,6 +14,7 @@ from absl import logging
 
 from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.data.datasets import Datasets
+from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.runs.folder import RunFolder, read_json
 from diffstride_hybrid.training.records import data_as_recorded, recorded_data
 
@@ -127,6 +129,19 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> 
     path = workdir / "run.json"
     datasets = data_as_recorded(bound["load_data_fn"](seed=bound["seed"]), read_json(path), path)
     return Run(network, datasets, loss)
+
+
+def pixel_options(run: Run) -> dict[str, Any]:
+    """How the model of a run takes pixels.
+
+    Args:
+        run: from `load_run`.
+
+    Returns:
+        `value_range` and `preprocess` as arguments of `audit`: pixels from 0 to 255, normalized as in training.
+    """
+    normalize = functools.partial(normalize_images, mean=run.datasets.mean, std=run.datasets.std)
+    return {"value_range": (0, 255), "preprocess": normalize}
 
 
 def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.data.augmentation import AugmentFn, mix_up, mixup_weights
 from diffstride_hybrid.data.damage import LABEL_OUT_OF_RANGE, naming_damaged_files
 from diffstride_hybrid.data.pixels import normalize_images
@@ -237,11 +238,13 @@ class Datasets:
             Images `[count, height, width, channels]` (uint8) and labels `[count]` (integers).
         """
         split = self.splits[split_name]
-        every = max(1, split.size // count)
+        indices = spread_indices(split.size, count)
         if split.arrays:
-            images, labels = (array[::every][:count] for array in split.arrays)
+            images, labels = (array[indices] for array in split.arrays)
             return images, labels
-        chosen = split.stream(0, split.size).shard(every, 0).take(count).map(decoder_of(split))
+        numbered = split.stream(0, split.size).enumerate()
+        chosen = numbered.filter(lambda i, image_and_label: tf.reduce_any(i == indices))
+        chosen = chosen.map(lambda i, image_and_label: image_and_label).map(decoder_of(split))
         with self.naming_damage():
             images, labels = zip(*chosen.as_numpy_iterator())
         return np.stack(images), np.array(labels)

@@ -10,10 +10,10 @@ from diffstride_hybrid.common import markdown
 from diffstride_hybrid.runs.folder import RunFolder
 
 FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "strides and sizes of the maps"}
+"""The figures that a card shows if the run has them, and their captions."""
 
 AUDIT = "audit.md"
 """The tables of an audit of the run, if there was one. Its figure is `figures/audit.png`."""
-"""The figures that a card shows if the run has them, and their captions."""
 
 
 def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:

@@ -69,16 +69,15 @@ def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
         The row: shares from 0 to 1. Those of poolings are means over the calls of all layers that downsample, those of
         corruptions over the severities.
     """
-    kept = [pooling.energy_kept for pooling in audit.poolings if pooling.energy_kept is not None]
     shares = {
         "accuracy": audit.accuracy,
         "consistency": audit.mean_consistency,
         **{name.replace(", ", "_"): share for name, share in audit.consistency.items()},
         "worst_case": audit.worst_case_consistency,
         "worst_case_accuracy": audit.worst_case_accuracy,
-        "energy_kept": statistics.fmean(kept) if kept else None,
+        "energy_kept": audit.mean_energy_kept,
         "aliased": audit.mean_aliased,
-        "shift_error": statistics.fmean(pooling.shift_error for pooling in audit.poolings),
+        "shift_error": audit.mean_shift_error,
         "corruptions": audit.mean_corruption_accuracy,
         **{kind: statistics.fmean(by_level) for kind, by_level in audit.corruptions.items()},
         **{f"fgsm_{strength.split('/')[0]}": share for strength, share in audit.attacks.items()},
@@ -89,7 +88,9 @@ def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:
-    """Compares the methods: means over the seeds with standard deviations, a line for each method and its strides.
+    """Compares the methods: means over the seeds with standard deviations.
+
+    A line shows one method at one choice of strides, or at one variant.
 
     Args:
         study: whose runs were audited.
@@ -99,14 +100,14 @@ def table(study: Study, rows: Sequence[Row]) -> str:
         A Markdown table. The MACs are those of convolutions and dense layers, and after a plus sign those of poolings.
     """
     lines = []
-    for strides, method, runs in _groups(study, rows):
+    for place, method, runs in _groups(study, rows):
         macs, pooling_macs = (
             statistics.fmean(float(row[name]) for row in runs) / 1e6 for name in ("macs", "pooling_macs")
         )
         cost = f"{macs:.1f} M" + (f" + {pooling_macs:.1f} M" if pooling_macs else "")
         shares = [_spread([row[name] for row in runs]) for name in SHARES]
-        lines.append([strides, f"`{method}`", *shares, cost, str(len(runs))])
-    return markdown.table(["strides", "method", *SHARES.values(), "MACs", "runs"], lines)
+        lines.append([place, f"`{method}`", *shares, cost, str(len(runs))])
+    return markdown.table([study.columns()[0], "method", *SHARES.values(), "MACs", "runs"], lines)
 
 
 def _spread(texts: Sequence[str]) -> str:
@@ -114,12 +115,16 @@ def _spread(texts: Sequence[str]) -> str:
 
 
 def _groups(study: Study, rows: Sequence[Row]) -> list[tuple[str, str, list[Row]]]:
-    """The rows of each choice of strides and each method, in the order of the study."""
+    """The rows of each place and each method, in the order of the study.
+
+    A place is a choice of strides, or a variant, with the data set before it if the study has several.
+    """
+    axis, values = study.columns()
     groups = []
-    for strides, method in itertools.product(map(format_strides, study.strides), study.methods):
-        runs = [row for row in rows if row["strides"] == strides and row["method"] == method.name]
-        if runs:
-            groups.append((strides, method.name, runs))
+    for data, value, method in itertools.product(study.data, values, study.methods):
+        wanted = {"data": data, axis: value, "method": method.name}
+        if runs := [row for row in rows if wanted.items() <= row.items()]:
+            groups.append((f"{data}, {value}" if len(study.data) > 1 else value, method.name, runs))
     return groups
 
 
@@ -144,32 +149,32 @@ def drawing(study: Study, rows: Sequence[Row]) -> Figure:
         rows: of the CSV file.
 
     Returns:
-        A figure in which the color shows the method, and the marker the strides.
+        A figure in which the color shows the method, and the marker the strides or the variant.
     """
     figure = Figure(figsize=(11, 8), layout="constrained")
-    methods = dict(zip((method.name for method in study.methods), itertools.cycle(COLORS)))
-    markers = dict(zip(map(format_strides, study.strides), itertools.cycle(MARKERS)))
+    groups = _groups(study, rows)
+    colors = dict(zip(dict.fromkeys(method for _, method, _ in groups), itertools.cycle(COLORS)))
+    markers = dict(zip(dict.fromkeys(place for place, _, _ in groups), itertools.cycle(MARKERS)))
     for axes, (name, title) in zip(figure.subplots(2, 2).flat, DRAWN.items()):
-        for strides, method, runs in _groups(study, rows):
-            shares = [100 * float(row[name]) for row in runs]
+        for place, method, runs in groups:
+            shares = [100 * float(row[name]) for row in runs if row[name]]
+            if not shares:
+                continue
             axes.errorbar(
                 statistics.fmean((float(row["macs"]) + float(row["pooling_macs"])) / 1e6 for row in runs),
                 statistics.fmean(shares),
                 yerr=statistics.stdev(shares) if len(shares) > 1 else None,
-                color=methods[method],
-                marker=markers[strides],
+                color=colors[method],
+                marker=markers[place],
                 markersize=8,
                 capsize=3,
                 linestyle="none",
             )
         axes.set(xlabel="million MACs an image, with poolings", ylabel=title, xscale="log")
         axes.grid(alpha=0.3)
-    present = {(strides, method) for strides, method, _ in _groups(study, rows)}
-    for method, color in methods.items():
-        if any(method == other for _, other in present):
-            axes.plot([], [], color=color, marker="s", linestyle="none", label=method)
-    for strides, marker in markers.items():
-        if any(strides == other for other, _ in present):
-            axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=f"strides {strides}")
+    for method, color in colors.items():
+        axes.plot([], [], color=color, marker="s", linestyle="none", label=method)
+    for place, marker in markers.items():
+        axes.plot([], [], color="0.4", marker=marker, linestyle="none", label=f"{study.columns()[0]} {place}")
     figure.legend(loc="outside lower center", ncols=5, fontsize=9)
     return figure

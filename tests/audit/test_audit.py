@@ -6,34 +6,54 @@ import json
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from diffstride_hybrid import SpectralPooling, audit
 from diffstride_hybrid.audit.auditing import PASSES
 from diffstride_hybrid.audit.report import MEASURED_HERE, figure_of, markdown_of
 
 random = np.random.default_rng(0)
-IMAGES = random.integers(0, 256, (20, 16, 16, 3))
-LABELS = random.integers(0, 4, 20)
+COLORS = np.array([[200, 40, 40], [40, 200, 40], [40, 40, 200], [120, 120, 120]])
+LABELS = random.integers(0, 4, 40)
+IMAGES = np.clip(COLORS[LABELS][:, None, None] + random.normal(0, 70, (40, 16, 16, 3)), 0, 255).astype(int)
+"""Noise in the color of a class."""
 
 
 def classifier(*, activation: str | None = "softmax", inputs: tuple[int | None, ...] = (16, 16, 3)) -> keras.Model:
-    return keras.Sequential(
+    """Tells colors apart at the brightest place of each map, and so depends on what shifts and corruptions change."""
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential(
         [
             keras.Input(inputs),
             keras.layers.Rescaling(1 / 255),
-            keras.layers.Conv2D(4, 3, padding="same", activation="relu"),
+            keras.layers.Conv2D(8, 3, padding="same", activation="relu"),
             SpectralPooling(2.0, norm="forward", name="spectral"),
             keras.layers.MaxPooling2D(2, name="max"),
-            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.GlobalMaxPooling2D(),
             keras.layers.Dense(4, activation=activation),
         ]
     )
+    features = keras.Model(model.inputs, model.layers[-2].output).predict(IMAGES.astype("float32"), verbose=0)
+    columns = np.concatenate([features, np.ones((40, 1))], 1)
+    solution = np.linalg.lstsq(columns, 5 * np.eye(4)[LABELS], rcond=None)[0]
+    model.layers[-1].kernel.assign(solution[:-1])
+    model.layers[-1].bias.assign(solution[-1])
+    return model
 
 
 @pytest.fixture(scope="module")
 def model() -> keras.Model:
-    keras.utils.set_random_seed(1)
     return classifier()
+
+
+def test_the_model_of_these_tests_can_show_a_difference(model: keras.Model):
+    """Figures that are all 0 or 1 would be equal whatever the code did."""
+    results = audit(model, IMAGES, LABELS)
+    assert results.accuracy > 0.6
+    shares = [*results.consistency.values(), results.worst_case_consistency, *results.attacks.values()]
+    shares += [share for by_level in results.corruptions.values() for share in by_level]
+    assert sum(0 < share < 1 for share in shares) > len(shares) / 2
+    assert len(set(shares)) > 8
 
 
 def same_anywhere(results) -> dict:
@@ -45,7 +65,7 @@ def test_two_audits_agree_to_the_bit_whatever_the_batch_size(model: keras.Model)
     assert same_anywhere(first) == same_anywhere(second)
     in_parts = same_anywhere(audit(model, IMAGES, LABELS, batch_size=7))
     for name, value in same_anywhere(first).items():
-        if name not in ("poolings", "batch_size"):  # The poolings are measured on one batch.
+        if name != "batch_size":
             assert in_parts[name] == value, name
     assert same_anywhere(audit(model, IMAGES, LABELS, seed=1)) != same_anywhere(first)
 
@@ -61,7 +81,8 @@ def test_value_ranges_and_preprocessing_give_the_same_pixels(model: keras.Model)
     plain = audit(model, IMAGES, LABELS)
     scaled = audit(model, IMAGES / 255, LABELS, value_range=(0, 1), preprocess=lambda x: 255 * x)
     centered = audit(model, IMAGES / 127.5 - 1, LABELS, value_range=(-1, 1), preprocess=lambda x: 127.5 * (x + 1))
-    for other in (scaled, centered):
+    as_in_keras = audit(model, IMAGES.astype("uint8").tolist(), LABELS[:, None].astype("uint8"))
+    for other in (scaled, centered, as_in_keras):
         assert other.accuracy == plain.accuracy
         assert other.consistency == plain.consistency
         assert other.attacks == plain.attacks
@@ -100,7 +121,7 @@ def test_a_model_of_any_size_and_a_subclassed_model_are_audited():
 
     own = Own()
     own.build((None, 16, 16, 3))
-    results = audit(own, IMAGES, LABELS)
+    results = audit(own, IMAGES, LABELS.tolist())
     assert [pooling.kind for pooling in results.poolings] == ["SpectralPooling", "MaxPooling2D"]
     assert results.macs > 0
 
@@ -111,20 +132,32 @@ TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), na
 @pytest.mark.parametrize(
     "changed, message",
     [
-        ({"labels": np.full(20, 4)}, r"labels must be from 0 to 3, as the model has 4 classes, got 4 to 4"),
-        ({"labels": np.full(20, -1)}, "labels must be from 0 to 3"),
-        ({"labels": LABELS[:3]}, "an integer for each of the 20 images"),
-        ({"labels": np.eye(4)[LABELS]}, "an integer for each of the 20 images, got float64"),
-        ({"images": IMAGES[:, :15]}, r"takes images of shape \(16, 16, 3\), got images of shape \(15, 16, 3\)"),
-        ({"images": IMAGES[0]}, r"must be of shape \(number, height, width, channels\)"),
-        ({"images": IMAGES[:0]}, r"must be of shape \(number, height, width, channels\)"),
+        ({"labels": np.full(40, 4)}, r"labels must be from 0 to 3, as the model has 4 classes, got 4 to 4"),
+        ({"labels": np.full(40, -1)}, "labels must be from 0 to 3"),
+        ({"labels": LABELS[:3]}, "an integer for each of the 40 images"),
+        ({"labels": np.eye(4)[LABELS]}, "an integer for each of the 40 images, got float64"),
+        ({"images": IMAGES[:, :15]}, r"takes images of shape \(16, 16, 3\), got shape \(15, 16, 3\)"),
+        ({"images": IMAGES[0]}, r"must be numbers of shape \(number, height, width, channels\), got int64 of"),
+        ({"images": IMAGES[:0]}, r"must be numbers of shape \(number, height, width, channels\)"),
+        ({"images": IMAGES.astype(str)}, r"must be numbers of shape \(number, height, width, channels\), got <U"),
         ({"images": IMAGES / 255}, r"give value_range=\(0, 1\)"),
         ({"images": IMAGES - 128}, "images must have values from 0 to 255, got -128 to"),
         ({"images": IMAGES * np.nan}, "images must have values from 0 to 255, got nan"),
-        ({"value_range": (1, 0)}, "value_range must be the values of black and white"),
+        *(
+            ({"value_range": wrong}, "value_range must be the values of black and white, such as")
+            for wrong in ((1, 0), None, (0, 1, 2), 255, (-np.inf, np.inf), (0, np.nan))
+        ),
+        ({"seed": -1}, "seed"),
         ({"batch_size": 0}, "batch_size"),
         ({"data_format": "nhwc"}, "data_format"),
-        ({"preprocess": keras.ops.stop_gradient}, "No gradient reaches the images: preprocess must compute with"),
+        ({"preprocess": keras.ops.stop_gradient}, "cannot be computed: no gradient reaches the images"),
+        ({"preprocess": lambda x: 0 * x}, "is zero: the model and preprocess must be differentiable"),
+        ({"preprocess": lambda x: np.asarray(x) + 0.0}, "The model and preprocess must compute with tensors"),
+        (
+            {"preprocess": lambda x: x[:, ::2]},
+            r"takes images of shape \(16, 16, 3\), got shape \(8, .* after preprocess",
+        ),
+        ({"data_format": "channels_first"}, "layers of .* have data_format='channels_last': give audit the same"),
         ({"model": keras.Model(TWO_INPUTS, keras.layers.Add()(TWO_INPUTS))}, "functional.* has 2 inputs"),
         (
             {"model": keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])},
@@ -132,7 +165,7 @@ TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), na
         ),
         (
             {"model": keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten(), keras.layers.Dense(1)])},
-            r"two classes or more; those of .* are \(20, 1\)",
+            r"two classes or more; those of .* are \(40, 1\)",
         ),
     ],
 )
@@ -146,6 +179,63 @@ def test_outputs_that_are_not_finite_are_named():
     broken.layers[-1].bias.assign([0, np.nan, 0, 0])
     with pytest.raises(ValueError, match=r"outputs of .* are not finite"):
         audit(broken, IMAGES)
+
+
+def test_a_model_that_draws_by_chance_is_named():
+    class Noisy(keras.layers.Layer):
+        def call(self, inputs):
+            return inputs + keras.random.normal(keras.ops.shape(inputs))
+
+    layers = [keras.Input((16, 16, 3)), keras.layers.GlobalAveragePooling2D(), Noisy()]
+    with pytest.raises(ValueError, match="gives other outputs for the same images: it draws by chance"):
+        audit(keras.Sequential(layers), IMAGES)
+
+
+def test_an_object_that_is_no_model_is_named():
+    with pytest.raises(TypeError, match=r"audit takes a keras.Model, got function"):
+        audit(lambda x: x, IMAGES)
+
+
+def test_an_audit_leaves_the_model_as_it_was():
+    before = classifier()
+    outputs = before.predict(IMAGES.astype("float32"), verbose=0)
+    audit(before, IMAGES)
+    assert np.array_equal(before.predict(IMAGES.astype("float32"), verbose=0), outputs)
+    assert all("call" not in vars(layer) for layer in before.layers)
+    assert before.layers[-1].activation is keras.activations.softmax
+
+
+def test_a_pooling_in_a_compiled_function_is_named_and_left_as_it_was():
+    class Compiled(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = classifier()
+            self.compiled_call = tf.function(self.inner)
+
+        def call(self, inputs):
+            return self.compiled_call(inputs)
+
+    own = Compiled()
+    own.build((None, 16, 16, 3))
+    with pytest.raises(ValueError, match=r"runs in a compiled function of compiled, where its maps"):
+        audit(own, IMAGES)
+    assert all("call" not in vars(layer) for layer in own.inner.layers)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_is_audited(policy: str):
+    layers = [SpectralPooling(2.0, dtype=policy), keras.layers.GlobalMaxPooling2D(dtype=policy)]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *layers, keras.layers.Dense(4, dtype=policy)])
+    (pooling,) = audit(model, IMAGES).poolings
+    assert pooling.aliased < 1e-3 and 0.2 < pooling.energy_kept < 0.5
+
+
+def test_one_image_is_audited(model: keras.Model):
+    results = audit(model, IMAGES[:1], LABELS[:1])
+    assert results.accuracy in (0, 1)
+    assert [pooling.energy_kept for pooling in results.poolings] == [None, None]  # Of too few maps.
+    assert "| 16x16 | 8x8 |  |" in results.to_markdown()
+    figure_of(json.loads(results.to_json()))
 
 
 def test_the_report_has_every_figure(model: keras.Model):

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import assert_one_clear_line, contents, run_here, start_command, wait_for
+from support.commands import contents, run_here, start_command, wait_for
 from support.damage import truncate
 from support.paths import TESTS
 
@@ -27,20 +27,26 @@ def run(tmp_path: Path) -> Path:
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A user's own model of gray images of any size, with pixels from 0 to 1 and three classes."""
     path = tmp_path_factory.mktemp("own") / "own.keras"
-    layers = [keras.layers.Conv2D(4, 3, strides=2, name="conv"), keras.layers.GlobalMaxPooling2D()]
-    keras.Sequential([keras.Input((None, None, 1)), *layers, keras.layers.Dense(3)]).save(path)
+    layers = [keras.layers.AveragePooling2D(2, name="mean"), keras.layers.GlobalAveragePooling2D()]
+    model = keras.Sequential([keras.Input((None, None, 1)), *layers, keras.layers.Dense(3)])
+    # The class whose brightness is nearest, but dogs are taken for cats.
+    brightness = np.array([130, 300, 210]) / 255
+    model.layers[-1].kernel.assign(2 * brightness[None])
+    model.layers[-1].bias.assign(-(brightness**2))
+    model.save(path)
     return path
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of images, named as three classes, and one of them with a link."""
+    """Folders of images, named as three classes. One has folders of its own."""
     folder = tmp_path_factory.mktemp("photos")
     random = np.random.default_rng(0)
-    for name in ("cat", "dog", "zebra finch"):
-        (folder / name).mkdir()
-        for i in range(3):
-            Image.fromarray(random.integers(0, 256, (20, 16), np.uint8)).save(folder / name / f"{i}.png")
+    for brightness, name in zip((20, 100, 180), ("cat", "dog/small", "zebra finch")):
+        (folder / name).mkdir(parents=True)
+        for i in range(4):
+            pixels = random.integers(brightness, brightness + 60, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
     return folder
 
 
@@ -72,6 +78,8 @@ def test_all_test_images_give_the_accuracy_of_the_run(run: Path):
 
 def test_the_best_model_and_another_split_go_to_another_folder(run: Path, tmp_path: Path):
     before = contents(run)
+    result = run_here(AUDIT, f"--workdir={run}", "--model=best.keras", "--images=5")
+    assert result.code == 0 and "Nothing is written" in result.out
     arguments = ["--model=best.keras", "--split=validation", "--images=20", f"--output={tmp_path / 'out'}"]
     result = run_here(AUDIT, f"--workdir={run}", *arguments)
     assert result.code == 0, result.err
@@ -79,6 +87,7 @@ def test_the_best_model_and_another_split_go_to_another_folder(run: Path, tmp_pa
     found = json.loads((tmp_path / "out" / "audit.json").read_text())
     sizes = json.loads((run / "run.json").read_text())["data"]["split_sizes"]
     assert found["images"] == min(20, sizes["validation"])
+    assert found["subject"] == "best.keras, validation images of digits"
     best = json.loads((run / "summary.json").read_text())["best_validation_accuracy"]
     assert sizes["validation"] > 20 or found["accuracy"] == pytest.approx(best, abs=1e-6)
 
@@ -88,21 +97,23 @@ def test_a_users_model_is_audited_on_folders_of_images(model_file: Path, photos:
     result = run_here(AUDIT, *arguments, str(photos))
     assert result.code == 0, result.err
     found = json.loads((tmp_path / "audit.json").read_text())
-    assert found["images"] == 9 and found["image_shape"] == [16, 16, 1] and found["labeled"]
-    assert [pooling["layer"] for pooling in found["poolings"]] == ["conv"]
-    model = keras.models.load_model(model_file)
-    files = sorted(photos.glob("*/*.png"))
-    images = [np.asarray(Image.open(file).resize((16, 16))) for file in files]
-    assert len(images) == found["images"]
-    assert model.output_shape[-1] == 3
+    assert found["images"] == 12 and found["image_shape"] == [16, 16, 1] and found["labeled"]
+    assert [pooling["layer"] for pooling in found["poolings"]] == ["mean"]
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["subject"] == f"{model_file}, images of {photos}"
+    assert "in this order: 0 cat, 1 dog, 2 zebra finch." in result.err
+    some = run_here(AUDIT, *arguments, "--images=6", str(photos))
+    assert some.code == 0
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["images"] == 6 and found["accuracy"] == pytest.approx(2 / 3)  # Of every class as many.
 
 
 def test_images_without_classes_are_audited_without_labels(model_file: Path, photos: Path):
     result = run_here(AUDIT, f"--model={model_file}", "--value_range=0,1", "--image_size=16", str(photos / "cat"))
     assert result.code == 0, result.err
-    assert "1 folder and the model has 3 classes, so the right classes are not known" in result.err
+    assert "The right classes are not known: the model has 3 classes, and there are 0 folders of images" in result.err
     assert "share that keeps its class under FGSM" in result.out
-    assert "are written" not in result.out
+    assert "are written" not in result.out and "Nothing is written" in result.out
 
 
 def test_a_model_of_keras_applications_is_preprocessed_as_it_needs(photos: Path, tmp_path: Path):
@@ -119,6 +130,10 @@ def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Pat
     inputs = [keras.Input((16, 16, 1)), keras.Input((16, 16, 1))]
     two = tmp_path / "two.keras"
     keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Add()(inputs)))).save(two)
+    broken = tmp_path / "broken"
+    for name in ("a.png", "b.jpg"):
+        broken.mkdir(exist_ok=True)
+        (broken / name).write_text("no image")
     damaged = Path(shutil.copy(model_file, tmp_path / "damaged.keras"))
     truncate(damaged)
     own, size = f"--model={model_file}", "--image_size=16"
@@ -135,8 +150,16 @@ def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Pat
         (f"--workdir={run}", str(photos)): "a run is audited on its own images",
         (f"--workdir={run}", own): "--model must be final.keras or best.keras of the run",
         (f"--workdir={tmp_path / 'none'}",): "--workdir must be the folder of a run",
+        (f"--workdir={run}", "--value_range=0,1"): "--value_range is not for a run",
+        (f"--workdir={run}", size): "--image_size is not for a run",
+        (own, size, "--split=train", str(photos)): "--split is not for a model in a file",
+        (f"--model={run / 'final.keras'}", str(photos)): f"is the model of a run: give --workdir={run}",
+        (own, size, "--value_range=0,1", f"--output={two}", str(photos)): f"{two} cannot be written to",
+        (own, size, str(photos), str(broken)): "2 of 14 files cannot be read as images",
     }
     before = contents(run)
     for arguments, culprit in expected.items():
-        assert_one_clear_line(run_here(AUDIT, *arguments), culprit)
+        result = run_here(AUDIT, *arguments)
+        assert result.code == 1 and "Traceback" not in result.err
+        assert culprit in result.err.splitlines()[-1], result.err
     assert contents(run) == before

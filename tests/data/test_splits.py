@@ -61,10 +61,11 @@ def test_evaluation_gives_each_image_once_in_order(load: Any, storage: str, tiny
 
 def test_some_images_are_spread_over_the_split(load: Any, storage: str, tiny_data_dir: Path):
     images, labels = stored(tiny_data_dir, "cifar10", "test")
-    for count, every in ((3, 7), (10, 2), (TEST_SIZE, 1), (99, 1)):
+    assert TEST_SIZE == 23
+    for count, indices in ((3, [0, 7, 15]), (15, [i * 23 // 15 for i in range(15)]), (23, range(23)), (99, range(23))):
         found_images, found_labels = load().some_images("test", count)
-        np.testing.assert_array_equal(found_images, images[::every][:count])
-        np.testing.assert_array_equal(found_labels, labels[::every][:count])
+        np.testing.assert_array_equal(found_images, images[list(indices)])
+        np.testing.assert_array_equal(found_labels, labels[list(indices)])
         assert found_images.dtype == np.uint8
 
 

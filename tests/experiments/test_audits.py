@@ -27,8 +27,8 @@ from experiments.studies import flags as study_flags
 def small_audit() -> Audit:
     layers = [keras.layers.MaxPooling2D(2), keras.layers.Conv2D(3, 3, strides=2), keras.layers.GlobalMaxPooling2D()]
     model = keras.Sequential([keras.Input((16, 16, 1)), *layers])
-    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 1))
-    return audit(model, images, labels=np.array([0, 1, 2, 0, 1, 2]))
+    images = np.random.default_rng(0).integers(0, 256, (36, 16, 16, 1))
+    return audit(model, images, labels=np.arange(36) % 3)
 
 
 def test_a_row_has_the_means_of_an_audit(small_audit: Audit):
