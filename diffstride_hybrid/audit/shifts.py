@@ -68,7 +68,7 @@ def shifted(images: np.ndarray, shifts: np.ndarray, boundary: str) -> np.ndarray
 def shifted_maps(maps: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     """Shifts maps circularly by fractions of samples: every frequency `k` gets the phase `exp(-2 pi i k d / n)`.
 
-    The highest frequency of an even length, which has no sign, is multiplied by `cos(pi d)`.
+    The highest frequency of an even length, which has no sign, is multiplied by `cos(pi d)`: the result is real.
 
     Args:
         maps: `[number, height, width, channels]`.
@@ -141,8 +141,4 @@ def _random_pair(random: np.random.Generator, kind: str, count: int, most: int) 
 
 def _phases(length: int, shifts: np.ndarray) -> np.ndarray:
     """The factor of each frequency, `[number, length]`."""
-    frequencies = np.fft.fftfreq(length)
-    phases = np.exp(-2j * np.pi * frequencies * shifts[:, None])
-    if length % 2 == 0:
-        phases[:, length // 2] = np.cos(np.pi * shifts)
-    return phases
+    return np.exp(-2j * np.pi * np.fft.fftfreq(length) * shifts[:, None])

@@ -142,6 +142,21 @@ def test_padding_and_odd_sizes_do_not_matter(padding: str, size: int):
             assert found.shift_error == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(("window", "stride"), [(3, 2), (2, 2), (4, 3), (2, 3)])
+def test_the_zeros_of_a_padding_are_left_out(window: int, stride: int):
+    """Maps go on circularly, so a layer that pads and one that does not are the same."""
+    figures = []
+    for padding in ("valid", "same"):
+        convolution = keras.layers.Conv2D(
+            3, window, stride, padding, kernel_initializer=keras.initializers.GlorotNormal(3), bias_initializer="ones"
+        )
+        for layer in (keras.layers.AveragePooling2D(window, stride, padding), convolution):
+            found = only_pooling(layer, noise_maps(24))
+            assert found.size_after == layer.compute_output_shape((1, 24, 24, 4))[1:3]
+            figures.append([figure or 0.0 for figure in found[4:]])
+    assert figures[:2] == pytest.approx(np.array(figures[2:]), abs=1e-5)
+
+
 def test_a_window_of_the_mean_aliases_as_its_frequency_response_says():
     """The mean of two samples multiplies the frequency `k` of `n` by `cos(pi k / n)`."""
     maps = waves((1.0, 3), (1.0, 12), phases=QUARTERS)
@@ -330,3 +345,11 @@ def test_the_attack_on_a_linear_classifier_moves_its_margin_by_the_sum_of_weight
     assert results.accuracy >= (0.99 if "16" in policy else 1)
     assert results.without_gradient == 0
     assert model.layers[-1].activation is getattr(keras.activations, activation)
+
+
+def test_gradients_below_the_least_float16_number_have_a_sign():
+    layers = [keras.layers.Rescaling(1e-3, dtype="mixed_float16"), keras.layers.Flatten(dtype="mixed_float16")]
+    head = keras.layers.Dense(2, dtype="mixed_float16")
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers, head])
+    head.kernel.assign(1e-5 * np.random.default_rng(0).choice([-1, 1], (64, 2)))
+    assert audit(model, photos(8, 8, 1) / 255, value_range=(0, 1)).without_gradient == 0
