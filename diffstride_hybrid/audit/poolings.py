@@ -127,7 +127,8 @@ def _figures(layer: keras.layers.Layer, inputs: Any, seed: int) -> tuple[float |
     """Energy kept, share aliased and shift error of a layer."""
     count = max(1, _MOST_NUMBERS // math.prod(inputs.shape[1:]))
     maps = _as_maps(layer, inputs[: min(IMAGES, count)])
-    of_keras = isinstance(layer, (*POOLINGS, *CONVOLUTIONS))
+    # `SpatialPooling` is a pooling of Keras, and may have strides that are no whole numbers.
+    of_keras = isinstance(layer, (*POOLINGS, *CONVOLUTIONS)) and all(isinstance(each, int) for each in layer.strides)
     if of_keras:
         # A period must be a whole number of strides.
         maps = maps[:, : maps.shape[1] // layer.strides[0] * layer.strides[0]]

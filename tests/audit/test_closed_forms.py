@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffstride_hybrid import DiffStride, SpectralPooling, audit
+from diffstride_hybrid import DiffStride, SpatialPooling, SpectralPooling, audit
 from diffstride_hybrid.audit import corruptions, shifts
 from diffstride_hybrid.audit.poolings import PoolingAudit, aliased, audit_poolings, energy_kept, shift_error
 
@@ -80,6 +80,18 @@ def test_an_alias_that_covers_a_wave_takes_its_share_of_what_is_kept():
     covered = waves((3.0, 4), (2.0, 12), phases=QUARTERS)
     found = only_pooling(keras.layers.MaxPooling2D(1, strides=2), covered)
     assert found.energy_kept == pytest.approx(9 / 13 * corrected(9 / 13), abs=1e-6)
+
+
+@pytest.mark.parametrize("strides", [2, 1.5, (1, 2)])
+def test_spatial_pooling_samples_without_a_filter(strides: float):
+    found = only_pooling(SpatialPooling(strides=strides), waves((1.0, 3), (2.0, 12), phases=QUARTERS, size=30))
+    whole = only_pooling(SpatialPooling(strides=2), waves((1.0, 3), (2.0, 12), phases=QUARTERS, size=30))
+    assert found.size_after == ((15, 15) if strides == 2 else (20, 20) if strides == 1.5 else (30, 15))
+    if strides == 1.5:  # Its samples are not evenly spaced, so waves of the band fold too.
+        assert 0.5 < found.aliased < 1
+    else:
+        assert found.aliased == pytest.approx(0.8, abs=1e-6)
+        assert found[4:] == pytest.approx(whole[4:], abs=1e-6)
 
 
 def test_waves_in_the_band_pass_the_strided_identity_whole():
