@@ -35,11 +35,14 @@ class MacsBudget(keras.callbacks.Callback):
     """A callback that brings the MACs of a model to a target while its strides are trained, and holds them there.
 
     From the beginning of training to the end of the epoch `epoch` the cost follows a schedule, linear in its logarithm.
-    After each execution of training steps the strides take a step `s - a dJ/ds` along the gradient of the penalty `J`
-    of `regularize_strides` (Riad et al., arXiv 2202.01653), beside the optimizer's own. The weight `a` is the one at
-    which the cost, for maps of any fraction of a sample, is the scheduled one. Before the target epoch strides that are
-    past the schedule are let be; afterwards the cost is held from both sides. The strides stay free to trade the cost
-    among each other.
+    After each execution of training steps the strides take a step along the gradient of the MACs, beside the
+    optimizer's own: the least change of their logarithms at which the cost, for maps of any fraction of a sample, is
+    the scheduled one. Before the target epoch strides that are past the schedule are let be; afterwards the cost is
+    held from both sides. The strides stay free to trade the cost among each other.
+
+    The penalty of `regularize_strides` would be another direction. It falls mostly with the first stride, and there
+    pools almost everything away: on Fashion-MNIST networks held to half and to 35 % of their MACs were 1.2 points less
+    accurate by it, over three seeds.
 
     Maps have whole sizes. So at the end of each epoch from the target epoch on, before validation, the strides are
     moved by as little as brings the model's true MACs within `tolerance` of the target. Static crops are set with them.

@@ -1,4 +1,4 @@
-"""Moves strides until a model costs what it shall: along the penalty's gradient, or from size to size."""
+"""Moves strides until a model has a wanted cost: along the gradient of its MACs, or from size to size of its maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from diffstride_hybrid.model_tools.cost_model import CostModel, Strides
-from diffstride_hybrid.model_tools.stride_penalty import penalty_gradient
 
 _INSIDE = 1.021
 """How far within the range of its size a stride is put. A static crop changes size only 2 % past a boundary."""
@@ -27,7 +26,13 @@ _MOST_IN_THREES = 16
 _AROUND = np.linspace(0.85, 1.15, 13)
 """Factors of strides. On small maps they reach the next sizes."""
 
+_NEAR = 1.01
+"""The factor between the strides whose costs give a derivative."""
+
 _DOUBLINGS, _HALVINGS = 60, 60
+
+_MOST_OF_A_LOGARITHM = 20.0
+"""A stride that has moved so far in its logarithm is at its limit."""
 
 
 class StrideLimits(NamedTuple):
@@ -68,10 +73,11 @@ def stride_limits(costs: CostModel, frozen: bool = True) -> StrideLimits:
 
 
 def stepped(costs: CostModel, strides: Strides, limits: StrideLimits, wanted: float) -> list[np.ndarray]:
-    """Moves strides along the gradient of the penalty until the smooth cost is what is wanted, or the limits are met.
+    """Moves strides along the gradient of the MACs until the smooth cost is as wanted, or the limits are met.
 
-    The step is `s - a dJ/ds` with the penalty `J` of `regularize_strides`, within the limits. The cost falls as `a`
-    grows, so bisection finds `a`, which is negative if the cost shall grow.
+    The step is `log s - a dC/dlog s` with the smooth cost `C`, within the limits: the least change of the logarithms
+    that lowers the cost by so much. The cost falls as `a` grows, so bisection finds `a`, which is negative if the cost
+    shall grow.
 
     Args:
         costs: of the model.
@@ -82,16 +88,16 @@ def stepped(costs: CostModel, strides: Strides, limits: StrideLimits, wanted: fl
     Returns:
         Strides of each layer, float32.
     """
-    gradients = penalty_gradient([each.astype("float64") for each in strides])
+    slopes = _slopes(costs, strides, limits)
 
     def at(weight: float) -> list[np.ndarray]:
-        moved = [(each - weight * gradient).astype("float32") for each, gradient in zip(strides, gradients)]
+        moved = [(each * np.exp(-weight * slope)).astype("float32") for each, slope in zip(strides, slopes)]
         return [np.clip(each, low, high) for each, low, high in zip(moved, *limits)]
 
     sign = 1.0 if costs.smooth(strides) > wanted else -1.0
-    weight = 1e-4 / max(np.abs(gradient).max() for gradient in gradients)
+    weight = 1e-4
     for _ in range(_DOUBLINGS):
-        if sign * costs.smooth(at(sign * weight)) <= sign * wanted:
+        if sign * costs.smooth(at(sign * weight)) <= sign * wanted or weight > _MOST_OF_A_LOGARITHM:
             break
         weight *= 2
     low, high = 0.0, weight
@@ -102,6 +108,24 @@ def stepped(costs: CostModel, strides: Strides, limits: StrideLimits, wanted: fl
         else:
             low = middle
     return at(sign * high)
+
+
+def _slopes(costs: CostModel, strides: Strides, limits: StrideLimits) -> list[np.ndarray]:
+    """Derivatives of the smooth cost by the logarithms of the strides, up to a factor: the greatest is -1 or 1.
+
+    Where no stride changes the cost, as on the smallest maps, all are -1.
+    """
+    slopes = [np.zeros(len(each)) for each in strides]
+    for place, component in ((place, i) for place, each in enumerate(strides) for i in range(len(each))):
+        ends = []
+        for factor in (_NEAR, 1 / _NEAR):
+            moved = [each.copy() for each in strides]
+            least, most = limits.least[place][component], limits.most[place][component]
+            moved[place][component] = np.clip(moved[place][component] * np.float32(factor), least, most)
+            ends.append(costs.smooth(moved))
+        slopes[place][component] = ends[0] - ends[1]
+    greatest = max(np.abs(slope).max() for slope in slopes)
+    return [slope / greatest if greatest else -np.ones(len(slope)) for slope in slopes]
 
 
 def mean_ratio(costs: CostModel, strides: Strides, limits: StrideLimits) -> float:

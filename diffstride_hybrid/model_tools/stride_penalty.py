@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from diffstride_hybrid.layers.diffstride import DiffStride
@@ -62,27 +61,6 @@ def validated_factor(factor: float) -> float:
     return factor
 
 
-def penalty_gradient(strides: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The gradient of the penalty of `regularize_strides` at the factor 1.
-
-    Each term is a product of powers of the strides, so that its derivative is the term, over the stride, times the
-    power: -1, or -2 for a stride that serves both axes.
-
-    Args:
-        strides: of each layer, vertical and horizontal, or one that serves both axes.
-
-    Returns:
-        The derivatives by the strides, all below 0, in the shapes of `strides`.
-
-    Example:
-        >>> from diffstride_hybrid.model_tools.stride_penalty import penalty_gradient
-        >>> [gradient.tolist() for gradient in penalty_gradient([np.array([2.0, 4.0])])]
-        [[-0.0625, -0.03125]]
-    """
-    areas = [_area_left(strides[: i + 1]) for i in range(len(strides))]
-    return [-sum(areas[i:]) * (2 / len(pair)) / pair for i, pair in enumerate(strides)]
-
-
 class _AreaPenalty(keras.regularizers.Regularizer):
     """One term of the penalty. A regularizer of a variable is the only place where Keras takes a loss of weights."""
 
@@ -92,9 +70,10 @@ class _AreaPenalty(keras.regularizers.Regularizer):
 
     def __call__(self, strides: Any) -> Any:
         del strides  # The term needs the strides of all the layers up to this one.
-        return self._factor * _area_left([ops.convert_to_tensor(layer.strides) for layer in self._layers])
+        return self._factor * _area_left(self._layers)
 
 
-def _area_left(strides: Sequence[Any]) -> Any:
+def _area_left(layers: Sequence[DiffStride]) -> Any:
     """The share of a map's area that is left after some layers. A shared stride counts along both axes."""
+    strides = [ops.convert_to_tensor(layer.strides) for layer in layers]
     return 1 / math.prod(pair[0] * pair[-1] for pair in strides)

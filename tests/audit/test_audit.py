@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.layer_cases import CASES, SHAPE
 
-from diffstride_hybrid import SpectralPooling, audit
+from diffstride_hybrid import SpatialPooling, SpectralPooling, SpectralResizing, audit
 from diffstride_hybrid.audit.auditing import PASSES
+from diffstride_hybrid.audit.poolings import audit_poolings
 from diffstride_hybrid.audit.report import MEASURED_HERE, figure_of, markdown_of
 
 random = np.random.default_rng(0)
@@ -220,6 +222,25 @@ def test_a_pooling_in_a_compiled_function_is_named_and_left_as_it_was():
     with pytest.raises(ValueError, match=r"runs in a compiled function of compiled, where its maps"):
         audit(own, IMAGES)
     assert all("call" not in vars(layer) for layer in own.inner.layers)
+
+
+@pytest.mark.parametrize("policy", ["float64", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_pooling_of_this_package_is_measured(name: str, policy: str):
+    layer = CASES[name].layer(dtype=policy)
+    model = keras.Sequential([keras.Input(SHAPE[1:]), layer, keras.layers.GlobalMaxPooling2D(dtype=policy)])
+    maps = random.normal(size=(16, *SHAPE[1:])).astype("float32")
+    found = audit_poolings(model, maps, seed=0)
+    if isinstance(layer, SpectralResizing):
+        assert found == []
+        return
+    (pooling,) = found
+    assert (pooling.layer, pooling.size_after) == (layer.name, CASES[name].pooled)
+    assert 0 <= pooling.energy_kept <= 1 and pooling.shift_error >= 0
+    if isinstance(layer, SpatialPooling):
+        assert pooling.aliased > 0.1
+    else:
+        assert pooling.aliased < (1e-4 if "16" in policy else 1e-10)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
