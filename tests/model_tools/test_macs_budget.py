@@ -6,13 +6,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from diffstride_hybrid import CropRefresh, DiffStride, MacsBudget, Resnet, macs
 from diffstride_hybrid.model_tools.cost_model import CostModel, cost_record, cropping_layers
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.settling import settled, stepped, stride_limits
-from diffstride_hybrid.model_tools.stride_penalty import penalty_gradient, regularize_strides
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).normal(size=[12, 16, 16, 1]).astype("float32")
@@ -112,24 +110,36 @@ def test_a_step_goes_along_the_gradient_to_the_wanted_cost(options: dict[str, An
     moved = stepped(costs, strides, stride_limits(costs), wanted)
     assert costs.smooth(moved) == pytest.approx(wanted, rel=1e-5)
     least, most = stride_limits(costs)
-    gradient = np.concatenate(penalty_gradient(strides))
-    step = np.concatenate(moved) - np.concatenate(strides)
+    step = np.log(np.concatenate(moved)) - np.log(np.concatenate(strides))
     free = (np.concatenate(moved) > np.concatenate(least)) & (np.concatenate(moved) < np.concatenate(most))
-    weights = -step[free] / gradient[free]
+    weights = -step[free] / slopes_of(costs, strides)[free]
     assert free.any()
-    assert weights == pytest.approx(np.full(len(weights), weights[0]), rel=1e-4)
+    assert weights == pytest.approx(np.full(len(weights), weights[0]), rel=5e-3)
     assert np.sign(weights[0]) == np.sign(1 - factor)
 
 
-def test_the_gradient_is_that_of_the_penalty():
-    model = keras.Sequential([keras.Input((24, 24, 2)), DiffStride((2.0, 3.0)), DiffStride(2.5, shared_stride=True)])
-    regularize_strides(model, 1.0)
-    weights = [layer.strides for layer in diffstride_layers(model)]
-    with tf.GradientTape() as tape:
-        loss = tf.add_n(model.losses)
-    gradients = tape.gradient(loss, [weight.value for weight in weights])
-    for ours, expected in zip(penalty_gradient([weight.numpy() for weight in weights]), gradients, strict=True):
-        np.testing.assert_allclose(ours, expected, rtol=1e-6)
+def slopes_of(costs: CostModel, strides: list[np.ndarray]) -> np.ndarray:
+    """Finite differences of the cost by the logarithms of the strides, one after the other."""
+    slopes = []
+    for place, component in ((place, i) for place, each in enumerate(strides) for i in range(len(each))):
+        ends = []
+        for sign in (1, -1):
+            moved = [each.astype("float64") for each in strides]
+            moved[place][component] *= np.exp(sign * 1e-3)
+            ends.append(costs.smooth(moved))
+        slopes.append((ends[0] - ends[1]) / 2e-3)
+    return np.array(slopes)
+
+
+def test_strides_that_cost_nothing_are_moved_alike():
+    """Beyond the smallest maps no stride changes the cost. A cost that must grow brings them down all the same."""
+    model = network()
+    costs = costs_of(model)
+    limits = stride_limits(costs)
+    beyond = [np.full_like(each, 40.0) for each in limits.most]
+    least = costs.smooth(beyond)
+    moved = stepped(costs, beyond, limits._replace(most=beyond), 2 * least)
+    assert costs.smooth(moved) == pytest.approx(2 * least, rel=1e-4)
 
 
 def test_layers_that_are_not_trained_keep_their_strides():
@@ -224,7 +234,7 @@ def test_every_optimizer_ends_at_the_target(optimizer: Any):
     assert macs(model).macs == pytest.approx(counts.targets[-1], rel=0.03)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "XLA"])
 def test_static_crops_have_the_settled_sizes(jit_compile: bool):
     model = network(static_crop=True)
     model.compile("adam", model.loss, jit_compile=jit_compile)

@@ -49,7 +49,7 @@ def assert_met(folder: Path, first: int, epochs: int, share: float) -> None:
 MODELS = ("final.keras", "best.keras")
 
 
-@pytest.mark.parametrize("share", [0.75, 0.5, 0.35])
+@pytest.mark.parametrize("share", [pytest.param(0.75, marks=SLOW), 0.5, pytest.param(0.35, marks=SLOW)])
 def test_a_run_ends_at_its_target_and_says_so(share: float, tmp_path: Path):
     run(tmp_path, macs_budget=share)
     assert_met(tmp_path, 2, 3, share)
