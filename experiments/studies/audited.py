@@ -136,9 +136,10 @@ def standing_tables(studies: Mapping[str, Study], results: pathlib.Path) -> dict
         results: the folder of the CSV files.
 
     Returns:
-        Markdown tables by name, such as 'cifar_small_audits'.
+        Markdown tables by name, such as 'cifar_small_audits', of the studies that have such a file.
     """
-    return {f"{name}_audits": table(study, read_rows(audits_path(study, results))) for name, study in studies.items()}
+    paths = {name: audits_path(study, results) for name, study in studies.items()}
+    return {f"{name}_audits": table(studies[name], read_rows(path)) for name, path in paths.items() if path.exists()}
 
 
 def drawing(study: Study, rows: Sequence[Row]) -> Figure:
