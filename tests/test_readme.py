@@ -32,6 +32,8 @@ PAGES = (
     "experiments/results/frameworks.md",
     "experiments/results/engines.md",
     "experiments/results/segmentation.md",
+    "experiments/results/budget.md",
+    "experiments/results/audits.md",
     "tests/README.md",
 )
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}

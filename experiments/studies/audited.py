@@ -14,6 +14,7 @@ from diffstride_hybrid.common import markdown
 from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.runs.figures import COLORS
 from experiments.spread import spread
+from experiments.studies.drawings import label_plainly
 from experiments.studies.study import Cell, Study, format_strides
 
 STUDIES = ("fashion_mnist_small", "cifar_small")
@@ -104,7 +105,7 @@ def table(study: Study, rows: Sequence[Row]) -> str:
         macs, pooling_macs = (
             statistics.fmean(float(row[name]) for row in runs) / 1e6 for name in ("macs", "pooling_macs")
         )
-        cost = f"{macs:.1f} M" + (f" + {pooling_macs:.1f} M" if pooling_macs else "")
+        cost = f"{macs:.1f} M" + (f" + {pooling_macs:.1f} M" if pooling_macs >= 0.05 else "")
         shares = [_spread([row[name] for row in runs]) for name in SHARES]
         lines.append([place, f"`{method}`", *shares, cost, str(len(runs))])
     return markdown.table([study.columns()[0], "method", *SHARES.values(), "MACs", "runs"], lines)
@@ -172,6 +173,7 @@ def drawing(study: Study, rows: Sequence[Row]) -> Figure:
                 linestyle="none",
             )
         axes.set(xlabel="million MACs an image, with poolings", ylabel=title, xscale="log")
+        label_plainly(axes.xaxis)
         axes.grid(alpha=0.3)
     for method, color in colors.items():
         axes.plot([], [], color=color, marker="s", linestyle="none", label=method)

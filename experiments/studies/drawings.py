@@ -52,7 +52,7 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
         _finish(axes, "epoch" if row else "", label if column == 0 else "")
         if name == "loss":
             axes.set_yscale("log")
-            _label_plainly(axes.yaxis)
+            label_plainly(axes.yaxis)
         if row == 0:
             axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=2)
@@ -130,7 +130,7 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
     least, *_, most = sorted(float(row["macs"]) for row in [*rows, *rows])
     if most > 4 * least:
         axes.set_xscale("log")
-        _label_plainly(axes.xaxis)
+        label_plainly(axes.xaxis)
     _finish(axes, "million MACs an image, after training", f"{study.measure} accuracy (%)", whole_x=False)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
@@ -283,7 +283,7 @@ def _finish(axes: Axes, x: str, y: str, whole_x: bool = True) -> None:
     axes.grid(alpha=0.3)
 
 
-def _label_plainly(axis: Axis) -> None:
+def label_plainly(axis: Axis) -> None:
     """Labels a logarithmic axis with 1, 2, 5, 10 and so on."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:,.10g}")
