@@ -54,6 +54,7 @@ def test_no_other_backend_is_imported():
     assert not {"tensorflow", "jax", "torch"} & set(added)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
 def test_a_frozen_model_is_exported_by_jax():
     import jax
@@ -68,6 +69,7 @@ def test_a_frozen_model_is_exported_by_jax():
     assert_close(again.call(images), keras.ops.convert_to_numpy(model(images)), 1e-6)
 
 
+@pytest.mark.slow
 def test_an_audit_gives_the_figures_of_closed_forms():
     """An ideal low pass, and the attack on a linear classifier, whose margin falls by `strength * sum |w|`."""
     low_pass = [SpectralPooling(15 / 7, norm="forward"), keras.layers.Flatten()]

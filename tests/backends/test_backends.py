@@ -50,7 +50,8 @@ def test_the_checks_pass(file: str, backend: str):
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_slow_checks_pass(backend: str):
-    checked(backend, "check_models.py", "-m", "slow")
+    for file in ("check_layers.py", "check_models.py"):
+        checked(backend, file, "-m", "slow")
 
 
 @pytest.mark.slow

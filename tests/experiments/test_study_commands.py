@@ -99,7 +99,7 @@ def test_figures_are_written_and_those_without_a_run_left_out(
 
 @pytest.mark.parametrize("module", [sweep, tables, figures])
 def test_a_study_must_be_named(command: Any, module: Any):
-    with pytest.raises(ValueError, match="--study must name a study: there are cifar10, cifar100"):
+    with pytest.raises(ValueError, match="--study must name a study: there are budget_small, cifar10, cifar100"):
         command(module, study=None)
 
 

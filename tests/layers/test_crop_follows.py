@@ -241,6 +241,7 @@ def test_signals_follow():
     np.testing.assert_array_equal(model(signals), right(signals))
 
 
+@pytest.mark.slow
 def test_a_stopped_fit_gives_its_best_figures_again_to_the_bit():
     """EarlyStopping brings back the strides of the best epoch, which asked for another size than the last ones."""
     random = np.random.default_rng(1)

@@ -63,6 +63,7 @@ def test_a_run_ends_at_its_target_and_says_so(share: float, tmp_path: Path):
     assert recorded == pytest.approx([first, goal, goal])
 
 
+@SLOW
 def test_a_run_without_a_budget_has_no_trace_of_one(tmp_path: Path):
     run(tmp_path, num_epochs=1, macs_budget_epoch=None)
     assert "macs_target" not in rows_of(tmp_path / "strides.csv")[0]
@@ -142,6 +143,7 @@ def test_a_stopped_run_with_static_crops_ends_as_one_left_alone(tmp_path: Path):
     assert_same_run(tmp_path / "stopped", tmp_path / "alone")
 
 
+@SLOW
 def test_moving_averages_are_settled_at_the_end(tmp_path: Path):
     averaging = partial(keras.optimizers.SGD, 0.01, use_ema=True, ema_momentum=0.99)
     run(tmp_path, optimizer_cls=averaging, macs_budget=0.5)

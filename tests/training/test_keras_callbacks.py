@@ -29,6 +29,7 @@ def test_early_stopping_stops(tmp_path: Path):
     assert json_of(tmp_path / "summary.json")["epochs"] == 2
 
 
+@pytest.mark.slow
 def test_early_stopping_brings_back_the_best_weights(tmp_path: Path):
     """With a rate that grows, the first epoch is the best one."""
     rates = keras.callbacks.LearningRateScheduler(lambda epoch: [0.01, 30.0, 30.0, 30.0][epoch])

@@ -43,7 +43,7 @@ def test_what_a_user_keeps_from_decay_stays_so():
     assert decayed == [layers[2].kernel]
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
 def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy: str):
     """With a momentum of 0 the average is the last value, and with one near 1 it stays near the first."""
     runs = {}

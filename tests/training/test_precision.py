@@ -95,7 +95,7 @@ def test_other_losses_and_models_train(tmp_path: Path, uncompiled: None, options
     assert np.isfinite(summary["test_loss"])
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16", "float64"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow), "float64"])
 def test_other_precisions_train_and_save(tmp_path: Path, request: pytest.FixtureRequest, policy: str):
     if policy != "mixed_float16":  # Whose loss scaling differs between eager and compiled steps.
         request.getfixturevalue("uncompiled")

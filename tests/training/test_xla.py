@@ -74,7 +74,8 @@ def test_xla_trains_in_bfloat16(eager_steps: Any):
     np.testing.assert_allclose(compiled, plain, rtol=3e-2)  # A few of bfloat16's steps of 2^-8.
 
 
-@pytest.mark.parametrize("jit_compile", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "XLA"])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "XLA"])
 def test_a_static_crop_that_must_change_goes_on_as_the_dynamic_one(jit_compile: bool):
     """With a look before each step and no hysteresis both crop alike, so that they differ by rounding only.
 
