@@ -143,6 +143,7 @@ def test_gin_binds_callbacks(tmp_path: Path):
     assert "after 2 epochs" in result.out
 
 
+@pytest.mark.slow
 def test_a_signal_during_the_last_evaluation_is_heeded_and_the_run_ends_there(tmp_path: Path, monkeypatch: Any):
     import os
     import signal
