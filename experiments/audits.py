@@ -22,6 +22,7 @@ from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.runs.folder import FINAL_MODEL
 from experiments.studies import audited, fingerprint
 from experiments.studies.flags import chosen_study, define_study_flags
+from experiments.studies.records import key_of, key_of_row
 
 FLAGS = flags.FLAGS
 
@@ -39,15 +40,15 @@ def main(argv: Sequence[str]) -> None:
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     path = audited.audits_path(study, results)
     rows = [dict(row) for row in read_rows(path)]
-    places = {tuple(audited.key_of(cell).values()): place for place, cell in enumerate(study.cells())}
+    places = {key_of(cell): place for place, cell in enumerate(study.cells())}
     for cell in study.cells():
-        key = {**audited.key_of(cell), "images": str(FLAGS.images)}
-        if not cell.is_finished(FLAGS.runs) or any(key.items() <= row.items() for row in rows):
+        audited_before = {key_of_row(row) for row in rows if row["images"] == str(FLAGS.images)}
+        if not cell.is_finished(FLAGS.runs) or key_of(cell) in audited_before:
             continue
         fingerprint.check_unchanged(cell, FLAGS.runs)
-        rows = [row for row in rows if not audited.key_of(cell).items() <= row.items()]
+        rows = [row for row in rows if key_of_row(row) != key_of(cell)]
         rows.append(audited.row_of(cell, audit_of_run(cell.folder(FLAGS.runs), FLAGS.images, FLAGS.data_dir)))
-        rows.sort(key=lambda row: places.get(tuple(row[name] for name in audited.KEY), len(places)))
+        rows.sort(key=lambda row: places.get(key_of_row(row), len(places)))
         write_whole(path, rows_as_text(list(rows[0]), rows))
         print(f"{cell.name}: accuracy {rows[-1]['accuracy']}", flush=True)
     if not rows:

@@ -30,7 +30,6 @@ from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL, RunFolder
 
 FLAGS = flags.FLAGS
 
-
 OF_RUNS, OF_FILES = ("split", "data_dir"), ("value_range", "preprocess", "image_size")
 """Options that only a run has, and options that only a model in a file has."""
 

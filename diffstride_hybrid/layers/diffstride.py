@@ -179,9 +179,7 @@ class DiffStride(FourierPooling):
 
     def _asks_for(self, size: Size, kept: Crop) -> spectral.Tensor:
         """Whether the strides ask for this crop, as a scalar in the current graph."""
-        rows, columns = spectral.asked_bins(
-            *size, self._strides_of_map(self.strides), dtype=self._window_dtype(), **self._window_options()
-        )
+        rows, columns = self._asked_bins(size, self._strides_of_map(self.strides))
         return ops.logical_and(rows == kept[0], columns == kept[1])
 
     def sizes_at(self, size: Size, strides: np.ndarray) -> np.ndarray:
@@ -195,10 +193,13 @@ class DiffStride(FourierPooling):
             Whole numbers `[m, 2]`, height and width for each row of `strides`.
         """
         with current.eagerly():
-            pairs = self._strides_of_map(strides.T[..., np.newaxis])
-            kept = spectral.asked_bins(*size, pairs, dtype=self._window_dtype(), **self._window_options())
+            kept = self._asked_bins(size, self._strides_of_map(strides.T[..., np.newaxis]))
             rows, columns = map(ops.convert_to_numpy, kept)
         return np.stack(np.broadcast_arrays(rows, self._samples(columns, size[1])), axis=1)
+
+    def _asked_bins(self, size: Size, strides: spectral.Tensor) -> tuple[spectral.Tensor, spectral.Tensor]:
+        """The kept rows and columns that strides ask for, as tensors."""
+        return spectral.asked_bins(*size, strides, dtype=self._window_dtype(), **self._window_options())
 
     def _samples(self, columns: Any, width: int) -> Any:
         """The width of the output if some columns of the one-sided spectrum are kept."""

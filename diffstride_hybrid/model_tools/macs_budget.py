@@ -144,7 +144,7 @@ class MacsBudget(keras.callbacks.Callback):
             np.clip(np.float32(layer.initial_strides[: len(each)]), low, high)
             for layer, each, low, high in zip(costs.layers, strides, *stride_limits(costs, frozen=False))
         ]
-        start, initial_cost = float(macs(self.model, self._input_shape).macs), costs.whole(initial)
+        start, initial_cost = float(record[:, -1].sum()), costs.whole(initial)
         goal = self._target * initial_cost if self._target <= 1 else self._target
         least, most = costs.whole(limits.most), costs.whole(limits.least)
         if not least <= round(goal) <= most:

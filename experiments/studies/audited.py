@@ -14,16 +14,12 @@ from diffstride_hybrid.common import markdown
 from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.runs.figures import COLORS
 from experiments.spread import spread
-from experiments.studies.drawings import label_plainly
-from experiments.studies.study import Cell, Study, format_strides
+from experiments.studies.drawings import MARKERS, label_plainly
+from experiments.studies.records import KEY, Row, key_of
+from experiments.studies.study import Cell, Study
 
 STUDIES = ("fashion_mnist_small", "cifar_small")
 """The studies whose audits stand in the results."""
-
-KEY = ("data", "method", "variant", "strides", "seed")
-"""The columns that identify a run."""
-
-MARKERS = "osD^v"
 
 SHARES = {
     "accuracy": "accuracy",
@@ -45,18 +41,10 @@ DRAWN = {
     "fgsm_1": "accuracy under FGSM, 1/255 (%)",
 }
 
-Row = Mapping[str, str]
-
 
 def audits_path(study: Study, results: pathlib.Path) -> pathlib.Path:
     """Returns the path of the CSV file with a row for each audited run, in the folder `results`."""
     return results / f"{study.name}_audits.csv"
-
-
-def key_of(cell: Cell) -> dict[str, str]:
-    """Returns the columns that identify a cell."""
-    values = (cell.data, cell.method.name, cell.variant.name, format_strides(cell.strides), str(cell.seed))
-    return dict(zip(KEY, values))
 
 
 def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
@@ -85,7 +73,12 @@ def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
     }
     texts = {name: "" if share is None else f"{share:.5f}" for name, share in shares.items()}
     counts = {"macs": audit.macs, "pooling_macs": audit.pooling_macs, "parameters": audit.parameters}
-    return {**key_of(cell), "images": str(audit.images), **texts, **{name: str(n) for name, n in counts.items()}}
+    return {
+        **dict(zip(KEY, key_of(cell))),
+        "images": str(audit.images),
+        **texts,
+        **{name: str(n) for name, n in counts.items()},
+    }
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:

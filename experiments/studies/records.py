@@ -51,18 +51,18 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     finished = [cell for cell in cells if cell.is_finished(runs)]
     for cell in finished:
         fingerprint.check_unchanged(cell, runs)
-    places = {_key(cell): place for place, cell in enumerate(cells)}
-    configs = {_key(cell): _config(cell) for cell in cells}
-    here = {_key(cell) for cell in finished}
+    places = {key_of(cell): place for place, cell in enumerate(cells)}
+    configs = {key_of(cell): _config(cell) for cell in cells}
+    here = {key_of(cell) for cell in finished}
     files = []
     for path, rows_of in (
         (runs_path(study, results), lambda cell: [_run_row(study, cell, runs)]),
         (epochs_path(study, results), lambda cell: _epoch_rows(cell, runs)),
     ):
-        kept = [row for row in read_rows(path) if configs.get(_row_key(row)) == row.get("config")]
-        kept = [row for row in kept if _row_key(row) not in here]
+        kept = [row for row in read_rows(path) if configs.get(key_of_row(row)) == row.get("config")]
+        kept = [row for row in kept if key_of_row(row) not in here]
         rows = [*kept, *(row for cell in finished for row in rows_of(cell))]
-        rows.sort(key=lambda row: (places[_row_key(row)], int(row.get("epoch", 0))))
+        rows.sort(key=lambda row: (places[key_of_row(row)], int(row.get("epoch", 0))))
         if finished:
             columns = dict.fromkeys(name for row in rows for name in row)
             write_whole(path, rows_as_text(list(columns), rows))
@@ -80,11 +80,11 @@ def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
     Returns:
         The cost after training of each such cell, to which other cells may be matched.
     """
-    rows = {_row_key(row): row for row in read_rows(runs_path(study, results))}
+    rows = {key_of_row(row): row for row in read_rows(runs_path(study, results))}
     return {
         cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
         for cell in study.cells()
-        if (row := rows.get(_key(cell))) is not None and row.get("config") == _config(cell)
+        if (row := rows.get(key_of(cell))) is not None and row.get("config") == _config(cell)
     }
 
 
@@ -100,11 +100,13 @@ def _config(cell: Cell) -> str:
     return fingerprint.config_fingerprint(cell.gin_file, cell.gin_bindings)
 
 
-def _key(cell: Cell) -> tuple[str, ...]:
+def key_of(cell: Cell) -> tuple[str, ...]:
+    """Returns the values of the columns `KEY` for a cell."""
     return cell.data, cell.method.name, cell.variant.name, format_strides(cell.strides), str(cell.seed)
 
 
-def _row_key(row: Mapping[str, str]) -> tuple[str, ...]:
+def key_of_row(row: Mapping[str, str]) -> tuple[str, ...]:
+    """Returns the values of the columns `KEY` in a row."""
     return tuple(row[name] for name in KEY)
 
 
@@ -143,7 +145,7 @@ def _run_row(study: Study, cell: Cell, runs: str) -> Row:
         "commit": run["commit"],
         "config": _config(cell),
     }
-    return {**dict(zip(KEY, _key(cell))), **{name: str(value) for name, value in values.items()}}
+    return {**dict(zip(KEY, key_of(cell))), **{name: str(value) for name, value in values.items()}}
 
 
 def _epoch_rows(cell: Cell, runs: str) -> Iterator[Row]:
@@ -153,7 +155,7 @@ def _epoch_rows(cell: Cell, runs: str) -> Iterator[Row]:
         measured = metrics.get(sizes["epoch"], {})
         figures = {name: _rounded(measured.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
         sizes = {name: _rounded(value) for name, value in sizes.items()}
-        yield {**dict(zip(KEY, _key(cell))), "config": _config(cell), "epoch": sizes["epoch"], **figures, **sizes}
+        yield {**dict(zip(KEY, key_of(cell))), "config": _config(cell), "epoch": sizes["epoch"], **figures, **sizes}
 
 
 def _rounded(text: str) -> str:

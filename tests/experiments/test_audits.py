@@ -19,7 +19,7 @@ from diffstride_hybrid import audit
 from diffstride_hybrid.audit.report import Audit
 from diffstride_hybrid.common.files import read_rows
 from experiments import audits
-from experiments.studies import audited
+from experiments.studies import audited, records
 from experiments.studies import flags as study_flags
 
 
@@ -34,7 +34,7 @@ def small_audit() -> Audit:
 def test_a_row_has_the_means_of_an_audit(small_audit: Audit):
     cell = SMALL.cells()[0]
     row = audited.row_of(cell, small_audit)
-    assert {name: row[name] for name in audited.KEY} == {
+    assert {name: row[name] for name in records.KEY} == {
         "data": "digits",
         "method": "strided",
         "variant": "",
