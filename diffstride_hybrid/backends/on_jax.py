@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -76,6 +76,40 @@ def as_length(count: jax.Array) -> int:
     return int(count)
 
 
+def clipped(values: jax.Array, low: Any, high: Any) -> jax.Array:
+    """Clips values to a range, with the gradient 1 at both ends, where a maximum and a minimum would give a half.
+
+    Args:
+        values: floating-point.
+        low: least value, a number or a tensor that broadcasts.
+        high: greatest value, a number, a tensor that broadcasts, or None for no limit.
+
+    Returns:
+        Of the shape and dtype of `values`.
+    """
+    raised = keras.ops.where(values < low, low, values)
+    return raised if high is None else keras.ops.where(raised > high, high, raised)
+
+
+def added(first: jax.Array, second: jax.Array) -> jax.Array:
+    """The sum of two tensors of one shape.
+
+    Args:
+        first: any tensor.
+        second: of the same shape and dtype.
+    """
+    return first + second
+
+
+def half_sum_of_squares(tensor: jax.Array) -> jax.Array:
+    """Half of the sum of the squares of all values, as a scalar.
+
+    Args:
+        tensor: floating-point.
+    """
+    return 0.5 * (tensor * tensor).sum()
+
+
 def product(left: jax.Array, right: jax.Array) -> jax.Array:
     """`left @ right` of two matrices, in their own precision: GPUs and TPUs take a coarser one by themselves.
 
@@ -86,7 +120,7 @@ def product(left: jax.Array, right: jax.Array) -> jax.Array:
     return jax.numpy.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
 
 
-def checked_when_run(inputs: Any, is_large_enough: Callable[..., Any], message: str) -> Any:
+def checked_when_run(inputs: Any, least_shape: Sequence[int], message: str) -> Any:
     """The tensor itself: its size is known, and was checked."""
     return inputs
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -66,6 +66,49 @@ def as_length(count: tf.Tensor) -> tf.Tensor:
     return count
 
 
+def clipped(values: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
+    """Clips values to a range, with the gradient 1 at both ends.
+
+    Args:
+        values: floating-point.
+        low: least value, a number or a tensor that broadcasts.
+        high: greatest value, a number, a tensor that broadcasts, or None for no limit.
+
+    Returns:
+        Of the shape and dtype of `values`.
+    """
+
+    @tf.custom_gradient  # TensorFlow's own needs four times as many operations.
+    def clip(values: tf.Tensor) -> tuple[tf.Tensor, Any]:
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            is_inside = values >= low if high is None else tf.logical_and(values >= low, values <= high)
+            return tf.where(is_inside, upstream, tf.zeros([], upstream.dtype))
+
+        raised = tf.maximum(values, low)
+        return raised if high is None else tf.minimum(raised, high), gradient
+
+    return clip(values)
+
+
+def added(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
+    """The sum of two tensors of one shape.
+
+    Args:
+        first: any tensor.
+        second: of the same shape and dtype.
+    """
+    return tf.add_n([first, second])  # The gradient of a plain sum of maps of unknown size compares their shapes.
+
+
+def half_sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
+    """Half of the sum of the squares of all values, as a scalar.
+
+    Args:
+        tensor: floating-point.
+    """
+    return tf.nn.l2_loss(tensor)  # One operation, whose gradient is another one.
+
+
 def product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     """`left @ right`; of two matrices in their own precision even if XLA compiles it.
 
@@ -78,14 +121,12 @@ def product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
     return left @ right
 
 
-def checked_when_run(
-    inputs: tf.Tensor, is_large_enough: Callable[[list[tf.Tensor]], list[tf.Tensor]], message: str
-) -> tf.Tensor:
+def checked_when_run(inputs: tf.Tensor, least_shape: Sequence[int], message: str) -> tf.Tensor:
     """A tensor of unknown size, which the graph checks whenever it runs.
 
     Args:
         inputs: the tensor.
-        is_large_enough: takes the lengths of its axes, returns boolean scalars that must all be true.
+        least_shape: the least length of each axis.
         message: of the error, followed by the shape.
 
     Returns:
@@ -95,8 +136,7 @@ def checked_when_run(
         tf.errors.InvalidArgumentError: when the graph runs, on an input that is too small.
     """
     shape = tf.shape(inputs)
-    large_enough = tf.reduce_all(is_large_enough(tf.unstack(shape)))
-    with tf.control_dependencies([tf.debugging.Assert(large_enough, [message, shape])]):
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(shape >= least_shape), [message, shape])]):
         return tf.identity(inputs)
 
 

@@ -6,14 +6,18 @@ This module is imported before TensorFlow, and so imports nothing that imports i
 from __future__ import annotations
 
 import contextlib
+import gc
 import glob
+import importlib.abc
+import importlib.machinery
 import importlib.util
 import json
 import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Sequence
 
 FLAG = "--startup_notes"
 """With this option a command shows the notes."""
@@ -75,10 +79,48 @@ def start_tensorflow() -> None:
     if FLAG not in sys.argv:
         # While it compiles a step that chooses its engine when it runs, TensorFlow warns of twenty lines of types.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with contextlib.nullcontext() if FLAG in sys.argv else without_notes():
+    with contextlib.nullcontext() if FLAG in sys.argv else without_notes(), importing_fast():
         import tensorflow as tf
 
         tf.config.list_physical_devices("GPU")
+
+
+class _LaterFinder(importlib.abc.MetaPathFinder):
+    """Finds what TensorFlow and Keras import only in case that somebody uses it, so that it costs no time.
+
+    Keras draws with pyplot, and gets a module that loads when it is first used. It has wrappers for scikit-learn, and
+    TensorFlow converts models of JAX; no command does either, so both packages seem not to be installed.
+    """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname in ("jax", "sklearn"):
+            raise ModuleNotFoundError(f"{fullname} is imported later", name=fullname)
+        if fullname != "matplotlib.pyplot":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = importlib.util.LazyLoader(spec.loader)
+        return spec
+
+
+@contextlib.contextmanager
+def importing_fast() -> Iterator[None]:
+    """A context in which TensorFlow and Keras can be imported in half of the time.
+
+    Yields:
+        Nothing.
+    """
+    finder = _LaterFinder()
+    sys.meta_path.insert(0, finder)
+    gc.disable()  # The collector would look through a million new objects again and again, all of which stay.
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        sys.meta_path.remove(finder)
 
 
 @contextlib.contextmanager

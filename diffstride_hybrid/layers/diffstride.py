@@ -193,7 +193,7 @@ class DiffStride(FourierPooling):
             Whole numbers `[m, 2]`, height and width for each row of `strides`.
         """
         with current.eagerly():
-            kept = self._asked_bins(size, self._strides_of_map(strides.T[..., np.newaxis]))
+            kept = self._asked_bins(size, self._strides_of_map(strides.T))
             rows, columns = map(ops.convert_to_numpy, kept)
         return np.stack(np.broadcast_arrays(rows, self._samples(columns, size[1])), axis=1)
 
@@ -246,6 +246,7 @@ class DiffStride(FourierPooling):
             cropping=self.cropping,
             kept=kept,
             trainable=self.trainable,
+            at_most=self.largest_map,
             **self._window_options(),
             **self._options(),
         )

@@ -34,6 +34,11 @@ class FourierPooling(keras.layers.Layer):
             'fft' if it is faster at the size: for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
+    Attributes:
+        largest_map: the greatest height and width of the maps that the layer will meet, None if they are not known. A
+            network that knows them sets it before a graph is traced for maps of unknown size, which then needs fewer
+            operations. The results do not depend on it.
+
     Raises:
         ValueError: an argument has a value that is not allowed, or, when the layer is built or called, the input has
             another number of dimensions or is too small.
@@ -62,6 +67,7 @@ class FourierPooling(keras.layers.Layer):
         self.data_format = validated_choice("data_format", data_format, spectral.DATA_FORMATS)
         self.norm = validated_choice("norm", norm, spectral.NORMS)
         self.method = validated_choice("method", method, spectral.METHODS)
+        self.largest_map: spectral.Bound = None
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         self._check_shape(input_shape)

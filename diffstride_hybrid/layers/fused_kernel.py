@@ -49,11 +49,10 @@ def normalized(
     )
     if train:
         # The kernel returns the unbiased variance; Keras averages the biased one.
-        count = tf.cast(tf.size(inputs) // channels, tf.float32)
-        variance *= tf.maximum(count - 1.0, 1.0) / count
+        variance *= 1.0 - channels / tf.cast(tf.size(inputs), tf.float32)
         mean, variance = _mean_over_replicas([mean, variance])
         for average, batch_value in zip(averages, (mean, variance)):
-            average.assign(average * layer.momentum + batch_value * (1.0 - layer.momentum))
+            average.value.assign_sub((tf.convert_to_tensor(average) - batch_value) * (1.0 - layer.momentum))
     return outputs
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from diffstride_hybrid.backends import current
+from diffstride_hybrid.spectral.layout import spatial_axes
 from diffstride_hybrid.spectral.options import Tensor
 
 Size = tuple[int, int]
@@ -64,11 +65,11 @@ def checked_when_run(layer: keras.layers.Layer, inputs: Tensor, least: Size) -> 
     """
     if None not in layer.spatial_size(inputs.shape[1:]):
         return inputs
-
-    def is_large_enough(lengths: list[Tensor]) -> list[Tensor]:
-        return [length >= n for length, n in zip(layer.spatial_size(lengths[1:]), least)]
-
-    return current.checked_when_run(inputs, is_large_enough, _needs_at_least(layer, least))
+    least_shape = [0] * len(inputs.shape)
+    axes = spatial_axes(layer.data_format, len(inputs.shape))
+    for axis, length in zip(axes, least[-len(axes) :]):
+        least_shape[axis] = length
+    return current.checked_when_run(inputs, least_shape, _needs_at_least(layer, least))
 
 
 def _needs_at_least(layer: keras.layers.Layer, least: Size) -> str:

@@ -59,7 +59,7 @@ class FixedSpectralPooling(FourierPooling):
         self.strides = validated_strides(strides)
 
     def _pool(self, inputs: spectral.Tensor) -> spectral.Tensor:
-        return spectral.fixed_spectral_pooling(inputs, self.strides, **self._options())
+        return spectral.fixed_spectral_pooling(inputs, self.strides, at_most=self.largest_map, **self._options())
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides}
@@ -146,7 +146,7 @@ class SpectralPooling(FourierPooling):
         size = self.output_size
         if size is None:
             size = spectral.spectral_output_lengths(*spectral.spatial_lengths(inputs, self.data_format), self.strides)
-        return spectral.spectral_pooling(inputs, size, **self._options())
+        return spectral.spectral_pooling(inputs, size, at_most=self.largest_map, **self._options())
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "strides": self.strides, "output_size": self.output_size}

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import validated_strides
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
@@ -33,6 +34,22 @@ def batch_norm(
         A batch normalization layer, not built.
     """
     return FusedBatchNormalization(axis=axis, momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs)
+
+
+@register
+class WeightDecay(keras.regularizers.L2):
+    """Keras's penalty on squared weights, `l2 · Σ w²`, in fewer operations, of which a network has one for each kernel.
+
+    Args:
+        l2: factor of the sum of squares.
+
+    Example:
+        >>> float(WeightDecay(0.5)(keras.ops.array([1.0, 2.0])))
+        2.5
+    """
+
+    def __call__(self, x: Any) -> Tensor:
+        return 2.0 * self.l2 * current.half_sum_of_squares(ops.convert_to_tensor(x))
 
 
 @register
@@ -149,7 +166,7 @@ class ResidualLayer(keras.layers.Layer):
         if self._shortcut_conv is not None:
             shortcut = self._subsample(shortcut) if self._pooling is None else self._pooling(shortcut)
             shortcut = self._shortcut_conv(shortcut)
-        return x + shortcut
+        return current.added(x, shortcut)
 
     def _subsample(self, inputs: Tensor) -> Tensor:
         """Takes the samples that a strided 1x1 convolution would read.
@@ -260,7 +277,7 @@ def conv2d(
         padding="same",
         use_bias=False,
         kernel_initializer="he_normal",
-        kernel_regularizer=keras.regularizers.L2(weight_decay),
+        kernel_regularizer=WeightDecay(weight_decay),
         data_format=image_data_format(channels_first),
         **kwargs,
     )

@@ -13,10 +13,13 @@ import keras
 
 from diffstride_hybrid.common.arguments import validated_choice
 from diffstride_hybrid.common.registration import register
+from diffstride_hybrid.layers.fourier_pooling import FourierPooling
+from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides, validated_factor
 from diffstride_hybrid.models.residual import (
     LayerFactory,
     ResnetBlock,
+    WeightDecay,
     batch_norm,
     channel_axis,
     conv2d,
@@ -132,7 +135,16 @@ class Resnet(keras.Sequential):
         super().build(input_shape)
         # Keras also calls this before the shape is known; the layers are not built then.
         if self.layers[-1].built:
+            self._bound_maps(input_shape)
             regularize_strides(self, self._config["stride_complexity"])
+
+    def _bound_maps(self, input_shape: Sequence[int | None] | None) -> None:
+        """Tells the poolings that no map of this network is larger than its images."""
+        size = (input_shape or self.input_shape)[1:3]
+        if None not in size:
+            for layer in leaf_layers(self):
+                if isinstance(layer, FourierPooling):
+                    layer.largest_map = tuple(size)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -374,8 +386,8 @@ def _classifier(
             classes,
             activation=activation,
             kernel_initializer="he_normal",
-            kernel_regularizer=keras.regularizers.L2(weight_decay),
-            bias_regularizer=keras.regularizers.L2(weight_decay),
+            kernel_regularizer=WeightDecay(weight_decay),
+            bias_regularizer=WeightDecay(weight_decay),
             dtype="float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype,
             name="classifier",
         ),

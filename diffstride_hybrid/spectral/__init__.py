@@ -16,6 +16,7 @@ from diffstride_hybrid.spectral.functional import (
     spectral_pooling_1d,
     spectral_resizing,
 )
+from diffstride_hybrid.spectral.hard_windows import fixed_windows, resampling_window
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
 from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
 from diffstride_hybrid.spectral.options import (
@@ -23,6 +24,7 @@ from diffstride_hybrid.spectral.options import (
     MASKS,
     METHODS,
     NORMS,
+    Bound,
     DataFormat,
     Length,
     Limits,
@@ -43,9 +45,7 @@ from diffstride_hybrid.spectral.windows import (
     asked_bins,
     diffstride_window_1d,
     diffstride_windows,
-    fixed_windows,
     kept_bins,
-    resampling_window,
     unequal_frequencies,
 )
 
@@ -54,6 +54,7 @@ __all__ = [
     "MASKS",
     "METHODS",
     "NORMS",
+    "Bound",
     "DataFormat",
     "Length",
     "Limits",

@@ -12,14 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from diffstride_hybrid.spectral.engine import pool_maps, pool_signals, shares_graph
+from diffstride_hybrid.spectral.hard_windows import fixed_windows, resampling_window
 from diffstride_hybrid.spectral.layout import signal_length, spatial_lengths, working_dtype
-from diffstride_hybrid.spectral.options import DataFormat, Length, Limits, Mask, Method, Norm, Tensor
+from diffstride_hybrid.spectral.options import Bound, DataFormat, Length, Limits, Mask, Method, Norm, Tensor
 from diffstride_hybrid.spectral.windows import (
     Window,
     diffstride_window_1d,
     diffstride_windows,
-    fixed_windows,
-    resampling_window,
 )
 
 
@@ -38,6 +37,7 @@ def diffstride(
     method: Method = "auto",
     kept: tuple[int, int] | None = None,
     trainable: bool = True,
+    at_most: Bound = None,
 ) -> Tensor:
     """Pools by a soft window over the spectrum, differentiable in the strides (ICLR 2022, arXiv 2202.01653).
 
@@ -61,6 +61,8 @@ def diffstride(
         kept: how many bins to keep, (rows, columns), as `kept_bins` gives them. None lets the strides say, which makes
             the output's size dynamic.
         trainable: whether the strides are trained. If not, the gradient to the inputs alone costs less.
+        at_most: no map is larger than this, (height, width). It lets a graph for maps of unknown size hold fewer
+            operations.
 
     Returns:
         The pooled maps, in the dtype of `inputs`.
@@ -83,7 +85,7 @@ def diffstride(
         trainable=trainable,
         dtype=working_dtype(inputs),
     )
-    return pool_maps(inputs, rows, columns, norm, data_format, method, "learned")
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "learned", at_most)
 
 
 @shares_graph("fixed")
@@ -94,6 +96,7 @@ def fixed_spectral_pooling(
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
+    at_most: Bound = None,
 ) -> Tensor:
     """Pools by the hard windows of `fixed_windows`, as the code released with DiffStride does.
 
@@ -103,6 +106,8 @@ def fixed_spectral_pooling(
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
         method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        at_most: no map is larger than this, (height, width). It lets a graph for maps of unknown size hold fewer
+            operations.
 
     Returns:
         The pooled maps, in the dtype of `inputs`: `max(2, floor(n / stride))` samples along an axis of `n`, rows
@@ -114,7 +119,7 @@ def fixed_spectral_pooling(
         TensorShape([1, 4, 5, 3])
     """
     rows, columns = fixed_windows(*spatial_lengths(inputs, data_format), strides, dtype=working_dtype(inputs))
-    return pool_maps(inputs, rows, columns, norm, data_format, method, "fixed")
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "fixed", at_most)
 
 
 @shares_graph("resampled")
@@ -125,6 +130,7 @@ def spectral_pooling(
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
+    at_most: Bound = None,
 ) -> Tensor:
     """Pools by cropping the two-dimensional spectrum to a given size (Rippel et al., NeurIPS 2015, arXiv 1506.03767).
 
@@ -138,6 +144,8 @@ def spectral_pooling(
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
         method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        at_most: no map is larger than this, (height, width). It lets a graph for maps of unknown size hold fewer
+            operations.
 
     Returns:
         The pooled maps, in the dtype of `inputs`.
@@ -148,7 +156,7 @@ def spectral_pooling(
         TensorShape([1, 7, 8, 3])
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)
-    return pool_maps(inputs, rows, columns, norm, data_format, method, "resampled")
+    return pool_maps(inputs, rows, columns, norm, data_format, method, "resampled", at_most)
 
 
 @shares_graph("learned", signals=True)

@@ -84,57 +84,75 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> Tensor:
     Returns:
         `[output_length, parts, length]`, in the dtype of the weights.
     """
-    dtype = window.weights.dtype
-    places = ops.arange(ops.shape(window.bins)[0])
-    weights = window.weights
+    dtype, kept = window.weights.dtype, window.kept
+    places = ops.arange(kept)
+    scale = scale_after_inverse(window.length, window.output_length, norm, dtype)
+    weights = window.weights * (scale / ops.cast(window.output_length, dtype))
     if window.negatives is None:
         alone = ops.logical_or(places == 0, 2 * places == window.output_length)
-        weights = weights * ops.cast(ops.where(alone, 1.0, 2.0), dtype)
-    weights = weights * scale_after_inverse(window.length, window.output_length, norm, dtype)
-    weights = weights / ops.cast(window.output_length, dtype)
+        weights = weights * ops.where(alone, ops.cast(1.0, dtype), ops.cast(2.0, dtype))
 
-    # A learned window never enlarges, so that a length that is known bounds an output that is not.
-    longest = window.length if window.learned else window.output_length
-    cos, sin = cos_and_sin(ops.arange(window.output_length), places, window.output_length, dtype, most=longest)
-    left = [ops.concatenate([cos, sin], 1)] + [ops.concatenate([sin, -cos], 1)] * (parts - 1)
-    cos, sin = cos_and_sin(window.bins, ops.arange(window.length), window.length, dtype, most=window.length)
-    right = ops.concatenate([weights[:, None] * cos, weights[:, None] * sin])
-    left = ops.reshape(ops.stack(left, 1), [parts * window.output_length, 2 * ops.shape(places)[0]])
+    # A pooling of bounded maps never enlarges, and neither does a learned one.
+    shrinks = window.learned or window.longest is not None
+    longest = window.most if shrinks else window.output_length
+    # Cosine and sine for the real part, and both a quarter turn later for the imaginary part.
+    quarters = np.array([[0, 1], [1, 2]])[:parts, None]
+    samples = ops.reshape(ops.arange(window.output_length), [-1, 1, 1, 1])
+    left = waves(samples, places[:, None], window.output_length, quarters, dtype, most=longest)
+    left = ops.reshape(left * weights[:, None], [parts * window.output_length, 2 * kept])
+    bins = places if window.negatives is None else window.bins
+    right = dft_matrix(bins, window.length, dtype, most=window.most)
     return ops.reshape(product(left, right), [window.output_length, parts, window.length])
 
 
-def cos_and_sin(
-    frequencies: Tensor, samples: Tensor, length: Length, dtype: Any, most: Length
-) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of `2π · frequency · sample / length`.
+def dft_matrix(frequencies: Tensor, length: Length, dtype: Any, most: Length) -> Tensor:
+    """The matrix of a real DFT: for each frequency a row of cosines and a row of sines.
+
+    Args:
+        frequencies: int32 `[k]`, below `length`.
+        length: samples of the axis.
+        dtype: float32 or float64, of the result.
+        most: `length`, or a known bound of it.
+
+    Returns:
+        `[2 k, length]`.
+    """
+    rows = waves(ops.reshape(frequencies, [-1, 1, 1]), ops.arange(length), length, np.array([[0], [1]]), dtype, most)
+    return ops.reshape(rows, [-1, length])
+
+
+def waves(
+    frequencies: Tensor, samples: Tensor, length: Length, quarters: np.ndarray, dtype: Any, most: Length
+) -> Tensor:
+    """`cos(2π (frequency · sample / length - quarters / 4))`: a cosine for no quarter of a turn, a sine for one.
 
     The products are whole numbers and are reduced to one turn first, so that large ones lose no precision.
 
     Args:
-        frequencies: int32 `[k]`.
-        samples: int32 `[n]`.
+        frequencies: int32, from 0 to below `length`.
+        samples: int32, the same.
         length: of a full turn, in samples.
-        dtype: float32 or float64, of the results.
+        quarters: whole numbers. The three arrays broadcast together.
+        dtype: float32 or float64, of the result.
         most: no frequency and no sample is greater.
 
     Returns:
-        Cosines and sines, `[k, n]`.
+        Of the shape to which the arrays broadcast.
     """
-    if not isinstance(most, int) or most > _LARGEST_ROOT:
-        frequencies, samples = (ops.cast(numbers, "int64") for numbers in (frequencies, samples))
-        turns = frequencies[:, None] * samples % ops.cast(length, "int64")
+    exact = "int32" if isinstance(most, int) and most <= _LARGEST_ROOT else "int64"
+    frequencies, samples = (ops.cast(numbers, exact) for numbers in (frequencies, samples))
+    length = length if isinstance(length, int) else ops.cast(length, exact)
+    turn = 4 * length  # In quarters of a sample.
+    places = frequencies * (4 * samples) % turn - quarters.astype(exact) * length
+    if isinstance(turn, int):
+        radians = ops.convert_to_tensor(2 * math.pi / turn, dtype)
     else:
-        turns = frequencies[:, None] * samples % length
-    if isinstance(length, int):
-        turn = ops.convert_to_tensor(2 * math.pi / length, dtype)
-    else:
-        turn = ops.cast(2 * math.pi / ops.cast(length, "float64"), dtype)
-    angles = ops.cast(turns, dtype) * turn
-    return ops.cos(angles), ops.sin(angles)
+        radians = ops.cast(2 * math.pi / ops.cast(turn, "float64"), dtype)
+    return ops.cos(ops.cast(places, dtype) * radians)
 
 
-_LARGEST_ROOT = math.isqrt(np.iinfo(np.int32).max)
-"""46,340: the product of two numbers up to this one is an int32."""
+_LARGEST_ROOT = math.isqrt(np.iinfo(np.int32).max // 4)
+"""23,170: four times the product of two numbers up to this one is an int32."""
 
 
 def scale_after_inverse(length: Length, output_length: Length, norm: Norm, dtype: Any) -> Tensor:

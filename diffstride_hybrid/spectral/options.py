@@ -10,6 +10,9 @@ Tensor = Any
 Length = Any
 """Samples along an axis: a Python integer if it is known, else an int32 scalar, which only TensorFlow's graphs have."""
 
+Bound = tuple[int, int] | None
+"""The greatest height and width of the maps that a pooling will meet, in samples. None if they are not known."""
+
 Limits = float | tuple[float | None, float | None] | None
 """A limit of the strides of both axes, or a pair (vertical, horizontal). None is no limit."""
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.spectral.matrices import apply_matrices, pooling_matrices
-from diffstride_hybrid.spectral.options import DataFormat, Kind, Method, Norm, Tensor
+from diffstride_hybrid.spectral.options import Bound, DataFormat, Kind, Method, Norm, Tensor
 from diffstride_hybrid.spectral.windows import Window
 
 Pool = TypeVar("Pool", bound=Callable[..., Tensor])
@@ -26,6 +26,7 @@ def pool_maps(
     data_format: DataFormat,
     method: Method,
     kind: Kind,
+    at_most: Bound = None,
 ) -> Tensor:
     """Pools feature maps by two windows.
 
@@ -37,6 +38,7 @@ def pool_maps(
         data_format: which axis holds the channels.
         method: 'matmul' or 'auto', which is the same.
         kind: of the pooling, which makes no difference.
+        at_most: of the maps, which makes no difference either.
 
     Returns:
         The pooled maps, in the dtype of `inputs`.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from keras import ops
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.spectral.options import Length, Limits, Tensor
 
 
@@ -21,7 +23,7 @@ def minimum_stride(length: Length, smoothness_factor: float, dtype: str = "float
         dtype: of the result if `length` is a tensor.
 
     Returns:
-        A Python float, or a scalar tensor if `length` is a tensor.
+        A Python float, or a tensor of the shape of `length` if that is one.
 
     Example:
         >>> from diffstride_hybrid import spectral
@@ -32,49 +34,50 @@ def minimum_stride(length: Length, smoothness_factor: float, dtype: str = "float
         return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
     length = ops.cast(length, dtype)
     room = length - smoothness_factor
-    return ops.where(room > 0, length / ops.where(room > 0, room, 1.0), 1.0)
+    return length / ops.where(room > 0, room, length)
 
 
-def effective_stride(
-    stride: Tensor, minimum: float | Tensor, lower_limit: float | None, upper_limit: float | None
-) -> Tensor:
-    """Clips a stride to the values that the axis and the limits allow.
+def effective_strides(strides: Tensor, minima: Tensor, lower_limit: Limits, upper_limit: Limits) -> Tensor:
+    """Clips strides to the values that the axes and the limits allow.
 
     `s_eff = clip(max(s, s_min), lower or 1, upper or ∞)`. The gradient passes `max(s, s_min)` as if it were `s`, so
     that a stride that has shrunk to the minimum can grow again.
 
     Args:
-        stride: `s`, a float32 or float64 scalar.
-        minimum: `s_min`, the result of `minimum_stride`.
-        lower_limit: least value. 1 if None.
-        upper_limit: greatest value. Unlimited if None.
+        strides: `s`, float32 or float64, of the vertical and the horizontal axis, or one that serves both; `[2]` or
+            `[1]`, or `[2, m]` or `[1, m]`.
+        minima: `s_min`, results of `minimum_stride`, of the same rank.
+        lower_limit: least value, or one for each axis. 1 if None.
+        upper_limit: greatest value, or one for each axis. Unlimited if None.
 
     Returns:
-        A scalar in the dtype of `stride`.
+        Of the shape and dtype of `strides`.
     """
-    stride = stride + ops.stop_gradient(ops.maximum(stride, minimum) - stride)
-    upper = np.finfo(np.float32).max if upper_limit is None else upper_limit
-    return clipped(stride, 1.0 if lower_limit is None else lower_limit, upper)
+    strides = strides + ops.stop_gradient(ops.maximum(strides, minima) - strides)
+    lower, upper = (limits_of_axes(limits)[: strides.shape[0]] for limits in (lower_limit, upper_limit))
+    if not any(lower) and not any(upper):  # No axis has a minimum below 1.
+        return strides
+    unlimited = float(np.finfo(np.float32).max)
+    pairs = ([low or 1.0 for low in lower], [high or unlimited for high in upper])
+    low, high = (of_axes(*pair, dtype=strides.dtype, rank=len(strides.shape)) for pair in pairs)
+    return current.clipped(strides, low, high)
 
 
-def clipped(values: Tensor, low: float, high: float) -> Tensor:
-    """Clips values to a range, with the gradient 1 at both ends, where JAX and PyTorch would give a half.
+def of_axes(*values: Any, dtype: Any = "float32", rank: int = 1) -> Tensor:
+    """Values of the vertical and the horizontal axis, or one that serves both, as a tensor.
 
     Args:
-        values: floating-point.
-        low: least value.
-        high: greatest value.
+        *values: numbers, or scalar tensors.
+        dtype: of the result.
+        rank: of the result, whose axes but the first have the length 1.
 
     Returns:
-        Of the shape and dtype of `values`.
-
-    Example:
-        >>> from diffstride_hybrid.spectral.sizes import clipped
-        >>> clipped(np.array([0.5, 2.0, 9.0]), 1.0, 4.0).numpy().tolist()
-        [1.0, 2.0, 4.0]
+        `[2, 1, …]` or `[1, 1, …]`.
     """
-    is_outside = ops.logical_or(values < low, values > high)
-    return ops.where(is_outside, ops.stop_gradient(ops.clip(values, low, high)), values)
+    if all(isinstance(value, (int, float)) for value in values):
+        return ops.convert_to_tensor(np.reshape(values, [-1] + [1] * (rank - 1)), dtype)
+    numbers = ops.cast(ops.stack(values), dtype)
+    return numbers if rank == 1 else ops.reshape(numbers, [-1] + [1] * (rank - 1))
 
 
 def limits_of_axes(limits: Limits) -> tuple[float | None, float | None]:

@@ -8,24 +8,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from keras import ops
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.backends.current import as_length
 from diffstride_hybrid.spectral.options import Length, Limits, Mask, Tensor
-from diffstride_hybrid.spectral.sizes import (
-    clipped,
-    effective_stride,
-    fixed_output_lengths,
-    limits_of_axes,
-    minimum_stride,
-)
+from diffstride_hybrid.spectral.sizes import effective_strides, minimum_stride, of_axes
 
 
 class Window(NamedTuple):
-    """The part of one axis's spectrum that a pooling keeps.
+    """The part of one axis's spectrum that a pooling keeps: its lowest frequencies.
 
     Attributes:
         length: samples along the axis before pooling.
         output_length: samples along the axis after pooling.
-        bins: int32 `[kept]`, the kept bins of the input's DFT. Number i of them is bin i of the output's spectrum.
+        kept: the number of kept bins of the input's DFT. The kept bins become the bins of the output's spectrum.
         weights: float32 or float64 `[kept]`, the factor of each kept bin. Carries the gradient to the stride.
         negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
             lists only the non-negative frequencies, as `rfft` does.
@@ -33,18 +28,30 @@ class Window(NamedTuple):
             the greatest number of such frequencies. At all others both signs weigh 1, or both weigh 0. None if the
             weights of both signs are equal everywhere.
         learned: whether the weights depend on a stride that is trained.
+        longest: an axis has no more samples than this. None if no bound is known; not used if `length` is known.
     """
 
     length: Length
     output_length: Length
-    bins: Tensor
+    kept: Length
     weights: Tensor
     negatives: Length | None
     unequal: tuple[Length, int] | None
     learned: bool
+    longest: int | None = None
 
+    @property
+    def most(self) -> Length:
+        """As many samples as the axis has, or more: a Python integer if a bound is known."""
+        return self.length if isinstance(self.length, int) or self.longest is None else self.longest
 
-# --- DiffStride ------------------------------------------------------------------------------------------------------
+    @property
+    def bins(self) -> Tensor:
+        """int32 `[kept]`, the kept bins of the input's DFT, those of negative frequency last."""
+        if self.negatives is None:
+            return ops.arange(self.kept)
+        negative = ops.arange(self.length - self.negatives, self.length)
+        return ops.concatenate([ops.arange(self.kept - self.negatives), negative])
 
 
 def diffstride_windows(
@@ -101,12 +108,30 @@ def diffstride_windows(
         >>> columns.weights.numpy().tolist(), int(columns.output_length)
         ([1.0, 1.0, 1.0, 0.5], 7)
     """
-    row_stride, column_stride = _effective_strides(
-        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, dtype
+    thresholds = _thresholds(
+        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, mask, dtype
     )
-    windows = _released_windows if mask == "released" else _symmetric_windows
-    thresholds = _threshold(height, row_stride), _threshold(width, column_stride)
-    return windows(height, width, thresholds, smoothness_factor, cropping, kept, trainable)
+    if kept is None and cropping:
+        counts = _positive_counts(height, width, thresholds, smoothness_factor, mask)
+        kept = tuple(as_length(count) for count in ops.unstack(counts, 2))
+        kept = _kept_rows(height, kept[0], mask), kept[1]
+    rows, columns = kept or (height, width // 2 + 1)
+    row_threshold, column_threshold = ops.unstack(thresholds, 2)
+    negatives = rows - rows // 2 if mask == "released" else rows // 2
+    positions = _row_positions(height, rows - negatives, negatives, mask)
+    row_weights = _soft_window(positions, row_threshold, smoothness_factor)
+    column_weights = _soft_window(ops.arange(columns), column_threshold, smoothness_factor)
+    if mask == "released":
+        # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
+        first_unequal = ops.cast(ops.ceil(row_threshold), "int32") - height % 2
+        unequal = first_unequal, unequal_frequencies(smoothness_factor)
+        output_width = _greatest(2 * (columns - 1), 1)  # A map of one column has the bin of frequency 0 alone.
+    else:
+        unequal, output_width = None, _least(2 * columns - 1, width)
+    return (
+        Window(height, rows, rows, row_weights, negatives, unequal, trainable),
+        Window(width, output_width, columns, column_weights, None, None, trainable),
+    )
 
 
 def diffstride_window_1d(
@@ -146,7 +171,7 @@ def asked_bins(
     Args:
         height: rows of the feature map, 1 for signals.
         width: columns of the feature map.
-        strides: as for `diffstride_windows`, and so all below; or `[2, m, 1]` or `[1, m, 1]` for `m` of them at once.
+        strides: as for `diffstride_windows`, and so all below; or `[2, m]` or `[1, m]` for `m` of them at once.
         smoothness_factor: `R`, in bins.
         lower_limit_stride: least effective stride, or one for each axis.
         upper_limit_stride: greatest effective stride, or one for each axis.
@@ -156,12 +181,11 @@ def asked_bins(
     Returns:
         Kept rows and kept columns, int32 scalars, or of shape `[m]`.
     """
-    effective = _effective_strides(
-        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, dtype
+    thresholds = _thresholds(
+        height, width, strides, smoothness_factor, lower_limit_stride, upper_limit_stride, mask, dtype
     )
-    thresholds = _threshold(height, effective[0]), _threshold(width, effective[1])
-    rows, columns = _soft_windows(height, width, thresholds, smoothness_factor, mask)
-    return _positive(rows), _positive(columns)
+    rows, columns = ops.unstack(_positive_counts(height, width, thresholds, smoothness_factor, mask), 2)
+    return _kept_rows(height, rows, mask), columns
 
 
 def kept_bins(rows: Window | None, columns: Window) -> tuple[int, int]:
@@ -174,7 +198,7 @@ def kept_bins(rows: Window | None, columns: Window) -> tuple[int, int]:
     Returns:
         Kept rows and kept columns.
     """
-    return 1 if rows is None else int(rows.bins.shape[0]), int(columns.bins.shape[0])
+    return 1 if rows is None else int(rows.kept), int(columns.kept)
 
 
 def unequal_frequencies(smoothness_factor: float) -> int:
@@ -182,217 +206,72 @@ def unequal_frequencies(smoothness_factor: float) -> int:
     return math.ceil(smoothness_factor) + 2
 
 
-def _released_windows(
-    height: Length,
-    width: Length,
-    thresholds: tuple[Tensor, Tensor],
-    smoothness_factor: float,
-    cropping: bool,
-    kept: tuple[int, int] | None,
-    trainable: bool,
-) -> tuple[Window, Window]:
-    """The windows for `mask='released'`. `diffstride_windows` states them."""
-    row_weights, column_weights = _soft_windows(height, width, thresholds, smoothness_factor, "released")
-    if kept is None:
-        kept = _kept_counts(height, width, row_weights, column_weights, cropping)
-    # A map of one column has the bin of frequency 0 alone.
-    at_least = max if isinstance(kept[1], int) else ops.maximum
-    output_width = at_least(2 * (kept[1] - 1), 1)
-    # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
-    negatives = kept[0] - kept[0] // 2
-    first_unequal = ops.cast(ops.ceil(thresholds[0]), "int32") - height % 2
-    unequal = first_unequal, unequal_frequencies(smoothness_factor)
-    return (
-        _lowest_rows(height, row_weights, kept[0], negatives, unequal, trainable),
-        _lowest_columns(width, column_weights, kept[1], output_width, trainable),
-    )
-
-
-def _symmetric_windows(
-    height: Length,
-    width: Length,
-    thresholds: tuple[Tensor, Tensor],
-    smoothness_factor: float,
-    cropping: bool,
-    kept: tuple[int, int] | None,
-    trainable: bool,
-) -> tuple[Window, Window]:
-    """The windows for `mask='symmetric'`. `diffstride_windows` states them."""
-    row_weights, column_weights = _soft_windows(height, width, thresholds, smoothness_factor, "symmetric")
-    if kept is None:
-        kept = _kept_counts(height, width, row_weights, column_weights, cropping)
-    at_most = min if isinstance(kept[1], int) and isinstance(width, int) else ops.minimum
-    return (
-        _lowest_rows(height, row_weights, kept[0], kept[0] // 2, None, trainable),
-        _lowest_columns(width, column_weights, kept[1], at_most(2 * kept[1] - 1, width), trainable),
-    )
-
-
-def _effective_strides(
+def _thresholds(
     height: Length,
     width: Length,
     strides: Tensor,
     smoothness_factor: float,
     lower_limit: Limits,
     upper_limit: Limits,
+    mask: Mask,
     dtype: str,
-) -> tuple[Tensor, Tensor]:
-    """The vertical and the horizontal effective stride, as scalars of `dtype`."""
-    minima = [
-        ops.convert_to_tensor(minimum_stride(length, smoothness_factor, dtype), dtype) for length in (height, width)
-    ]
-    if strides.shape[0] == 1:
-        minima = [ops.maximum(*minima)] * 2
-    places, limits = (0, strides.shape[0] - 1), zip(limits_of_axes(lower_limit), limits_of_axes(upper_limit))
-    vertical, horizontal = (
-        effective_stride(ops.cast(strides[i], dtype), minimum, lower, upper)
-        for i, minimum, (lower, upper) in zip(places, minima, limits)
-    )
-    return vertical, horizontal
-
-
-def _threshold(length: Length, stride: Tensor) -> Tensor:
-    """`max(n / s, 2) / 2`: half the strided length, at least 1."""
-    strided = (length if isinstance(length, int) else ops.cast(length, stride.dtype)) / stride
-    # Not `ops.maximum`, whose gradient JAX and PyTorch halve if both are equal.
-    return ops.where(strided < 2.0, 2.0, strided) / 2.0
-
-
-def _soft_windows(
-    height: Length, width: Length, thresholds: tuple[Tensor, Tensor], smoothness_factor: float, mask: Mask
-) -> tuple[Tensor, Tensor]:
-    """The weights of all bins: of the rows with both signs of a frequency, of the columns with one."""
-    row_threshold, column_threshold = thresholds
-    column_positions = ops.arange(width // 2 + 1)
-    if mask == "released":
-        row_positions, column_threshold = _released_row_positions(height), column_threshold + 1.0
+) -> Tensor:
+    """The thresholds of rows and of columns, `[2]`, or `[2, m]` for `m` pairs of strides."""
+    rank = len(strides.shape)
+    lengths = of_axes(height, width, dtype=dtype, rank=rank)
+    if isinstance(height, int) and isinstance(width, int):
+        minima = of_axes(*(minimum_stride(n, smoothness_factor) for n in (height, width)), dtype=dtype, rank=rank)
     else:
-        row_positions = ops.minimum(ops.arange(height), height - ops.arange(height))
-    return (
-        _soft_window(row_positions, row_threshold, smoothness_factor),
-        _soft_window(column_positions, column_threshold, smoothness_factor),
-    )
+        minima = minimum_stride(lengths, smoothness_factor, dtype)
+    if strides.shape[0] == 1:
+        minima = ops.max(minima, axis=0, keepdims=True)
+    effective = effective_strides(ops.cast(strides, dtype), minima, lower_limit, upper_limit)
+    halved = current.clipped(lengths / effective, 2.0, None) * 0.5
+    return halved + of_axes(0.0, 1.0, dtype=dtype, rank=rank) if mask == "released" else halved
 
 
-def _released_row_positions(length: Length) -> Tensor:
-    """[0, 1, …, m - 1, m - 1, …, 1, 0] for `2 m` rows, [1, 2, …, m, m, …, 1, 0] for `2 m + 1`."""
-    bins = ops.arange(length)
-    return ops.minimum(bins + length % 2, length - 1 - bins)
+def _positive_counts(height: Length, width: Length, thresholds: Tensor, smoothness_factor: float, mask: Mask) -> Tensor:
+    """How many positions of rows and of columns have a positive weight, int32 of the shape of `thresholds`.
+
+    The positions are 0, 1, 2, …; rows have most of them twice. All count if a stride is NaN.
+    """
+    rows = height // 2 + (height % 2 if mask == "released" else 1)
+    most = of_axes(rows, width // 2 + 1, dtype=thresholds.dtype, rank=len(thresholds.shape))
+    # Adding a ramp of length 0 changes nothing.
+    ends = ops.stop_gradient(thresholds) + smoothness_factor
+    return ops.cast(ops.where(ends < most, ops.ceil(ends), most), "int32")
+
+
+def _kept_rows(height: Length, positions: Length, mask: Mask) -> Length:
+    """How many rows are kept if so many of their positions have a positive weight."""
+    if mask == "released":
+        # Frequency 0 is kept, though its position is 1 on an odd number of rows.
+        return _greatest(2 * positions - height % 2, _least(2, height))
+    return _least(2 * positions - 1, height)
+
+
+def _row_positions(height: Length, positives: Length, negatives: Length, mask: Mask) -> Tensor:
+    """The positions of the kept rows: first those of the frequencies 0, 1, …, then those of …, -2, -1."""
+    positive = ops.arange(positives)
+    if mask == "symmetric":
+        return ops.concatenate([positive, ops.arange(negatives, 0, -1)])
+    if not isinstance(height, int) or height % 2:
+        # Frequency 0 always weighs 1, and so stays at position 0.
+        positive = positive + ops.minimum(positive, height % 2)
+    return ops.concatenate([positive, ops.arange(negatives - 1, -1, -1)])
 
 
 def _soft_window(positions: Tensor, threshold: Tensor, smoothness_factor: float) -> Tensor:
     """The weight `clip((R + t - p) / R, 0, 1)` of each position; 1 if `p < t`, else 0, for a ramp of length 0."""
-    positions = ops.cast(positions[1:], threshold.dtype)
+    positions = ops.cast(positions, threshold.dtype)
     if smoothness_factor < np.finfo(np.float32).eps:  # Adding so short a ramp to a threshold changes nothing.
-        weights = ops.cast(positions < threshold, threshold.dtype)
-    else:
-        weights = clipped((smoothness_factor + threshold - positions) / smoothness_factor, 0.0, 1.0)
-    # Frequency 0 always weighs 1. On an odd number of rows its position is 1, which the least threshold would drop.
-    return ops.concatenate([ops.ones([*threshold.shape[:-1], 1], threshold.dtype), weights], axis=-1)
+        return ops.cast(positions < threshold, threshold.dtype)
+    return current.clipped((threshold + smoothness_factor - positions) * (1.0 / smoothness_factor), 0.0, 1.0)
 
 
-def _kept_counts(
-    height: Length, width: Length, row_weights: Tensor, column_weights: Tensor, cropping: bool
-) -> tuple[Length, Length]:
-    """How many rows and columns of the one-sided spectrum are kept: those of positive weight, or all."""
-    if not cropping:
-        return height, width // 2 + 1
-    return as_length(_positive(row_weights)), as_length(_positive(column_weights))
+def _greatest(first: Length, second: Length) -> Length:
+    return max(first, second) if isinstance(first, int) and isinstance(second, int) else ops.maximum(first, second)
 
 
-def _positive(weights: Tensor) -> Tensor:
-    """How many weights are positive, or NaN if a stride is."""
-    return ops.sum(ops.cast(weights != 0, "int32"), axis=-1)
-
-
-def _lowest_rows(
-    height: Length,
-    weights: Tensor,
-    kept: Length,
-    negatives: Length,
-    unequal: tuple[Length, int] | None,
-    learned: bool,
-) -> Window:
-    """The two-sided window of the `kept` lowest frequencies, `negatives` of them negative."""
-    bins = ops.concatenate([ops.arange(kept - negatives), ops.arange(height - negatives, height)])
-    return Window(height, kept, bins, ops.take(weights, bins), negatives, unequal, learned)
-
-
-def _lowest_columns(width: Length, weights: Tensor, kept: Length, output_width: Length, learned: bool) -> Window:
-    """The one-sided window of the `kept` lowest frequencies."""
-    bins = ops.arange(kept)
-    return Window(width, output_width, bins, ops.take(weights, bins), None, None, learned)
-
-
-# --- Fixed poolings --------------------------------------------------------------------------------------------------
-
-
-def fixed_windows(
-    height: Length, width: Length, strides: tuple[float, float], dtype: str = "float32"
-) -> tuple[Window, Window]:
-    """The hard windows of `fixed_spectral_pooling`: every kept bin weighs 1.
-
-    Rows keep the frequencies `-h / 2 … h / 2 - 1` of the `h` rows of the output, columns `0 … w / 2`. The row `-h / 2`
-    becomes the output's Nyquist row without its counterpart, as in the code released with DiffStride. A map of one row
-    keeps its frequency 0.
-
-    Args:
-        height: rows of the feature map.
-        width: columns of the feature map.
-        strides: vertical and horizontal, at least 1.
-        dtype: float32 or float64, of the weights.
-
-    Returns:
-        The window over rows, two-sided, and the window over columns, one-sided.
-    """
-    output_height, output_width = fixed_output_lengths(height, width, strides)
-    low = output_height // 2
-    rows = Window(
-        length=height,
-        output_length=output_height,
-        bins=ops.concatenate([ops.arange(output_height - low), ops.arange(height - low, height)]),
-        weights=ops.ones([output_height], dtype),
-        negatives=low,
-        unequal=(low, 1),
-        learned=False,
-    )
-    columns = Window(
-        length=width,
-        output_length=output_width,
-        bins=ops.arange(output_width // 2 + 1),
-        weights=ops.ones([output_width // 2 + 1], dtype),
-        negatives=None,
-        unequal=None,
-        learned=False,
-    )
-    return rows, columns
-
-
-def resampling_window(length: Length, output_length: Length, dtype: str = "float32") -> Window:
-    """The hard window that makes the result equal to `scipy.signal.resample`, times the factor of the norm.
-
-    It keeps the frequencies `0 … k / 2` of an axis, each with weight 1; `k` is the smaller of both lengths. An even
-    `k` has a Nyquist frequency. To fewer samples the bins `k / 2` and `-k / 2` fold into one, which therefore weighs
-    2 (Rippel et al., NeurIPS 2015, arXiv 1506.03767). To more samples the one bin is shared out over two, which
-    therefore weigh 1/2.
-
-    Args:
-        length: samples along the axis.
-        output_length: samples afterwards, fewer or more.
-        dtype: float32 or float64, of the weights.
-
-    Returns:
-        A one-sided window.
-
-    Example:
-        >>> from diffstride_hybrid import spectral
-        >>> [spectral.resampling_window(*lengths).weights.numpy().tolist() for lengths in ((8, 4), (4, 8))]
-        [[1.0, 1.0, 2.0], [1.0, 1.0, 0.5]]
-    """
-    at_most = min if isinstance(length, int) and isinstance(output_length, int) else ops.minimum
-    shorter = at_most(length, output_length)
-    bins = ops.arange(shorter // 2 + 1)
-    is_nyquist = 2 * bins == shorter
-    folded, shared = (ops.logical_and(is_nyquist, each) for each in (output_length < length, length < output_length))
-    weights = ops.cast(ops.where(folded, 2.0, ops.where(shared, 0.5, 1.0)), dtype)
-    return Window(length, output_length, bins, weights, None, None, learned=False)
+def _least(first: Length, second: Length) -> Length:
+    return min(first, second) if isinstance(first, int) and isinstance(second, int) else ops.minimum(first, second)

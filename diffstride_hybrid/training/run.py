@@ -32,6 +32,7 @@ from diffstride_hybrid.training.checks import (
     global_dtype_policy,
     resolved_policy,
 )
+from diffstride_hybrid.training.fused_updates import fuse_updates
 from diffstride_hybrid.training.listeners import Listeners
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.optimizers import keep_from_decay, pace_strides
@@ -197,6 +198,7 @@ def make_loop(
         model = model_cls(num_output_classes=datasets.num_classes)
         model.build((None, *datasets.image_shape))
         optimizer = optimizer_cls()
+        fuse_updates(optimizer)
         keep_from_decay(optimizer, [layer.strides for layer in diffstride_layers(model)])
         if model.compute_dtype == "float16":
             optimizer = distribution.LossScaleOptimizer(optimizer)

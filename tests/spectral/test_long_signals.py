@@ -7,7 +7,7 @@ import scipy.signal
 import tensorflow as tf
 
 from diffstride_hybrid import DiffStride1D, spectral
-from diffstride_hybrid.spectral.matrices import cos_and_sin
+from diffstride_hybrid.spectral.matrices import waves
 
 RNG = np.random.default_rng(0)
 
@@ -21,16 +21,18 @@ def test_products_of_long_signals_are_right(length: int):
     np.testing.assert_allclose(pooled, expected, atol=1e-5 * np.abs(expected).max())
 
 
-# From 46,342 samples on, bin times sample is beyond int32. Of a power of two the remainder is right even so.
-@pytest.mark.parametrize("length", [7, 46_340, 46_341, 46_342, 60_001, 100_003, 2**20])
+# From 23,171 samples on, four times bin times sample is beyond int32, from 46,342 on bin times sample itself. Of a
+# power of two the remainder is right even so.
+@pytest.mark.parametrize("length", [7, 23_170, 23_171, 23_172, 46_341, 46_342, 60_001, 100_003, 2**20])
 @pytest.mark.parametrize("known", [True, False])
 def test_angles_are_right_at_every_length(length: int, known: bool):
     frequencies = np.unique(np.linspace(0, length - 1, 50).astype("int32"))
     most = length if known else tf.constant(length)
-    cos, sin = cos_and_sin(tf.constant(frequencies), tf.constant(frequencies), most, tf.float32, most=most)
+    quarters = np.array([0, 1, 2])[:, None, None]
+    found = waves(tf.constant(frequencies[:, None]), tf.constant(frequencies), most, quarters, tf.float32, most=most)
     turns = frequencies[:, None].astype("int64") * frequencies % length
-    np.testing.assert_allclose(cos, np.cos(2 * np.pi * turns / length), atol=1e-5)
-    np.testing.assert_allclose(sin, np.sin(2 * np.pi * turns / length), atol=1e-5)
+    angles = 2 * np.pi * turns / length
+    np.testing.assert_allclose(found, [np.cos(angles), np.sin(angles), -np.cos(angles)], atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", ["released", "symmetric"])

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import tensorflow as tf
 
 from diffstride_hybrid.backends.xla import needs_static_shapes, on_tpu
-from diffstride_hybrid.spectral.options import DataFormat, Method
+from diffstride_hybrid.spectral.options import Bound, DataFormat, Method
 
 Number = TypeVar("Number")
 
@@ -93,7 +93,9 @@ def resolve_method(
     return "fft" if answers.pop() else "matmul"
 
 
-def engine_in_trace(inputs: tf.Tensor, method: Method, crossover: Crossover, data_format: DataFormat) -> Method | None:
+def engine_in_trace(
+    inputs: tf.Tensor, method: Method, crossover: Crossover, data_format: DataFormat, at_most: Bound = None
+) -> Method | None:
     """The engine for a batch, as far as its shape is known.
 
     Args:
@@ -101,6 +103,7 @@ def engine_in_trace(inputs: tf.Tensor, method: Method, crossover: Crossover, dat
         method: 'auto', 'fft' or 'matmul'.
         crossover: of the pooling.
         data_format: which axis holds the channels.
+        at_most: no map is larger than this. If products are faster for the largest map, they are so for all.
 
     Returns:
         'fft' or 'matmul'. None if the graph that is being traced must decide when it runs.
@@ -108,6 +111,9 @@ def engine_in_trace(inputs: tf.Tensor, method: Method, crossover: Crossover, dat
     batch, height, width, channels = _numbers(inputs.shape.as_list(), data_format)
     if batch is None and needs_static_shapes():
         batch = _TYPICAL_BATCH
+    if at_most is not None and None in (height, width):
+        engine = resolve_method(method, crossover, *at_most, channels, batch)
+        return None if method == "auto" and engine == "fft" else engine
     return resolve_method(method, crossover, height, width, channels, batch)
 
 

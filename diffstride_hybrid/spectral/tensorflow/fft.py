@@ -7,7 +7,7 @@ import tensorflow as tf
 from diffstride_hybrid.backends.xla import compiled_by_xla
 from diffstride_hybrid.spectral.matrices import scale_after_inverse
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
-from diffstride_hybrid.spectral.tensorflow.shapes import as_complex, from_channels_first, length_of, to_channels_first
+from diffstride_hybrid.spectral.tensorflow.shapes import as_complex, from_channels_first, to_channels_first
 from diffstride_hybrid.spectral.windows import Window
 
 
@@ -27,7 +27,7 @@ def pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, da
     spectrum = tf.signal.rfft2d(tf.cast(to_channels_first(inputs, data_format), rows.weights.dtype))
     first_negative = rows.length - rows.negatives
     spectrum = _selected_bins(spectrum, 2, (0, rows.output_length - rows.negatives), (first_negative, rows.length))
-    spectrum = _selected_bins(spectrum, 3, (0, length_of(columns.bins, 0)))
+    spectrum = _selected_bins(spectrum, 3, (0, columns.kept))
     spectrum *= as_complex(rows.weights[:, None] * columns.weights)
     outputs = tf.signal.irfft2d(spectrum, [rows.output_length, columns.output_length])
     outputs *= scale_after_inverse(rows.length, rows.output_length, norm, outputs.dtype)
@@ -98,7 +98,7 @@ def spectral_pooling_fft(
 
 
 def _pooled_along_last_axis(maps: tf.Tensor, window: Window, norm: Norm) -> tf.Tensor:
-    spectrum = _selected_bins(tf.signal.rfft(maps), maps.shape.rank - 1, (0, length_of(window.bins, 0)))
+    spectrum = _selected_bins(tf.signal.rfft(maps), maps.shape.rank - 1, (0, window.kept))
     outputs = tf.signal.irfft(spectrum * as_complex(window.weights), [window.output_length])
     return outputs * scale_after_inverse(window.length, window.output_length, norm, outputs.dtype)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from diffstride_hybrid.backends.xla import compiled_by_xla, xla_einsum
-from diffstride_hybrid.spectral.matrices import cos_and_sin, pooling_matrix, scale_after_inverse
+from diffstride_hybrid.spectral.matrices import dft_matrix, pooling_matrix, scale_after_inverse
 from diffstride_hybrid.spectral.options import DataFormat, Length, Norm
 from diffstride_hybrid.spectral.tensorflow.shapes import length_of, to_channels_first, with_static_shape
 from diffstride_hybrid.spectral.windows import Window
@@ -146,10 +147,12 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     def contribution(
         frequencies: tf.Tensor, matrix: tf.Tensor, operand_shape: list[Length], inverse_weights: tf.Tensor | float = 1.0
     ) -> tf.Tensor:
-        spectrum = _matrix_product(_real_dft(frequencies, height, dtype) / _spectrum_scale(height, dtype), images)
+        spectrum = _matrix_product(dft_matrix(frequencies, height, dtype, rows.most) / _spectrum_scale(rows), images)
         spectrum = product(matrix, tf.reshape(spectrum, operand_shape))
         spectrum = tf.reshape(spectrum, [-1, 2 * tf.size(frequencies), output_width * channels])
-        return _matrix_product(tf.transpose(inverse_weights * _real_dft(frequencies, output_height, dtype)), spectrum)
+        return _matrix_product(
+            tf.transpose(inverse_weights * dft_matrix(frequencies, output_height, dtype, rows.most)), spectrum
+        )
 
     weighting = _weighting(*(tf.gather(weights, frequencies) for weights in (positive, negative)), column_matrix)
     weighting = tf.reshape(weighting, [-1, 2 * output_width, 2 * width])
@@ -177,10 +180,10 @@ def _compiled_products(
         positive, negative = _weights_by_sign(rows, norm)
         frequencies = tf.range(length_of(positive, 0))
         forward, inverse = (
-            tf.reshape(_real_dft(frequencies, length, rows.weights.dtype), [-1, 2, length])
+            tf.reshape(dft_matrix(frequencies, length, rows.weights.dtype, rows.most), [-1, 2, length])
             for length in (rows.length, rows.output_length)
         )
-        forward /= _spectrum_scale(rows.length, rows.weights.dtype)
+        forward /= _spectrum_scale(rows)
         weighting = _weighting(positive, negative, pooling_matrix(columns, norm, 2))
         spectrum = xla_einsum(f"{image},keh->bwcke", inputs, forward)
         spectrum = xla_einsum("bwcke,kajew->kbcaj", spectrum, weighting)
@@ -203,7 +206,7 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
         The frequencies with weights that may differ by sign, and the others. On small maps all frequencies, and None,
         or an empty tensor if the size is not known.
     """
-    if isinstance(rows.length, int) and rows.length < SPLIT_FROM:
+    if isinstance(rows.most, int) and rows.most < SPLIT_FROM:
         return tf.range(count), None
     first, unequal = rows.unequal
     unequal = min(unequal, count) if isinstance(count, int) else tf.minimum(unequal, count)
@@ -214,17 +217,11 @@ def _split_frequencies(rows: Window, count: Length) -> tuple[tf.Tensor, tf.Tenso
     return first + tf.range(unequal), tf.where(others < first, others, others + unequal)
 
 
-def _real_dft(frequencies: tf.Tensor, length: Length, dtype: tf.DType) -> tf.Tensor:
-    """`[2 · frequencies, length]`: for each frequency a row of cosines and a row of sines."""
-    waves = cos_and_sin(frequencies, tf.range(length), length, dtype, most=length)
-    return tf.reshape(tf.stack(waves, 1), [-1, length])
-
-
-def _spectrum_scale(length: Length, dtype: tf.DType) -> float | tf.Tensor:
-    """A power of two of at least `length`. Dividing a sum of `length` samples by it makes no rounding error."""
-    if isinstance(length, int):
-        return 2.0 ** (length - 1).bit_length()
-    return 2.0 ** tf.math.ceil(tf.math.log(tf.cast(length, dtype)) / math.log(2.0))
+def _spectrum_scale(window: Window) -> float | tf.Tensor:
+    """A power of two that no axis of the window is longer than. Dividing a sum by it makes no rounding error."""
+    if isinstance(window.most, int):
+        return 2.0 ** (window.most - 1).bit_length()
+    return 2.0 ** tf.math.ceil(tf.math.log(tf.cast(window.length, window.weights.dtype)) / math.log(2.0))
 
 
 def _matrix_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
@@ -246,7 +243,7 @@ def _learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
     def product(matrix: tf.Tensor, operand: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             total = tf.zeros_like(matrix)
-            for upstream_share, operand_share in zip(_shares(upstream), _shares(operand)):
+            for upstream_share, operand_share in _shares(upstream, operand):
                 with tf.control_dependencies([total]):
                     matrices = tf.matmul(upstream_share, operand_share, transpose_b=True)
                 total += tf.reduce_sum(tf.cast(matrices, matrix.dtype), 0)
@@ -258,11 +255,10 @@ def _learned_product(matrix: tf.Tensor, operand: tf.Tensor) -> tf.Tensor:
     return product(matrix, operand)
 
 
-def _shares(tensor: tf.Tensor, count: int = 4) -> list[tf.Tensor]:
-    """A tensor cut along its first axis into parts of nearly equal length, without a copy."""
-    length = length_of(tensor, 0)
-    lengths = [(length + i) // count for i in range(count)]
-    return tf.split(tensor, lengths, num=count)
+def _shares(*tensors: tf.Tensor, count: int = 4) -> Iterator[tuple[tf.Tensor, ...]]:
+    """Tensors cut along their first axis, of one length, into parts of nearly equal length, without a copy."""
+    lengths = (length_of(tensors[0], 0) + tf.range(count)) // count
+    return zip(*(tf.split(tensor, lengths, num=count) for tensor in tensors))
 
 
 def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
@@ -270,9 +266,11 @@ def _weights_by_sign(window: Window, norm: Norm) -> tuple[tf.Tensor, tf.Tensor]:
 
     Frequency 0 counts among the positive ones. A frequency that is kept with one sign only has weight 0 for the other.
     """
-    weights = window.weights * scale_after_inverse(window.length, window.output_length, norm, window.weights.dtype)
-    weights /= tf.cast(window.output_length, weights.dtype) / _spectrum_scale(window.length, weights.dtype)
-    positives = window.output_length - window.negatives
+    dtype = window.weights.dtype
+    scale = scale_after_inverse(window.length, window.output_length, norm, dtype) * _spectrum_scale(window)
+    weights = window.weights * (scale / tf.cast(window.output_length, dtype))
+    positives = window.kept - window.negatives
+    positive, negative = tf.split(weights, [positives, window.negatives])
     # No window here keeps more positive frequencies than negative ones, 0 counted among the positive.
-    positive = tf.pad(weights[:positives], [[0, window.negatives + 1 - positives]])
-    return positive, tf.concat([[0], weights[positives:][::-1]], 0)
+    positive = tf.pad(positive, [[0, window.negatives + 1 - positives]])
+    return positive, tf.pad(tf.reverse(negative, [0]), [[1, 0]])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from diffstride_hybrid.spectral.options import DataFormat, Kind, Method, Norm
+from diffstride_hybrid.spectral.options import Bound, DataFormat, Kind, Method, Norm
 from diffstride_hybrid.spectral.tensorflow.engines import (
     FIXED_MAPS,
     LEARNED_MAPS,
@@ -61,6 +61,7 @@ def pool_maps(
     data_format: DataFormat,
     method: Method,
     kind: Kind,
+    at_most: Bound = None,
 ) -> tf.Tensor:
     """Pools feature maps by two windows.
 
@@ -72,10 +73,12 @@ def pool_maps(
         data_format: which axis holds the channels.
         method: 'fft' or 'matmul'; 'auto' picks one by the size.
         kind: of the pooling.
+        at_most: no map is larger than this.
 
     Returns:
         The pooled maps, in the dtype of `inputs`.
     """
+    rows, columns = (window._replace(longest=most) for window, most in zip((rows, columns), at_most or (None, None)))
     return by_faster_engine(
         inputs,
         method,

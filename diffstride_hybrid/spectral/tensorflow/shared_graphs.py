@@ -54,9 +54,16 @@ def _sharing(crossover: Crossover, pool: Pool) -> Pool:
         data_format, method = options.get("data_format", "channels_last"), options.get("method", "auto")
         axes = spatial_axes(data_format, inputs.shape.rank)
         lengths = {axis: inputs.shape[axis] for axis in axes}
-        decided = None not in lengths.values() and engine_in_trace(inputs, method, crossover, data_format) is not None
-        if tf.executing_eagerly() or decided or needs_static_shapes():
+        if tf.executing_eagerly() or needs_static_shapes():
             return pool(inputs, *arguments, **options)
+        engine = engine_in_trace(inputs, method, crossover, data_format, options.get("at_most"))
+        if engine is not None:
+            # Where maps have a bound, there are others whose size is not known, and a graph for them.
+            shares = options.get("at_most") is not None and options.get("kept") is None
+            if None not in lengths.values() and not shares:
+                return pool(inputs, *arguments, **options)
+            # The shared graph does not know the channels, by which the engine was chosen.
+            options["method"], lengths = engine, {}
         tensors = [leaf for leaf in tf.nest.flatten((arguments, options)) if tf.is_tensor(leaf)]
         maps = tf.TensorSpec([lengths.get(axis) for axis in range(inputs.shape.rank)], inputs.dtype)
         specifications = (maps, *(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors))
