@@ -143,7 +143,8 @@ def waves(
     frequencies, samples = (ops.cast(numbers, exact) for numbers in (frequencies, samples))
     length = length if isinstance(length, int) else ops.cast(length, exact)
     turn = 4 * length  # In quarters of a sample.
-    places = frequencies * (4 * samples) % turn - quarters.astype(exact) * length
+    late = quarters * length if isinstance(length, int) else ops.convert_to_tensor(quarters, exact) * length
+    places = frequencies * (4 * samples) % turn - ops.convert_to_tensor(late, exact)
     if isinstance(turn, int):
         radians = ops.convert_to_tensor(2 * math.pi / turn, dtype)
     else:

@@ -18,6 +18,7 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
     The formulas are the same (Kingma and Ba, arXiv 1412.6980, section 2; momentum as in Keras's documentation).
     Schedules, clipping, decay, accumulation and loss scaling work as before. An optimizer of another kind, one with
     `amsgrad`, variables that are not float32, sparse gradients and steps on several replicas keep the updates of Keras.
+    Adam's kernel subtracts its decay rates from 1 in float32, which moves a weight by some 1e-5 of its step.
 
     Call it before `pace_strides`, and before the first step is traced.
 
