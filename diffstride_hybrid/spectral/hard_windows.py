@@ -29,11 +29,12 @@ def fixed_windows(
     """
     output_height, output_width = fixed_output_lengths(height, width, strides)
     low = output_height // 2
+    frequencies = ops.arange(low + 1)
     rows = Window(
         length=height,
         output_length=output_height,
         kept=output_height,
-        weights=ops.ones([output_height], dtype),
+        factors=ops.cast(ops.stack([frequencies < output_height - low, frequencies > 0], axis=1), dtype),
         negatives=low,
         unequal=(low, 1),
         learned=False,
@@ -42,7 +43,7 @@ def fixed_windows(
         length=width,
         output_length=output_width,
         kept=output_width // 2 + 1,
-        weights=ops.ones([output_width // 2 + 1], dtype),
+        factors=ops.ones([output_width // 2 + 1], dtype),
         negatives=None,
         unequal=None,
         learned=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -36,7 +37,7 @@ def pooling_matrices(rows: Window | None, columns: Window, norm: Norm) -> tuple[
         return None, pooling_matrix(columns, norm, 1)[:, 0]
     parts = 1 if rows.unequal is None else 2
     row_matrix = ops.reshape(pooling_matrix(rows, norm, parts), [-1, rows.length])
-    signs = ops.convert_to_tensor([1, -1][:parts], columns.weights.dtype)[:, None]  # Re(ab) = Re a Re b - Im a Im b.
+    signs = ops.convert_to_tensor([1, -1][:parts], columns.dtype)[:, None]  # Re(ab) = Re a Re b - Im a Im b.
     column_matrix = ops.reshape(pooling_matrix(columns, norm, parts) * signs, [-1, parts * columns.length])
     return row_matrix, column_matrix
 
@@ -69,7 +70,7 @@ def apply_matrices(inputs: Tensor, row_matrix: Tensor | None, column_matrix: Ten
     return outputs if data_format == "channels_last" else ops.transpose(outputs, [0, 3, 1, 2])
 
 
-def pooling_matrix(window: Window, norm: Norm, parts: int) -> Tensor:
+def pooling_matrix(window: Window, norm: Norm, parts: int, factor: Tensor | float = 1.0) -> Tensor:
     """The matrix of DFT, window and inverse DFT along one axis.
 
     `B[p, n] = c · sum_j m_j · w_j · exp(2πi (p · j / n_out - k_j · n / n_in))`: `m_j` is the weight of kept bin number
@@ -80,13 +81,14 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> Tensor:
         window: over the axis.
         norm: as in `numpy.fft`.
         parts: 1 for the real part, 2 for the real and the imaginary part.
+        factor: of all entries, a scalar.
 
     Returns:
         `[output_length, parts, length]`, in the dtype of the weights.
     """
-    dtype, kept = window.weights.dtype, window.kept
+    dtype, kept = window.dtype, window.kept
     places = ops.arange(kept)
-    scale = scale_after_inverse(window.length, window.output_length, norm, dtype)
+    scale = scale_after_inverse(window.length, window.output_length, norm, dtype) * factor
     weights = window.weights * (scale / ops.cast(window.output_length, dtype))
     if window.negatives is None:
         alone = ops.logical_or(places == 0, 2 * places == window.output_length)
@@ -100,8 +102,10 @@ def pooling_matrix(window: Window, norm: Norm, parts: int) -> Tensor:
     samples = ops.reshape(ops.arange(window.output_length), [-1, 1, 1, 1])
     left = waves(samples, places[:, None], window.output_length, quarters, dtype, most=longest)
     left = ops.reshape(left * weights[:, None], [parts * window.output_length, 2 * kept])
-    bins = places if window.negatives is None else window.bins
-    right = dft_matrix(bins, window.length, dtype, most=window.most)
+    if window.negatives is None:
+        right = lowest_dft_matrix(kept, window.length, dtype, most=window.most)
+    else:
+        right = dft_matrix(window.bins, window.length, dtype, most=window.most)
     return ops.reshape(product(left, right), [window.output_length, parts, window.length])
 
 
@@ -119,6 +123,35 @@ def dft_matrix(frequencies: Tensor, length: Length, dtype: Any, most: Length) ->
     """
     rows = waves(ops.reshape(frequencies, [-1, 1, 1]), ops.arange(length), length, np.array([[0], [1]]), dtype, most)
     return ops.reshape(rows, [-1, length])
+
+
+def lowest_dft_matrix(count: Length, length: Length, dtype: Any, most: Length) -> Tensor:
+    """The matrix of `dft_matrix` for the frequencies 0, 1, …; a part of a constant if the length is known and short.
+
+    Args:
+        count: of the frequencies, at most `length // 2 + 2`: the released mask goes one beyond the highest of an odd
+            length.
+        length: samples of the axis.
+        dtype: float32 or float64, of the result.
+        most: `length`, or a known bound of it.
+
+    Returns:
+        `[2 count, length]`.
+    """
+    if not isinstance(length, int) or length > _LONGEST_CONSTANT:
+        return dft_matrix(ops.arange(count), length, dtype, most)
+    return ops.reshape(ops.convert_to_tensor(_all_waves(length), dtype)[:count], [-1, length])
+
+
+@functools.lru_cache
+def _all_waves(length: int) -> np.ndarray:
+    """`[length // 2 + 2, 2, length]`: a cosine and a sine of each frequency."""
+    angles = 2 * np.pi / length * (np.outer(np.arange(length // 2 + 2), np.arange(length)) % length)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+_LONGEST_CONSTANT = 128
+"""The longest axis whose waves are held as a constant, of 66 kB in float32."""
 
 
 def waves(

@@ -21,7 +21,9 @@ class Window(NamedTuple):
         length: samples along the axis before pooling.
         output_length: samples along the axis after pooling.
         kept: the number of kept bins of the input's DFT. The kept bins become the bins of the output's spectrum.
-        weights: float32 or float64 `[kept]`, the factor of each kept bin. Carries the gradient to the stride.
+        factors: float32 or float64, carries the gradient to the stride. `[kept]`, the weight of each kept bin; if
+            `unequal` is given, `[negatives + 1, 2]`, the weights of the frequencies k and -k for k = 0, 1, …, where 0
+            counts among the positive ones, and a frequency that is kept with one sign only weighs 0 with the other.
         negatives: how many of the bins, the last ones, are of negative frequency. None for a one-sided window, which
             lists only the non-negative frequencies, as `rfft` does.
         unequal: for a two-sided window, the first of the frequencies k for which k and -k may have unequal weights, and
@@ -34,7 +36,7 @@ class Window(NamedTuple):
     length: Length
     output_length: Length
     kept: Length
-    weights: Tensor
+    factors: Tensor
     negatives: Length | None
     unequal: tuple[Length, int] | None
     learned: bool
@@ -44,6 +46,19 @@ class Window(NamedTuple):
     def most(self) -> Length:
         """As many samples as the axis has, or more: a Python integer if a bound is known."""
         return self.length if isinstance(self.length, int) or self.longest is None else self.longest
+
+    @property
+    def dtype(self) -> Any:
+        """float32 or float64."""
+        return self.factors.dtype
+
+    @property
+    def weights(self) -> Tensor:
+        """`[kept]`, the weight of each kept bin, those of negative frequency last."""
+        if self.unequal is None:
+            return self.factors
+        negative = ops.flip(self.factors[1:, 1], axis=0)
+        return ops.concatenate([self.factors[: self.kept - self.negatives, 0], negative])
 
     @property
     def bins(self) -> Tensor:
@@ -118,9 +133,9 @@ def diffstride_windows(
     rows, columns = kept or (height, width // 2 + 1)
     row_threshold, column_threshold = ops.unstack(thresholds, 2)
     negatives = rows - rows // 2 if mask == "released" else rows // 2
-    positions = _row_positions(height, rows - negatives, negatives, mask)
-    row_weights = _soft_window(positions, row_threshold, smoothness_factor)
-    column_weights = _soft_window(ops.arange(columns), column_threshold, smoothness_factor)
+    positions = _released_positions if mask == "released" else _symmetric_positions
+    row_factors = _soft_window(positions(height, rows - negatives, negatives), row_threshold, smoothness_factor)
+    column_factors = _soft_window(ops.arange(columns), column_threshold, smoothness_factor)
     if mask == "released":
         # On an odd number of rows the released mask counts the highest positive frequency among the negative ones.
         first_unequal = ops.cast(ops.ceil(row_threshold), "int32") - height % 2
@@ -129,8 +144,8 @@ def diffstride_windows(
     else:
         unequal, output_width = None, _least(2 * columns - 1, width)
     return (
-        Window(height, rows, rows, row_weights, negatives, unequal, trainable),
-        Window(width, output_width, columns, column_weights, None, None, trainable),
+        Window(height, rows, rows, row_factors, negatives, unequal, trainable),
+        Window(width, output_width, columns, column_factors, None, None, trainable),
     )
 
 
@@ -250,15 +265,24 @@ def _kept_rows(height: Length, positions: Length, mask: Mask) -> Length:
     return _least(2 * positions - 1, height)
 
 
-def _row_positions(height: Length, positives: Length, negatives: Length, mask: Mask) -> Tensor:
-    """The positions of the kept rows: first those of the frequencies 0, 1, …, then those of …, -2, -1."""
-    positive = ops.arange(positives)
-    if mask == "symmetric":
-        return ops.concatenate([positive, ops.arange(negatives, 0, -1)])
+def _released_positions(height: Length, positives: Length, negatives: Length) -> Tensor:
+    """`[negatives + 1, 2]`: the positions of the frequencies k and -k. Those that are not kept are far away."""
+    frequencies = ops.arange(negatives + 1)
+    positive = frequencies
     if not isinstance(height, int) or height % 2:
         # Frequency 0 always weighs 1, and so stays at position 0.
-        positive = positive + ops.minimum(positive, height % 2)
-    return ops.concatenate([positive, ops.arange(negatives - 1, -1, -1)])
+        positive = frequencies + ops.minimum(frequencies, height % 2)
+    positive = ops.where(frequencies < positives, positive, _FAR)
+    return ops.stack([positive, ops.where(frequencies > 0, frequencies - 1, _FAR)], axis=1)
+
+
+_FAR = 2**30
+"""A position at which every window weighs 0."""
+
+
+def _symmetric_positions(height: Length, positives: Length, negatives: Length) -> Tensor:
+    """`[positives + negatives]`: the positions of the frequencies 0, 1, …, then of …, -2, -1."""
+    return ops.concatenate([ops.arange(positives), ops.arange(negatives, 0, -1)])
 
 
 def _soft_window(positions: Tensor, threshold: Tensor, smoothness_factor: float) -> Tensor:

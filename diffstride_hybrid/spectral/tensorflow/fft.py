@@ -24,7 +24,7 @@ def pool_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, da
     Returns:
         The pooled maps, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    spectrum = tf.signal.rfft2d(tf.cast(to_channels_first(inputs, data_format), rows.weights.dtype))
+    spectrum = tf.signal.rfft2d(tf.cast(to_channels_first(inputs, data_format), rows.dtype))
     first_negative = rows.length - rows.negatives
     spectrum = _selected_bins(spectrum, 2, (0, rows.output_length - rows.negatives), (first_negative, rows.length))
     spectrum = _selected_bins(spectrum, 3, (0, columns.kept))
@@ -47,7 +47,7 @@ def pool_signal_by_fft(inputs: tf.Tensor, window: Window, norm: Norm, data_forma
     Returns:
         The pooled signals, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    maps = tf.cast(to_channels_first(inputs, data_format), window.weights.dtype)
+    maps = tf.cast(to_channels_first(inputs, data_format), window.dtype)
     outputs = _pooled_along_last_axis(maps, window, norm)
     return from_channels_first(outputs, inputs, (window.output_length,), data_format)
 
@@ -65,7 +65,7 @@ def resize_by_fft(inputs: tf.Tensor, rows: Window, columns: Window, norm: Norm, 
     Returns:
         The resized maps, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    outputs = tf.cast(to_channels_first(inputs, data_format), rows.weights.dtype)
+    outputs = tf.cast(to_channels_first(inputs, data_format), rows.dtype)
     for window in (columns, rows):
         # Rows take the place of columns; after the second time all is as before.
         outputs = tf.linalg.matrix_transpose(_pooled_along_last_axis(outputs, window, norm))
@@ -87,7 +87,7 @@ def spectral_pooling_fft(
     Returns:
         The pooled maps, in the dtype of `inputs`. Half precision is computed in float32.
     """
-    working = rows.weights.dtype
+    working = rows.dtype
     spectrum = tf.signal.fft2d(as_complex(tf.cast(to_channels_first(inputs, data_format), working)))
     scale = tf.ones([], working)
     for axis, window in ((2, rows), (3, columns)):
