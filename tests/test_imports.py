@@ -24,7 +24,7 @@ BELOW = {
 """What each room may import beside itself."""
 
 MAY_IMPORT_REPORTS = "experiments.tables"
-SHARED_BY_EXPERIMENTS = {"experiments", "experiments.spread"}
+SHARED_BY_EXPERIMENTS = {"experiments", "experiments.devices", "experiments.spread"}
 
 
 def name_of(path: Path) -> str:

@@ -1,138 +1,203 @@
-"""Starts a worker process for each implementation, and measures the cases in turn."""
+"""Measures the cases in turn, in a process for each implementation."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import itertools
-import json
+import math
 import os
 import statistics
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from diffstride_hybrid.common.errors import one_line
+from experiments import devices
 from experiments.benchmark import report
+from experiments.benchmark.budget import Budget, coarse_first
 from experiments.benchmark.cases import MEASURED_IN_MEMORY, Case, cases, release_case
+from experiments.benchmark.processes import OutOfTimeError, Worker, Workers
+
+LEAST_SECONDS = 0.02
+"""How long a timed run on a GPU takes at least: a single pass takes too short a time there to be measured."""
+
+MOST_ITERATIONS = 200
+
+Named = tuple[str, Case]
+"""A case with the name of its implementation, 'ours' or 'release'."""
 
 
-class Worker:
-    """A process that runs cases of one implementation.
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What came of a measurement.
 
-    Args:
-        name: of the implementation, 'ours' or 'release': the module of this package that the process runs.
-        environment: variables to add to the environment of this process.
+    Attributes:
+        rows: for each case the fields of `Case`, MACs, milliseconds (median, least, most), peak memory in megabytes,
+            and beside a release how many times faster than the release the case is, and its share of the release's
+            memory. On a GPU also the name of the card, and how many passes a timed run has.
+        too_late: the places for which no time was left.
+        failed: the cases that failed on a GPU, each with the error.
     """
 
-    def __init__(self, name: str, environment: Mapping[str, str]):
-        self._name = name
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", f"experiments.benchmark.{name}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **environment},
-        )
-
-    def ask(self, do: str, case: Case) -> dict[str, Any]:
-        """Sends a request and waits for the answer.
-
-        Args:
-            do: 'build', 'run' or 'memory'; a case must be built before it is run.
-            case: the case.
-
-        Returns:
-            The answer, as `worker.work` describes it.
-
-        Raises:
-            RuntimeError: the process has ended.
-        """
-        try:
-            self._process.stdin.write(json.dumps({"do": do, "case": dataclasses.asdict(case)}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            answer = ""
-        else:
-            answer = self._process.stdout.readline()
-        if not answer:
-            needed = "; it needs tf-keras, and --against must be a checkout of google-research/diffstride"
-            raise RuntimeError(
-                f"The process experiments.benchmark.{self._name} ended at {case}. Its own error stands above"
-                f"{needed if self._name == 'release' else ''}."
-            )
-        return json.loads(answer)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.communicate()
+    rows: list[dict[str, Any]]
+    too_late: list[str]
+    failed: list[str]
 
 
-def measure(parts: Sequence[str], batch: int, repeats: int, against: str | None) -> list[dict[str, Any]]:
+def measure(
+    parts: Sequence[str],
+    batch: int,
+    repeats: int,
+    against: str | None,
+    device: str = "cpu",
+    seconds: float | None = None,
+) -> Measured:
     """Measures all cases and prints a line for each. The cases of one place take turns.
 
+    On a GPU a case that fails is left out. On a CPU it ends the measurement.
+
     Args:
-        parts: some of 'layer', 'sizes' and 'step'.
+        parts: some of `cases.PARTS`.
         batch: batch size.
         repeats: how often each case is timed.
         against: a checkout of the released code to compare with, or None.
+        device: 'cpu' or 'gpu'.
+        seconds: the time to measure in, None for as long as it takes.
 
     Returns:
-        A row for each case: the fields of `Case`, MACs, milliseconds (median, least, most), peak memory in megabytes,
-        and beside a release how many times faster than the release the case is, and its share of the release's memory.
+        The rows, and what has none.
 
     Raises:
+        ValueError: a part does not exist, or there is no GPU.
         RuntimeError: a worker process has ended.
     """
-    environments: dict[str, dict[str, str]] = {"ours": {}}
+    listed = cases(parts, batch, device)
+    budget = Budget(seconds)
+    environments = {"ours": devices.environment(device)}
     if against is not None:
         path = os.pathsep.join([against, os.environ.get("PYTHONPATH", "")])
-        environments["release"] = {"TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": path}
-    listed = cases(parts, batch)
-    rows: list[dict[str, Any]] = []
-    with contextlib.ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(contextlib.closing(Worker(name, environment)))
-            for name, environment in environments.items()
-        }
-        for _, group in itertools.groupby(listed, key=lambda case: (case.part, case.place)):
-            of_place = [("ours", case) for case in group]
-            if against is not None:
-                of_place += [("release", other) for _, case in of_place if (other := release_case(case))]
-            measured = _timed(workers, of_place, repeats)
-            for row, (name, case) in zip(measured, of_place):
-                measures_memory = case.variant in MEASURED_IN_MEMORY
-                row["megabytes"] = _memory(name, environments[name], case) if measures_memory else None
-            _compare(measured)
+        environments["release"] = {**environments["ours"], "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": path}
+    with contextlib.closing(Workers(environments)) as workers:
+        card = _card(workers["ours"], budget) if device == "gpu" else None
+        measuring = _Measuring(workers, budget, repeats, card)
+        present = list(dict.fromkeys(case.part for case in listed))
+        for number, part in enumerate(present):
+            budget.begin(part, present[number + 1 :])
+            of_part = [case for case in listed if case.part == part]
+            groups = [list(group) for _, group in itertools.groupby(of_part, key=lambda case: case.place)]
+            for group in coarse_first(groups) if budget.is_limited else groups:
+                measuring.place(group)
+    order = {place: number for number, place in enumerate(dict.fromkeys((case.part, case.place) for case in listed))}
+    rows = sorted(measuring.rows, key=lambda row: order[row["part"], row["place"]])
+    return Measured(rows, measuring.too_late, measuring.failed)
+
+
+def _card(worker: Worker, budget: Budget) -> str:
+    """Prints which card the worker has, and returns its name."""
+    device = worker.ask("device", seconds=budget.seconds_left())
+    if device["name"] is None:
+        raise ValueError(devices.no_card("TensorFlow", device["found"]))
+    rounded = "may be" if device["tensor_float_32"] else "are not"
+    print(f"on {device['name']}, where operands of float32 products {rounded} rounded to TensorFloat-32", flush=True)
+    return device["name"]
+
+
+class _Measuring:
+    """Measures place after place, and keeps the rows and what has none. `card` is None on a CPU."""
+
+    def __init__(self, workers: Workers, budget: Budget, repeats: int, card: str | None):
+        self.rows: list[dict[str, Any]] = []
+        self.too_late: list[str] = []
+        self.failed: list[str] = []
+        self._workers = workers
+        self._budget = budget
+        self._repeats = repeats
+        self._card = card
+
+    def place(self, group: Sequence[Case]) -> None:
+        """Measures the cases of a place, unless the time of its part is over."""
+        name = f"{group[0].part}, {group[0].place}"
+        listed = [("ours", case) for case in group]
+        if "release" in self._workers.environments:
+            listed += [("release", other) for case in group if (other := release_case(case))]
+        while listed and not self._budget.part_is_over():
+            try:
+                measured = self._measured(listed)
+            except OutOfTimeError:
+                break
+            except _FailedError as failed:
+                self.failed.append(f"{name}, {failed.case.variant}, {failed.case.dtype}: {failed}")
+                listed = [named for named in listed if named[1] != failed.case]
+                self._workers.restart_ended()
+                continue
+            self.rows += measured
             for row in measured:
                 print(report.line(row), flush=True)
-            rows += measured
-    return rows
+            return
+        if listed:
+            self.too_late.append(name)
+
+    def _measured(self, listed: Sequence[Named]) -> list[dict[str, Any]]:
+        macs = [self._ask("build", *named)["macs"] for named in listed]
+        iterations = [self._iterations(*named) for named in listed]
+        milliseconds: list[list[float]] = [[] for _ in listed]
+        for turn in range(self._repeats):
+            if turn and self._budget.part_is_over():
+                break
+            for named, times, of_case in zip(listed, iterations, milliseconds):
+                of_case.append(1e3 * self._ask("run", *named, times=times)["seconds"] / times)
+        rows = [
+            {
+                **dataclasses.asdict(case),
+                "macs": counted,
+                "milliseconds": round(statistics.median(of_case), 3),
+                "least": round(min(of_case), 3),
+                "most": round(max(of_case), 3),
+                "megabytes": self._megabytes(name, case) if case.variant in MEASURED_IN_MEMORY else None,
+            }
+            for (name, case), counted, of_case in zip(listed, macs, milliseconds)
+        ]
+        _compare(rows)
+        if self._card:
+            rows = [{**row, "device": self._card, "iterations": times} for row, times in zip(rows, iterations)]
+        return rows
+
+    def _iterations(self, name: str, case: Case) -> int:
+        """How many passes a timed run has: one on a CPU."""
+        if not self._card:
+            return 1
+        seconds = self._ask("run", name, case)["seconds"]
+        return max(1, min(MOST_ITERATIONS, math.ceil(LEAST_SECONDS / max(seconds, 1e-6))))
+
+    def _megabytes(self, name: str, case: Case) -> float | None:
+        """Peak memory. On a CPU in a new process: in a used one, TensorFlow's allocator reuses what it already holds.
+
+        On a GPU the allocator counts what is in use, and to start a process for each case would take most of the time.
+        """
+        if self._card:
+            return self._ask("peak", name, case)["megabytes"]
+        with contextlib.closing(Worker(name, self._workers.environments[name])) as worker:
+            return worker.ask("memory", case, self._budget.seconds_left())["megabytes"]
+
+    def _ask(self, do: str, name: str, case: Case, **more: Any) -> dict[str, Any]:
+        if self._card:
+            more["may_fail"] = True
+        try:
+            return self._workers[name].ask(do, case, self._budget.seconds_left(), **more)
+        except OutOfTimeError:
+            raise
+        except RuntimeError as error:
+            if not self._card:
+                raise
+            raise _FailedError(case, one_line(error)) from error
 
 
-def _timed(workers: Mapping[str, Worker], listed: Sequence[tuple[str, Case]], repeats: int) -> list[dict[str, Any]]:
-    """Times the cases in turn, each with the name of its worker."""
-    macs = [workers[name].ask("build", case)["macs"] for name, case in listed]
-    milliseconds: list[list[float]] = [[] for _ in listed]
-    for _ in range(repeats):
-        for (name, case), of_case in zip(listed, milliseconds):
-            of_case.append(1e3 * workers[name].ask("run", case)["seconds"])
-    return [
-        {
-            **dataclasses.asdict(case),
-            "macs": counted,
-            "milliseconds": round(statistics.median(of_case), 3),
-            "least": round(min(of_case), 3),
-            "most": round(max(of_case), 3),
-        }
-        for (_, case), counted, of_case in zip(listed, macs, milliseconds)
-    ]
+class _FailedError(RuntimeError):
+    """A case failed on a GPU."""
 
-
-def _memory(name: str, environment: Mapping[str, str], case: Case) -> float | None:
-    """Measures peak memory in a new process: in a used one, TensorFlow's allocator reuses what it already holds."""
-    with contextlib.closing(Worker(name, environment)) as worker:
-        return worker.ask("memory", case)["megabytes"]
+    def __init__(self, case: Case, message: str):
+        super().__init__(message)
+        self.case = case
 
 
 def _compare(rows: Sequence[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 import diffstride_hybrid
 from diffstride_hybrid import command_line
-from experiments.benchmark.cases import Case, is_map
+from experiments.benchmark.cases import CHANNELS_FIRST, FIXED, RESAMPLED, Case, is_map, pooling_of
 from experiments.benchmark.worker import Built, compiled, forward_and_backward, training_step, work
 
 DIFFSTRIDE_SIZES = {(32, 1.0): 32, (32, 2.0): 24, (24, 2.0): 20, (20, 2.0): 18}
@@ -40,31 +40,42 @@ def _policy(case: Case) -> str:
 
 
 def _layer(case: Case) -> Built:
-    policy = _policy(case)
+    variant = case.variant.removesuffix(CHANNELS_FIRST)
+    first = variant != case.variant
+    options = {"data_format": "channels_first" if first else "channels_last", "dtype": _policy(case)}
     layers = {
-        "released": lambda: diffstride_hybrid.DiffStride(case.stride, dtype=policy),
-        "symmetric": lambda: diffstride_hybrid.DiffStride(case.stride, mask="symmetric", dtype=policy),
-        "fft": lambda: diffstride_hybrid.DiffStride(case.stride, method="fft", dtype=policy),
-        "average": lambda: keras.layers.AveragePooling2D(int(case.stride), padding="same", dtype=policy),
+        "released": lambda: diffstride_hybrid.DiffStride(case.stride, **options),
+        "symmetric": lambda: diffstride_hybrid.DiffStride(case.stride, mask="symmetric", **options),
+        "fft": lambda: diffstride_hybrid.DiffStride(case.stride, method="fft", **options),
+        "average": lambda: keras.layers.AveragePooling2D(int(case.stride), padding="same", **options),
         "strided convolution": lambda: keras.layers.Conv2D(
-            case.channels, 3, int(case.stride), padding="same", use_bias=False, dtype=policy
+            case.channels, 3, int(case.stride), padding="same", use_bias=False, **options
         ),
     }
-    layer = layers[case.variant]()
-    shape = (case.height, case.height, case.channels)
+    layer = layers[variant]()
+    size = (case.height, case.height)
+    shape = (case.channels, *size) if first else (*size, case.channels)
     layer.build((case.batch, *shape))
-    run = forward_and_backward(layer, case, [variable.value for variable in layer.trainable_variables])
+    weights = [variable.value for variable in layer.trainable_variables]
+    run = forward_and_backward(layer, case, weights, channels_first=first)
     cost = diffstride_hybrid.macs(keras.Sequential([keras.Input(shape), layer]))
-    return Built(run, None if case.variant == "fft" else cost.macs + cost.pooling_macs)
+    return Built(run, None if variant == "fft" else cost.macs + cost.pooling_macs)
 
 
 def _engine(case: Case) -> Built:
     spatial_axes = 2 if is_map(case.place) else 1
-    layer_class = diffstride_hybrid.DiffStride if is_map(case.place) else diffstride_hybrid.DiffStride1D
+    layer_class = {
+        ("learned", 2): diffstride_hybrid.DiffStride,
+        ("learned", 1): diffstride_hybrid.DiffStride1D,
+        (FIXED, 2): diffstride_hybrid.FixedSpectralPooling,
+        (RESAMPLED, 2): diffstride_hybrid.SpectralPooling,
+        (RESAMPLED, 1): diffstride_hybrid.SpectralPooling1D,
+    }[pooling_of(case.place), spatial_axes]
     method, _, unknown = case.variant.partition(", ")
     layer = layer_class(case.stride, method=method)
     layer.build((None, *[None if unknown else case.height] * spatial_axes, case.channels))
-    return Built(forward_and_backward(layer, case, [layer.strides.value], spatial_axes, not unknown))
+    weights = [variable.value for variable in layer.trainable_variables]
+    return Built(forward_and_backward(layer, case, weights, spatial_axes, not unknown))
 
 
 def _step(case: Case) -> Built:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pathlib
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from diffstride_hybrid.common import markdown
-from diffstride_hybrid.common.files import rows_as_text, write_whole
+from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.runs.figures import COLORS
+from experiments.benchmark.cases import CHANNELS_FIRST
 
 Row = Mapping[str, Any]
+
+LEVEL = 1.05
+"""Up to which ratio of their times two data formats count as level."""
+
+_WHOLE = ("batch", "height", "channels", "macs")
+_FRACTIONS = ("stride", "milliseconds", "least", "most", "megabytes", "times_faster", "memory_ratio")
 
 _VARIANTS = {
     "layer": ("released", "symmetric"),
@@ -32,10 +41,11 @@ def line(row: Row) -> str:
     Returns:
         One line.
     """
-    text = (
-        f"{row['part']:<8}{row['place']:<20}{row['variant']:<20}{row['dtype']:<10}{row['milliseconds']:>9.2f} ms "
-        f"({row['least']:.2f} to {row['most']:.2f})"
-    )
+    # On a card a pass takes some hundredths of a millisecond, and the names say more.
+    digits, place_width, variant_width = (3, 29, 37) if "device" in row else (2, 20, 20)
+    middle, least, most = (f"{row[name]:.{digits}f}" for name in ("milliseconds", "least", "most"))
+    names = f"{row['part']:<8}{row['place']:<{place_width}}{row['variant']:<{variant_width}}{row['dtype']:<10}"
+    text = f"{names}{middle:>9} ms ({least} to {most})"
     if row["part"] == "machine":
         return f"{text}  {2 * row['macs'] / row['milliseconds'] / 1e6:.0f} GFLOP/s"
     if row["megabytes"] is not None:
@@ -54,9 +64,11 @@ def tables(rows: Sequence[Row]) -> str:
         rows: as `driver.measure` returns them.
 
     Returns:
-        Markdown tables with a column for each dtype.
+        Markdown tables with a column for each dtype, headed by the name of the card if there is one. Where both data
+        formats were timed, a table tells which is faster.
     """
     texts = []
+    on_card = _on_card(rows)
     for part, variants in _VARIANTS.items():
         here = [row for row in rows if row["part"] == part and row["variant"] in (*variants, "release")]
         if not here:
@@ -69,10 +81,40 @@ def tables(rows: Sequence[Row]) -> str:
             counted = "" if first["macs"] is None else f"{first['macs'] / 1e6:,.1f} M"
             times = [_cell(cells.get(dtype)) for dtype in dtypes]
             lines.append([place, variant, str(first["batch"]), counted, *times])
-        table = markdown.table([part, "implementation", "batch", "MACs an image", *dtypes], lines)
+        table = markdown.table([part + on_card, "implementation", "batch", "MACs an image", *dtypes], lines)
         texts.append("\n".join([table, *_mean_lines(part, here, variants, dtypes)]))
     engines = [row for row in rows if row["part"] == "engines"]
-    return "\n\n".join([*texts, *([_engines_table(engines)] if engines else [])])
+    texts += [text for text in (_formats_table(rows), _engines_table(engines) if engines else "") if text]
+    return "\n\n".join(texts)
+
+
+def _on_card(rows: Sequence[Row]) -> str:
+    return f", {rows[0]['device']}" if rows and rows[0].get("device") else ""
+
+
+def _formats_table(rows: Sequence[Row]) -> str:
+    """Makes the table of both data formats, empty if no place was timed in both."""
+    found = {(row["place"], row["variant"], row["dtype"]): row for row in rows}
+    lines = []
+    for (place, variant, dtype), last in found.items():
+        first = found.get((place, variant + CHANNELS_FIRST, dtype))
+        if first is None:
+            continue
+        times = [row["milliseconds"] for row in (last, first)]
+        faster = "channels_last" if times[0] < times[1] else "channels_first"
+        ratio = max(times) / min(times)
+        verdict = f"{faster}, {ratio:.2f}x" if ratio > LEVEL else "level"
+        lines.append([place, str(last["batch"]), variant, dtype, *map(_time, times), verdict])
+    head = [
+        f"data format{_on_card(rows)}",
+        "batch",
+        "implementation",
+        "dtype",
+        "channels_last",
+        "channels_first",
+        "faster",
+    ]
+    return markdown.table(head, lines) if lines else ""
 
 
 def _engines_table(rows: Sequence[Row]) -> str:
@@ -80,12 +122,25 @@ def _engines_table(rows: Sequence[Row]) -> str:
     lines = []
     for place, found in itertools.groupby(rows, key=lambda row: row["place"]):
         at_place = {row["variant"]: row for row in found}
+        if "fft" not in at_place:
+            continue  # It failed there.
         engines = [at_place.get("matmul"), at_place["fft"]]
         better = min(row["least"] for row in engines if row)
-        shares = [f"{row['least'] / better:.2f}" for name, row in at_place.items() if name.startswith("auto")]
-        times = [f"{row['least']:,.2f} ms" if row else "" for row in engines]
+        shares = [
+            f"{at_place[name]['least'] / better:.2f}" if name in at_place else ""
+            for name in ("auto", "auto, size unknown")
+        ]
+        digits = 3 if _on_card(rows) else 2
+        times = [f"{row['least']:,.{digits}f} ms" if row else "" for row in engines]
         lines.append([place, str(at_place["fft"]["batch"]), *times, *shares])
-    head = ["engines", "batch", "matmul", "fft", "auto / better engine", "auto, size unknown / better engine"]
+    head = [
+        f"engines{_on_card(rows)}",
+        "batch",
+        "matmul",
+        "fft",
+        "auto / better engine",
+        "auto, size unknown / better engine",
+    ]
     return markdown.table(head, lines)
 
 
@@ -103,6 +158,30 @@ def write(path: pathlib.Path, rows: Sequence[Row]) -> None:
     figure = draw(rows)
     if figure is not None:
         figure.savefig(path.with_suffix(".png"), dpi=120)
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads the rows that `write` has written.
+
+    Args:
+        path: of the CSV file.
+
+    Returns:
+        The rows, with numbers where there were numbers and None for empty cells.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a file of the benchmark.
+    """
+    rows: list[dict[str, Any]] = []
+    for row in read_rows(path):
+        if not {*_WHOLE, *_FRACTIONS} <= row.keys():
+            raise ValueError(f"{path} is no CSV file of python -m experiments.benchmark: it has no column 'least'.")
+        whole = {name: int(row[name]) if row[name] else None for name in _WHOLE}
+        rows.append({**row, **whole, **{name: float(row[name]) if row[name] else None for name in _FRACTIONS}})
+    if not rows:
+        raise ValueError(f"{path} does not exist or has no rows: python -m experiments.benchmark writes such a file.")
+    return rows
 
 
 def draw(rows: Sequence[Row]) -> Figure | None:
@@ -123,7 +202,9 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         return None
     columns = min(5, len(places))
     lines = -(-len(places) // columns)
-    figure = Figure(figsize=(3.4 * columns, 3.6 * lines), layout="constrained")
+    bars = max(Counter((row["part"], row["place"]) for row in rows if (row["part"], row["place"]) in places).values())
+    height = max(3.6, 0.24 * bars)
+    figure = Figure(figsize=(3.4 * columns, height * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, (part, place) in zip(panels, places):
         here = [row for row in rows if (row["part"], row["place"]) == (part, place)]
@@ -148,7 +229,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    parts = [f"{row['milliseconds']:,.0f} ms"]
+    parts = [_time(row["milliseconds"]) if "device" in row else f"{row['milliseconds']:,.0f} ms"]
     if row["times_faster"] is not None and row["variant"] != "release":
         parts.append(f"{row['times_faster']:.2f}x")
     if row["memory_ratio"] is not None and row["variant"] != "release":
@@ -156,6 +237,12 @@ def _cell(row: Row | None) -> str:
     elif row["megabytes"] is not None:
         parts.append(f"{row['megabytes']:,.0f} MB")
     return ", ".join(parts)
+
+
+def _time(milliseconds: float) -> str:
+    """Three digits, of which a time on a GPU has none before the point."""
+    digits = max(0, 2 - math.floor(math.log10(max(milliseconds, 1e-3))))
+    return f"{milliseconds:,.{min(digits, 3)}f} ms"
 
 
 def _mean_lines(part: str, rows: Sequence[Row], variants: Sequence[str], dtypes: Sequence[str]) -> list[str]:

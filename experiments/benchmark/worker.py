@@ -23,43 +23,74 @@ class Built:
     """A case that is ready to run.
 
     Attributes:
-        run: runs the case once and returns when its results are there.
+        run: runs the case once, or as often as its argument says, and returns when the results are there.
         macs: multiply-accumulate operations of one image's forward pass, with poolings as matrix products; None if they
             are not counted.
     """
 
-    run: Callable[[], None]
+    run: Callable[..., None]
     macs: int | None = None
 
 
 def work(build: Callable[[Case], Built]) -> None:
     """Answers requests until standard input ends, each a JSON object on one line.
 
-    A request has the keys 'do' ('build', 'run' or 'memory') and 'case'. The answer, a JSON object on one line of
-    standard output, has 'macs' for 'build', 'seconds' for 'run' and 'megabytes' for 'memory'.
+    A request has the key 'do' and, but for 'device', the key 'case'. The answer, a JSON object on one line of standard
+    output, has 'macs' for 'build', 'seconds' for 'run', 'megabytes' for 'memory' and 'peak', and what `device` returns
+    for 'device'. 'run' may have the key 'times', for as many runs without a pause. 'memory' builds the case anew, for a
+    new process; 'peak' takes the case that was built. If a request has the key 'may_fail', an error in it is answered
+    as 'error' and the process goes on.
 
     Args:
         build: makes a case ready to run.
     """
     tf.get_logger().setLevel("ERROR")  # The release's gradient warns of a cast each time that it is traced.
     built: dict[Case, Built] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
-        case = Case(**request["case"])
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "device":
+            return device()
+        case, times = Case(**request["case"]), request.get("times", 1)
         if request["do"] == "run":
             began = time.perf_counter()
-            built[case].run()
-            answer = {"seconds": time.perf_counter() - began}
-        else:
-            built = {other: ready for other, ready in built.items() if other.place == case.place}
-            built[case] = build(case)
-            built[case].run()
-            if request["do"] == "memory":
-                answer = {"megabytes": _peak_megabytes(built[case].run)}
-            else:
-                built[case].run()
-                answer = {"macs": built[case].macs}
-        print(json.dumps(answer), flush=True)
+            built[case].run(*[times] if times > 1 else [])
+            return {"seconds": time.perf_counter() - began}
+        if request["do"] == "peak":
+            return {"megabytes": _peak_megabytes(built[case].run)}
+        for other in [other for other in built if other.place != case.place]:
+            del built[other]
+        built[case] = build(case)
+        built[case].run()
+        if request["do"] == "memory":
+            return {"megabytes": _peak_megabytes(built[case].run)}
+        built[case].run()
+        return {"macs": built[case].macs}
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answered = answer(request)
+        except Exception as error:
+            if not request.get("may_fail"):
+                raise
+            answered = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answered), flush=True)
+
+
+def device() -> dict[str, Any]:
+    """Describes where TensorFlow runs.
+
+    Returns:
+        'name' of the card, None if there is none; 'found': the devices; 'tensor_float_32': whether a card may round the
+        operands of float32 products to that format, as newer ones do.
+    """
+    cards = tf.config.list_physical_devices("GPU")
+    name = cards and (tf.config.experimental.get_device_details(cards[0]).get("device_name") or cards[0].name)
+    return {
+        "name": name or None,
+        "found": [found.name.rpartition("physical_device:")[2] for found in tf.config.list_physical_devices()],
+        "tensor_float_32": tf.config.experimental.tensor_float_32_execution_enabled(),
+    }
 
 
 def _peak_megabytes(run: Callable[[], Any]) -> float | None:
@@ -79,7 +110,7 @@ def _peak_megabytes(run: Callable[[], Any]) -> float | None:
 
 def compiled(
     function: Callable[..., Any], *inputs: Any, signature: Sequence[tf.TensorSpec] | None = None
-) -> Callable[[], None]:
+) -> Callable[..., None]:
     """Compiles a function and binds its inputs.
 
     Args:
@@ -88,12 +119,14 @@ def compiled(
         signature: what the graph is compiled for; if None, for these inputs alone.
 
     Returns:
-        A function that runs it once and returns when the results are there.
+        A function that runs it as often as its argument says, once without one, and returns when the results are there.
     """
     graph = tf.function(function, input_signature=signature)
 
-    def run() -> None:
-        graph(*inputs)
+    def run(times: int = 1) -> None:
+        for _ in range(times):
+            graph(*inputs)
+        # A GPU is still at work when the call returns.
         tf.test.experimental.sync_devices()
 
     return run
@@ -105,7 +138,8 @@ def forward_and_backward(
     variables: Sequence[Any],
     spatial_axes: int = 2,
     size_is_known: bool = True,
-) -> Callable[[], None]:
+    channels_first: bool = False,
+) -> Callable[..., None]:
     """Compiles a layer's forward and backward pass over random images or signals.
 
     Args:
@@ -114,11 +148,13 @@ def forward_and_backward(
         variables: the trainable TensorFlow variables of the layer.
         spatial_axes: 2 for images, 1 for signals.
         size_is_known: whether the graph is compiled for this size alone, or for any.
+        channels_first: whether the layer takes its channels before the other axes.
 
     Returns:
         A function that runs both passes once.
     """
-    shape = [case.batch, *[case.height] * spatial_axes, case.channels]
+    size = [case.height] * spatial_axes
+    shape = [case.batch, case.channels, *size] if channels_first else [case.batch, *size, case.channels]
     images = tf.cast(tf.random.normal(shape, seed=1), case.dtype)
     upstream = tf.cast(tf.random.normal(tf.shape(layer(images)), seed=2), case.dtype)
 
@@ -135,7 +171,7 @@ def forward_and_backward(
     return compiled(run, images, upstream, signature=None if size_is_known else [any_size, any_size])
 
 
-def training_step(model: Any, optimizer: Any, loss: Callable[[Any, Any], Any], case: Case) -> Callable[[], None]:
+def training_step(model: Any, optimizer: Any, loss: Callable[[Any, Any], Any], case: Case) -> Callable[..., None]:
     """Compiles a training step of a classifier with ten classes on random images.
 
     Args:
