@@ -67,29 +67,27 @@ def environment(device: str, given: Mapping[str, str] = os.environ) -> dict[str,
     }
 
 
-def no_card(framework: str, found: Sequence[str], given: Mapping[str, str] = os.environ) -> str:
+def no_card(found: Mapping[str, Sequence[str]], given: Mapping[str, str] = os.environ) -> str:
     """The error of `--device=gpu` where there is no card.
 
     Args:
-        framework: what looked for the card, such as 'TensorFlow'.
-        found: the devices that it found instead.
+        found: the devices that each framework found instead, such as 'CPU:0' by 'TensorFlow'.
         given: the environment of this process.
 
     Returns:
         One line that says what was looked for and what to do.
     """
+    instead = ", ".join(f"{framework} found only {' and '.join(names)}" for framework, names in found.items())
     variable = given.get("CUDA_VISIBLE_DEVICES")
-    hidden = "" if variable is None else f" (CUDA_VISIBLE_DEVICES is {variable!r})"
+    hidden = "" if variable is None else f", where CUDA_VISIBLE_DEVICES is {variable!r}"
     return (
-        f"--device=gpu needs a GPU: {framework} looked for one and found only {', '.join(found) or 'nothing'}{hidden}. "
-        f"See whether nvidia-smi lists the card and whether {framework} is installed with CUDA ({_HINTS[framework]}), "
-        "or measure with --device=cpu."
+        f"--device=gpu looked for a GPU, and {instead}{hidden}. See whether nvidia-smi lists the card, and install "
+        f"{' and '.join(_INSTALLS[framework] for framework in found)}, or measure with --device=cpu."
     )
 
 
-_HINTS = {
-    "TensorFlow": "pip install -e '.[cuda]'; "
-    "python -c 'import tensorflow as tf; tf.config.list_physical_devices()' says what it lacks",
-    "JAX": "pip install 'jax[cuda12]'",
-    "PyTorch": "python -c 'import torch; print(torch.version.cuda)' says so",
+_INSTALLS = {
+    "TensorFlow": "TensorFlow with CUDA (pip install -e '.[cuda]')",
+    "JAX": "JAX with CUDA (pip install 'jax[cuda12]')",
+    "PyTorch": "PyTorch with CUDA (pip install torch)",
 }

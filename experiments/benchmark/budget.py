@@ -12,12 +12,12 @@ Item = TypeVar("Item")
 SHARES = {"machine": 1, "layer": 6, "sizes": 4, "engines": 9, "step": 4}
 """How the time is divided if it does not suffice. A part that needs less leaves the rest to the parts after it."""
 
-_TO_BEGIN_IN = 0.95
-"""The share of the time in which places begin. In the rest the last one ends."""
+_TO_END_IN = 0.05
+"""The share of the time in which a place may end that its part has begun in time."""
 
 
 class Budget:
-    """Says when a part, and when the whole measurement, is over.
+    """Says when a part of the measurement is over, and when its last place must have ended.
 
     Args:
         seconds: from now on, None for no limit.
@@ -26,15 +26,14 @@ class Budget:
 
     def __init__(self, seconds: float | None, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
-        began = clock()
-        self._end = math.inf if seconds is None else began + seconds
-        self._end_of_parts = math.inf if seconds is None else began + _TO_BEGIN_IN * seconds
+        self._to_end_in = _TO_END_IN * (seconds or 0.0)
+        self._end_of_parts = math.inf if seconds is None else clock() + seconds - self._to_end_in
         self._end_of_part = self._end_of_parts
 
     @property
     def is_limited(self) -> bool:
         """Whether there is a limit."""
-        return self._end < math.inf
+        return self._end_of_parts < math.inf
 
     def begin(self, part: str, later: Sequence[str]) -> None:
         """Begins a part.
@@ -52,8 +51,8 @@ class Budget:
         return self._clock() >= self._end_of_part
 
     def seconds_left(self) -> float | None:
-        """Seconds until the whole measurement must end, 0 if it must have ended, None without a limit."""
-        return max(0.0, self._end - self._clock()) if self.is_limited else None
+        """Seconds until a place of this part must have ended, 0 if it must have by now, None without a limit."""
+        return max(0.0, self._end_of_part + self._to_end_in - self._clock()) if self.is_limited else None
 
 
 def coarse_first(items: Sequence[Item]) -> list[Item]:

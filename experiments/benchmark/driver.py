@@ -96,7 +96,7 @@ def _card(worker: Worker, budget: Budget) -> str:
     """Prints which card the worker has, and returns its name."""
     device = worker.ask("device", seconds=budget.seconds_left())
     if device["name"] is None:
-        raise ValueError(devices.no_card("TensorFlow", device["found"]))
+        raise ValueError(devices.no_card({"TensorFlow": device["found"]}))
     rounded = "may be" if device["tensor_float_32"] else "are not"
     print(f"on {device['name']}, where operands of float32 products {rounded} rounded to TensorFloat-32", flush=True)
     return device["name"]
@@ -121,6 +121,7 @@ class _Measuring:
         if "release" in self._workers.environments:
             listed += [("release", other) for case in group if (other := release_case(case))]
         while listed and not self._budget.part_is_over():
+            self._workers.restart_ended()
             try:
                 measured = self._measured(listed)
             except OutOfTimeError:
@@ -128,7 +129,6 @@ class _Measuring:
             except _FailedError as failed:
                 self.failed.append(f"{name}, {failed.case.variant}, {failed.case.dtype}: {failed}")
                 listed = [named for named in listed if named[1] != failed.case]
-                self._workers.restart_ended()
                 continue
             self.rows += measured
             for row in measured:

@@ -80,11 +80,12 @@ class Worker:
             selector.register(self._process.stdout, selectors.EVENT_READ)
             if not selector.select(seconds):
                 self._process.kill()
+                self._process.wait()
                 raise OutOfTimeError(f"The process experiments.benchmark.{self._name} did not answer in time.")
 
     @property
     def has_ended(self) -> bool:
-        """Whether the process has ended by itself."""
+        """Whether the process has ended, by itself or because it did not answer in time."""
         return self._process.poll() is not None
 
     def close(self) -> None:
@@ -107,7 +108,7 @@ class Workers:
         return self._workers[name]
 
     def restart_ended(self) -> None:
-        """Starts a new process for each that has ended by itself."""
+        """Starts a new process for each that has ended."""
         for name, worker in self._workers.items():
             if worker.has_ended:
                 worker.close()

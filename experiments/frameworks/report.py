@@ -12,6 +12,13 @@ CSV = RESULTS / "frameworks.csv"
 
 NAMES = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
+CHANNELS_FIRST = ", channels_first"
+"""The end of the name of a pooling in that data format."""
+
+PLAIN = "SpectralPooling"
+FORMATS = (PLAIN, "DiffStride, symmetric")
+"""The poolings that a GPU runs in both data formats."""
+
 Row = Mapping[str, Any]
 
 
@@ -22,16 +29,46 @@ def table(rows: Sequence[Row]) -> str:
         rows: of the CSV file, as `timing.main` prints them.
 
     Returns:
-        A Markdown table with a row for each backend and size of map.
+        A Markdown table with a row for each backend and size of map. If a card was timed, the head names it.
     """
+    card = rows[0].get("device")
+    digits = 3 if card else 1
     poolings = list(dict.fromkeys(row["pooling"] for row in rows))
     places = dict.fromkeys((row["map"], row["backend"]) for row in rows)
     found = {(row["map"], row["backend"], row["pooling"]): float(row["milliseconds"]) for row in rows}
     lines = [
-        [place, NAMES[backend], *(f"{found[place, backend, pooling]:.1f} ms" for pooling in poolings)]
+        [place, NAMES[backend], *(f"{found[place, backend, pooling]:.{digits}f} ms" for pooling in poolings)]
         for place, backend in sorted(places, key=lambda pair: [*_area(pair[0]), list(NAMES).index(pair[1])])
     ]
-    return markdown.table(("map", "backend", *poolings), lines)
+    return markdown.table((f"map, {card}" if card else "map", "backend", *poolings), lines)
+
+
+def comparisons(rows: Sequence[Row]) -> list[str]:
+    """Says for each backend at which maps transforms and the other data format take less time, if a card was timed.
+
+    Args:
+        rows: of the CSV file.
+
+    Returns:
+        Three lines for each backend, none if the rows are those of a CPU.
+    """
+    if not rows[0].get("device"):
+        return []
+    found = {(row["backend"], row["map"], row["pooling"]): float(row["milliseconds"]) for row in rows}
+    lines = []
+    for backend in dict.fromkeys(row["backend"] for row in rows):
+        maps = list(dict.fromkeys(row["map"] for row in rows if row["backend"] == backend))
+        faster = [place for place in maps if found[backend, place, "transforms"] < found[backend, place, PLAIN]]
+        lines.append(_sentence(f"{NAMES[backend]}: transforms take less time than `{PLAIN}`", faster, maps))
+        for pooling in FORMATS:
+            first = f"{pooling}{CHANNELS_FIRST}"
+            faster = [place for place in maps if found[backend, place, first] < found[backend, place, pooling]]
+            lines.append(_sentence(f"{NAMES[backend]}: `{pooling}` is faster in channels_first", faster, maps))
+    return lines
+
+
+def _sentence(what: str, places: Sequence[str], of: Sequence[str]) -> str:
+    return f"{what} at {len(places)} of {len(of)} maps{': ' if places else ''}{', '.join(places)}."
 
 
 def _area(place: str) -> tuple[int, ...]:

@@ -1,11 +1,16 @@
 """Times forward and backward passes of poolings on the backend that Keras runs on.
 
-Prints a line of JSON for each map and pooling. `python -m experiments.frameworks` runs this for each backend.
+Prints a line of JSON for each map and pooling. `python -m experiments.frameworks` runs this for each backend:
+
+python -m experiments.frameworks.timing REPEATS DEVICE
+
+If DEVICE is 'gpu' and the backend finds none, the one line that it prints says what it found.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 import time
@@ -16,11 +21,19 @@ import keras
 import numpy as np
 
 from diffstride_hybrid import DiffStride, SpectralPooling
+from experiments.frameworks.report import CHANNELS_FIRST
 
 BATCH = 32
 
 MAPS = ((32, 32, 64), (16, 16, 128), (56, 56, 32), (112, 112, 8))
 """Height, width and channels of the maps."""
+
+MAPS_ON_GPU = (*MAPS, (224, 224, 16), (512, 512, 8), (1024, 1024, 2))
+
+LEAST_SECONDS = 0.02
+"""How long a timed run on a GPU takes at least: a single pass takes too short a time there to be measured."""
+
+MOST_ITERATIONS = 200
 
 
 class ByTransform(keras.layers.Layer):
@@ -53,12 +66,21 @@ POOLINGS: dict[str, Callable[[], keras.layers.Layer]] = {
 }
 
 
-def step_of(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], None]:
-    """A function that runs a layer forward and backward once and waits for the result."""
+ON_GPU: dict[str, Callable[[], keras.layers.Layer]] = {
+    f"SpectralPooling{CHANNELS_FIRST}": lambda: SpectralPooling(2.0, norm="forward", data_format="channels_first"),
+    f"DiffStride, symmetric{CHANNELS_FIRST}": lambda: DiffStride(
+        2.0, mask="symmetric", norm="forward", data_format="channels_first"
+    ),
+}
+"""What a GPU runs too: either data format may be faster there."""
+
+
+def step_of(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
+    """A function that runs a layer forward and backward as often as it is told, and waits for the last result."""
     return _STEPS[keras.backend.backend()](layer, maps)
 
 
-def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], None]:
+def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
     import tensorflow as tf
 
     inputs = tf.constant(maps)
@@ -71,10 +93,16 @@ def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], 
             loss = tf.reduce_sum(layer(inputs) ** 2)
         return tape.gradient(loss, [inputs, *weights])
 
-    return lambda: gradients()[0].numpy()
+    def run(times: int) -> None:
+        for _ in range(times):
+            gradients()
+        # To read a result would copy it from the card.
+        tf.test.experimental.sync_devices()
+
+    return run
 
 
-def _on_jax(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], None]:
+def _on_jax(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
     import jax
 
     others = [weight.value for weight in layer.non_trainable_variables]
@@ -85,49 +113,120 @@ def _on_jax(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], None]:
     def gradients(arguments: Any) -> Any:
         return (layer.stateless_call(arguments[0], others, arguments[1])[0] ** 2).sum()
 
-    return lambda: jax.block_until_ready(gradients(arguments))
+    def run(times: int) -> None:
+        for _ in range(times):
+            last = gradients(arguments)
+        jax.block_until_ready(last)
+
+    return run
 
 
-def _on_torch(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[], None]:
+def _on_torch(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
     import torch
 
-    inputs = torch.tensor(maps, requires_grad=True)
+    inputs = keras.ops.convert_to_tensor(maps).requires_grad_()  # Where Keras keeps the weights.
     weights = [weight.value for weight in layer.trainable_variables]
-    return lambda: torch.autograd.grad((layer(inputs) ** 2).sum(), [inputs, *weights])
+
+    def run(times: int) -> None:
+        for _ in range(times):
+            torch.autograd.grad((layer(inputs) ** 2).sum(), [inputs, *weights])
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+
+    return run
 
 
 _STEPS = {"tensorflow": _on_tensorflow, "jax": _on_jax, "torch": _on_torch}
 
 
-def main(repeats: int) -> None:
+def card() -> tuple[str | None, list[str]]:
+    """Finds the card that the backend runs on.
+
+    Returns:
+        Its name, None if there is none, and the devices that were found.
+    """
+    return _CARDS[keras.backend.backend()]()
+
+
+def _card_on_tensorflow() -> tuple[str | None, list[str]]:
+    import tensorflow as tf
+
+    cards = tf.config.list_physical_devices("GPU")
+    found = [device.name.rpartition("physical_device:")[2] for device in tf.config.list_physical_devices()]
+    return tf.config.experimental.get_device_details(cards[0]).get("device_name", found[-1]) if cards else None, found
+
+
+def _card_on_jax() -> tuple[str | None, list[str]]:
+    import jax
+
+    found = jax.devices()
+    return found[0].device_kind if found[0].platform in ("gpu", "cuda", "rocm") else None, [
+        str(device) for device in found
+    ]
+
+
+def _card_on_torch() -> tuple[str | None, list[str]]:
+    import torch
+
+    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return name, [name or "the CPU"]
+
+
+_CARDS = {"tensorflow": _card_on_tensorflow, "jax": _card_on_jax, "torch": _card_on_torch}
+
+
+def main(repeats: int, device: str = "cpu") -> None:
     """Times every pooling on every map.
 
     Args:
         repeats: how often each is timed. The poolings take turns, so that a slow moment of the machine meets all.
+        device: 'cpu' or 'gpu'.
     """
-    for height, width, channels in MAPS:
+    name = None
+    if device == "gpu":
+        name, found = card()
+        if name is None:
+            print(json.dumps({"found": found}), flush=True)
+            return
+    poolings = {**POOLINGS, **ON_GPU} if name else POOLINGS
+    for height, width, channels in MAPS_ON_GPU if name else MAPS:
         maps = np.random.default_rng(0).normal(size=(BATCH, height, width, channels)).astype("float32")
         steps = {}
-        for name, make in POOLINGS.items():
+        for pooling, make in poolings.items():
             layer = make()
-            layer.build(maps.shape)
-            steps[name] = step_of(layer, maps)
-            steps[name]()
-        times: dict[str, list[float]] = {name: [] for name in steps}
+            inputs = np.ascontiguousarray(np.moveaxis(maps, -1, 1)) if pooling.endswith(CHANNELS_FIRST) else maps
+            layer.build(inputs.shape)
+            steps[pooling] = step_of(layer, inputs)
+            steps[pooling](1)
+        iterations = {pooling: _iterations(step) if name else 1 for pooling, step in steps.items()}
+        times: dict[str, list[float]] = {pooling: [] for pooling in steps}
         for _ in range(repeats):
-            for name, step in steps.items():
+            for pooling, step in steps.items():
                 start = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - start)
-        for name, seconds in times.items():
-            row = {
-                "backend": keras.backend.backend(),
-                "map": f"{height}x{width}x{channels}",
-                "pooling": name,
-                "milliseconds": f"{1000 * statistics.median(seconds):.3f}",
-            }
-            print(json.dumps(row), flush=True)
+                step(iterations[pooling])
+                times[pooling].append((time.perf_counter() - start) / iterations[pooling])
+        lines = [
+            json.dumps(
+                {
+                    "backend": keras.backend.backend(),
+                    "map": f"{height}x{width}x{channels}",
+                    "pooling": pooling,
+                    "milliseconds": f"{1000 * statistics.median(seconds):.3f}",
+                    **({"device": name, "iterations": iterations[pooling]} if name else {}),
+                }
+            )
+            for pooling, seconds in times.items()
+        ]
+        # All at once: this process may be ended at any time, and the table needs whole maps.
+        print("\n".join(lines), flush=True)
+
+
+def _iterations(step: Callable[[int], None]) -> int:
+    """How many passes a timed run on a GPU has."""
+    start = time.perf_counter()
+    step(1)
+    return max(1, min(MOST_ITERATIONS, math.ceil(LEAST_SECONDS / max(time.perf_counter() - start, 1e-6))))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

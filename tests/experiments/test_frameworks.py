@@ -1,12 +1,22 @@
+"""The poolings on every backend, timed: the command, its worker processes and its table."""
+
+import csv
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from absl import flags
+from support.command_flags import defined_flags
 from support.paths import ROOT
 
 from diffstride_hybrid import SpectralPooling
+from experiments.frameworks import __main__ as command
 from experiments.frameworks import report, timing
 
 
@@ -38,10 +48,115 @@ def test_each_pooling_is_timed_and_stands_in_the_table(
     assert lines[1].count("12.3 ms") == len(timing.POOLINGS)
 
 
+# --- With a card that is pretended -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsed() -> Iterator[Any]:
+    with defined_flags(command.define_flags):
+        yield lambda *options: flags.FLAGS(["command", *options])
+
+
+def answers_of(backend: str, **times: float) -> list[dict[str, Any]]:
+    """Rows of one map: all poolings take a millisecond but for those in `times`."""
+    poolings = dict.fromkeys([*timing.POOLINGS, *timing.ON_GPU], 1.0) | times
+    size = {"backend": backend, "map": "8x8x2", "device": "Card 9", "iterations": 20}
+    return [{**size, "pooling": pooling, "milliseconds": f"{taken:.3f}"} for pooling, taken in poolings.items()]
+
+
+def test_a_card_is_named_and_runs_both_data_formats(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(timing, "MAPS_ON_GPU", ((8, 12, 2),))
+    monkeypatch.setattr(timing, "BATCH", 2)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(timing, "MOST_ITERATIONS", 3)
+    monkeypatch.setattr(timing, "card", lambda: ("Card 9", []))
+    timing.main(1, "gpu")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["pooling"] for row in rows] == [*timing.POOLINGS, *timing.ON_GPU]
+    assert {(row["device"], row["iterations"], row["map"]) for row in rows} == {("Card 9", 3, "8x12x2")}
+
+
+def test_the_table_of_a_card_names_it_and_says_what_is_faster():
+    rows = answers_of("jax", transforms=0.5, **{"DiffStride, symmetric, channels_first": 0.25})
+    assert report.table(rows).startswith("| map, Card 9 | backend | average pooling |")
+    assert "| 8x8x2 | JAX | 1.000 ms | 1.000 ms | 0.500 ms |" in report.table(rows)
+    assert report.comparisons(rows) == [
+        "JAX: transforms take less time than `SpectralPooling` at 1 of 1 maps: 8x8x2.",
+        "JAX: `SpectralPooling` is faster in channels_first at 0 of 1 maps.",
+        "JAX: `DiffStride, symmetric` is faster in channels_first at 1 of 1 maps: 8x8x2.",
+    ]
+    del rows[0]["device"]
+    assert report.comparisons(rows) == []
+
+
+def test_backends_without_a_card_are_named_and_the_others_are_kept(
+    parsed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    asked = []
+
+    def timed(backend: str, seconds: float | None) -> tuple[list[dict[str, Any]], str | None]:
+        asked.append(seconds)
+        if backend == "torch":
+            return [{"found": ["the CPU"]}], None
+        return answers_of(backend), "the time was over" if backend == "jax" else None
+
+    monkeypatch.setattr(command, "_timed", timed)
+    parsed("--device=gpu", "--minutes=2", f"--csv={tmp_path / 'rows.csv'}")
+    command.main(["command"])
+    with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
+        assert {(row["backend"], row["device"]) for row in csv.DictReader(file)} == {
+            ("tensorflow", "Card 9"),
+            ("jax", "Card 9"),
+        }
+    printed = capsys.readouterr().out
+    assert "JAX: the time was over." in printed and "PyTorch found only the CPU" in printed
+    assert asked == pytest.approx([30.0, 45.0, 90.0], abs=1.0)  # Those before needed no time here.
+
+
+def test_without_any_card_nothing_is_written(parsed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(command, "_timed", lambda backend, seconds: ([{"found": ["cpu:0"]}], None))
+    parsed("--device=gpu", "--backends=jax,torch", f"--csv={tmp_path / 'rows.csv'}")
+    with pytest.raises(RuntimeError, match=r"^--device=gpu looked for a GPU, and JAX found only cpu:0, PyTorch found"):
+        command.main(["command"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_on_a_cpu_a_backend_that_fails_ends_the_command(parsed: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(command, "_timed", lambda backend, seconds: (answers_of(backend), "its process ended early"))
+    parsed()
+    with pytest.raises(RuntimeError, match=r"^TensorFlow: its process ended early\.$"):
+        command.main(["command"])
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_backend_says_what_it_found_in_place_of_a_card(parsed: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # This machine may have a card.
+    parsed("--device=gpu")
+    assert command._timed("torch", None) == ([{"found": ["the CPU"]}], None)
+
+
+def test_a_backend_that_is_too_slow_is_ended(parsed: Any):
+    parsed("--device=cpu")
+    assert command._timed("jax", 0.05) == ([], "the time was over before all maps were timed")
+
+
+def test_a_backend_that_does_not_exist_is_refused_even_where_there_is_no_tensorflow():
+    code = "import runpy, sys; sys.modules['tensorflow'] = None; sys.argv = ['command', '--backends=mxnet']; "
+    code += "runpy.run_module('experiments.frameworks', run_name='__main__', alter_sys=True)"
+    environment = {**os.environ, "KERAS_BACKEND": "torch"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: --backends must name some of tensorflow, jax, torch, got mxnet.\n"
+
+
 @pytest.mark.slow
 def test_the_command_times_what_is_installed(tmp_path):
     file = tmp_path / "frameworks.csv"
-    command = [sys.executable, "-m", "experiments.frameworks", "--repeats=1", f"--csv={file}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    words = [sys.executable, "-m", "experiments.frameworks", "--repeats=1", f"--csv={file}"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "TensorFlow" in done.stdout and len(file.read_text().splitlines()) > len(timing.MAPS) * len(timing.POOLINGS)
