@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tensorflow as tf
 
 from experiments.benchmark import cases, driver, ours, processes, worker
 from experiments.benchmark import report as benchmark_report
@@ -34,6 +35,7 @@ class PretendedWorkers:
     def __init__(self, clock: Clock, fails: Callable[[cases.Case], bool], names: Sequence[str], build: Seconds):
         self.environments: dict[str, dict[str, str]] = {name: {} for name in names}
         self.restarts = 0
+        self.late = 0
         self.asked: list[tuple[str, str, int]] = []
         self._clock, self._fails, self._build = clock, fails, build
 
@@ -54,6 +56,7 @@ class PretendedWorkers:
         takes = {"build": self._build(case), "run": 0.001 * times}.get(do, 0.0)
         if seconds is not None and takes > seconds:
             self._clock.now += seconds
+            self.late += 1
             raise processes.OutOfTimeError("too slow")
         self._clock.now += takes
         if do == "build" and self._fails(case):
@@ -70,13 +73,14 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[driver.Mea
         fails: Callable[[cases.Case], bool] = lambda case: False,
         against: str | None = None,
         build: Seconds = lambda case: 1.0,
+        repeats: int = 3,
     ) -> tuple[driver.Measured, PretendedWorkers]:
         clock = Clock()
         workers = PretendedWorkers(clock, fails, ["ours", *(["release"] if against else [])], build)
         monkeypatch.setattr(driver, "Workers", lambda environments: workers)
         monkeypatch.setattr(driver, "Budget", lambda seconds: Budget(seconds, clock))
         before = clock.now
-        found = driver.measure(parts, 2, 3, against, "gpu", seconds)
+        found = driver.measure(parts, 2, repeats, against, "gpu", seconds)
         assert seconds is None or clock.now - before <= seconds
         return found, workers
 
@@ -121,7 +125,7 @@ def test_a_list_that_is_cut_short_covers_its_range(length: int):
 
 
 def test_every_place_is_measured_if_there_is_time(pretended: Callable):
-    measured, _ = pretended(cases.PARTS, None)
+    measured, _ = pretended(cases.PARTS, 10_000.0)
     listed = cases.cases(cases.PARTS, 2, "gpu")
     assert [(row["place"], row["variant"], row["dtype"]) for row in measured.rows] == [
         (case.place, case.variant, case.dtype) for case in listed
@@ -139,6 +143,18 @@ def test_a_budget_leaves_each_part_something_and_names_the_rest(pretended: Calla
     order = {case: number for number, case in enumerate((case.place, case.variant, case.dtype) for case in listed)}
     ranks = [order[row["place"], row["variant"], row["dtype"]] for row in measured.rows]
     assert ranks == sorted(ranks)
+
+
+def test_no_place_begins_after_its_part_is_over(pretended: Callable):
+    measured, workers = pretended(["engines"], 200.0)  # A place takes less than the ten seconds that it may end in.
+    assert measured.rows and measured.too_late
+    assert workers.late == 0
+
+
+def test_a_place_whose_time_is_over_is_timed_less_often(pretended: Callable):
+    measured, workers = pretended(["step"], 60.0, repeats=10_000)
+    assert {row["part"] for row in measured.rows} == {"machine", "step"}
+    assert workers.late == 0
 
 
 def test_a_slow_release_cannot_take_all_the_time(pretended: Callable):
@@ -252,14 +268,17 @@ def test_a_worker_answers_what_a_gpu_needs(monkeypatch: pytest.MonkeyPatch, caps
         {"do": "peak", "case": vars(CASE)},
         {"do": "build", **other, "may_fail": True},
         {"do": "run", "case": vars(CASE)},
+        {"do": "build", "case": {**vars(CASE), "place": "block 2"}},
+        {"do": "run", "case": vars(CASE), "may_fail": True},
     ]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{json.dumps(request)}\n" for request in requests)))
     worker.work(build)
-    device, _, timed, peak, failed, again = map(json.loads, capsys.readouterr().out.splitlines())
+    device, _, timed, peak, failed, again, _, forgotten = map(json.loads, capsys.readouterr().out.splitlines())
     assert set(device) == {"name", "found", "tensor_float_32"} and "CPU:0" in device["found"]
     assert timed["seconds"] >= 0 and again["seconds"] >= 0 and list(peak) == ["megabytes"]
     assert failed == {"error": "ValueError: too large"}
-    assert ran == [1, 1, 5, 1, 1]  # Twice to warm up, then timed, then for the memory, then timed again.
+    assert "KeyError" in forgotten["error"]  # The places before are forgotten, with their memory.
+    assert ran[:5] == [1, 1, 5, 1, 1]  # Twice to warm up, then timed, then for the memory, then timed again.
 
 
 def test_without_leave_to_fail_an_error_ends_the_worker(monkeypatch: pytest.MonkeyPatch):
@@ -269,6 +288,26 @@ def test_without_leave_to_fail_an_error_ends_the_worker(monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps({"do": "build", "case": vars(CASE)}) + "\n"))
     with pytest.raises(ValueError, match="too large"):
         worker.work(build)
+
+
+def test_a_graph_runs_as_often_as_it_is_told():
+    runs = tf.Variable(0)
+    run = worker.compiled(lambda: runs.assign_add(1))
+    run(5)
+    run()
+    assert int(runs) == 6
+
+
+@pytest.mark.parametrize(("first", "shape"), [(True, (8, 64, 32, 32)), (False, (8, 32, 32, 64))])
+def test_a_layer_gets_its_channels_where_it_takes_them(first: bool, shape: tuple[int, ...]):
+    shapes = set()
+
+    def layer(images: tf.Tensor) -> tf.Tensor:
+        shapes.add(tuple(images.shape))
+        return images
+
+    worker.forward_and_backward(layer, CASE, [], channels_first=first)()
+    assert shapes == {shape}
 
 
 def test_a_process_that_does_not_answer_in_time_is_ended():
@@ -311,4 +350,7 @@ def test_no_two_cases_of_a_gpu_are_alike_and_those_of_a_cpu_are_among_them():
     assert names >= {(case.part, case.place, case.variant, case.dtype) for case in cases.cases(cases.PARTS, 64)}
     alone = [case for case in on_gpu if case.place.endswith(cases.LONE)]
     assert alone and all(case.batch == 1 for case in alone)
+    same = [(cases.is_map(case.place), cases.pooling_of(case.place), case.height, case.channels) for case in on_gpu]
+    engines = [(*key, case.batch, case.variant) for key, case in zip(same, on_gpu) if case.part == "engines"]
+    assert len(set(engines)) == len(engines)
     assert any(case.batch > 64 for case in on_gpu if case.part == "engines")

@@ -43,8 +43,12 @@ def test_the_fit_makes_the_choices_of_the_constants_that_made_the_times(name: st
     clear = [place for place in times if not 0.9 < place.fft / place.matmul < 1.1]
     for place in clear:
         assert resolve_method("auto", fit.crossover, *place[:4]) == ("fft" if place.fft < place.matmul else "matmul")
-    if name == "FIXED_MAPS":
-        assert fit.crossover.matrices == 0.0
+
+
+def test_matrices_that_are_constants_cost_nothing_in_the_fit():
+    costly = synthetic(Crossover(31.0, 0.0, 40.0))
+    assert crossovers.fitted("FIXED_MAPS", costly).crossover.matrices == 0.0
+    assert crossovers.fitted("LEARNED_MAPS", costly).crossover.matrices > 0.0
 
 
 def test_the_present_constants_stay_if_no_others_choose_better():

@@ -1,14 +1,17 @@
 """The poolings on every backend, timed: the command, its worker processes and its table."""
 
 import csv
+import itertools
 import json
 import os
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from absl import flags
@@ -72,10 +75,21 @@ def test_a_card_is_named_and_runs_both_data_formats(
     monkeypatch.setattr(timing, "LEAST_SECONDS", 1e9)
     monkeypatch.setattr(timing, "MOST_ITERATIONS", 3)
     monkeypatch.setattr(timing, "card", lambda: ("Card 9", []))
+    seconds = itertools.count()
+    monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: next(seconds)))
+    step_of, shapes = timing.step_of, {}
+
+    def recorded(layer: keras.layers.Layer, maps: np.ndarray) -> Any:
+        shapes.setdefault(maps.shape, []).append(getattr(layer, "data_format", "channels_last"))
+        return step_of(layer, maps)
+
+    monkeypatch.setattr(timing, "step_of", recorded)
     timing.main(1, "gpu")
+    assert shapes == {(2, 8, 12, 2): ["channels_last"] * 5, (2, 2, 8, 12): ["channels_first"] * 2}
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["pooling"] for row in rows] == [*timing.POOLINGS, *timing.ON_GPU]
     assert {(row["device"], row["iterations"], row["map"]) for row in rows} == {("Card 9", 3, "8x12x2")}
+    assert {row["milliseconds"] for row in rows} == {"333.333"}  # Three passes in a second.
 
 
 def test_the_table_of_a_card_names_it_and_says_what_is_faster():
@@ -123,9 +137,9 @@ def test_without_any_card_nothing_is_written(parsed: Any, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_on_a_cpu_a_backend_that_fails_ends_the_command(parsed: Any, monkeypatch: pytest.MonkeyPatch):
+def test_on_a_cpu_a_backend_that_fails_ends_the_command(parsed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(command, "_timed", lambda backend, seconds: (answers_of(backend), "its process ended early"))
-    parsed()
+    parsed(f"--csv={tmp_path / 'rows.csv'}")
     with pytest.raises(RuntimeError, match=r"^TensorFlow: its process ended early\.$"):
         command.main(["command"])
 
