@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from absl import flags
 
+# With this line --help lists the flags that are defined below under the command that calls the function.
+flags.disclaim_key_flags()
+
 DEVICES = ("cpu", "gpu")
 
 MINUTES_ON_GPU = 10.0

@@ -11,6 +11,7 @@ from support.command_flags import defined_flags
 from support.paths import ROOT
 
 from experiments import devices
+from experiments.benchmark import __main__ as benchmark
 
 
 def test_by_default_a_command_measures_on_the_cpu_without_a_limit():
@@ -18,6 +19,12 @@ def test_by_default_a_command_measures_on_the_cpu_without_a_limit():
         flags.FLAGS(["command"])
         assert (flags.FLAGS.device, flags.FLAGS.minutes) == ("cpu", None)
     assert devices.seconds_to_measure("cpu", None) is None
+
+
+def test_help_lists_the_flags_under_the_command():
+    with defined_flags(benchmark.define_flags):
+        modules = {flags.FLAGS.find_module_defining_flag(name) for name in ("device", "minutes", "repeats")}
+    assert modules == {benchmark.__name__}
 
 
 @pytest.mark.parametrize(("minutes", "seconds"), [(None, 570.0), (10.0, 570.0), (2.0, 90.0), (0.5, 15.0)])
