@@ -6,6 +6,7 @@ python -m diffstride_hybrid.evaluate --workdir=runs/digits_hybrid --model=best.k
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.model_tools.frozen import frozen_poolings
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.run import evaluate
 
@@ -40,7 +42,10 @@ def main(argv: Sequence[str]) -> None:
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.tpu)
     with strategy.scope(), distribution.naming_lost_workers(strategy, "Start all of them again."):
         run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir)
-        results = evaluate(run.model, run.loss, run.datasets, FLAGS.split)
+        # A replica cannot read the strides.
+        is_alone = strategy.num_replicas_in_sync == 1
+        with frozen_poolings(run.model) if is_alone else contextlib.nullcontext():
+            results = evaluate(run.model, run.loss, run.datasets, FLAGS.split)
     if not distribution.is_chief(strategy):
         return
     print(

@@ -7,6 +7,7 @@ python -m diffstride_hybrid.predict --workdir=runs/digits_hybrid --recursive fol
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -22,10 +23,14 @@ from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
 from diffstride_hybrid.data.image_files import find_images, read_image
 from diffstride_hybrid.data.pixels import normalize_images
+from diffstride_hybrid.model_tools.frozen import inference_function
 
 FLAGS = flags.FLAGS
 
 _BATCH = 64
+
+_MANY = 2 * _BATCH
+"""For more images than these, compiling the model takes less time than it saves."""
 
 
 def define_flags() -> None:
@@ -52,7 +57,11 @@ def main(argv: Sequence[str]) -> None:
     model, loss = saved_runs.load_model(workdir, FLAGS.model)
     image_format = saved_runs.load_image_format(workdir)
     names, rows, hits = image_format.class_names, [], []
-    for file, values in _predictions(files, _probabilities(model, loss, image_format), image_format.image_shape):
+    compiles = len(files) > _MANY
+    outputs_of = (
+        inference_function(model, image_format.image_shape) if compiles else functools.partial(model, training=False)
+    )
+    for file, values in _predictions(files, _probabilities(outputs_of, loss, image_format), image_format.image_shape):
         best = np.argsort(-values, kind="stable")[: FLAGS.top]
         print(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}")
         if (folder := _class_folder(file, names)) is not None:
@@ -88,13 +97,12 @@ def _predictions(
 
 
 def _probabilities(
-    model: keras.Model, loss: keras.losses.Loss, image_format: ImageFormat
+    outputs_of: Callable[[tf.Tensor], tf.Tensor], loss: keras.losses.Loss, image_format: ImageFormat
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Makes the function that takes uint8 images and gives the probability of each class."""
 
     def probabilities(images: np.ndarray) -> np.ndarray:
-        outputs = model(normalize_images(images, image_format.mean, image_format.std), training=False)
-        outputs = tf.cast(outputs, tf.float32)
+        outputs = tf.cast(outputs_of(normalize_images(images, image_format.mean, image_format.std)), tf.float32)
         return (tf.nn.softmax(outputs) if getattr(loss, "from_logits", False) else outputs).numpy()
 
     return probabilities

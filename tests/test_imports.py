@@ -172,7 +172,7 @@ def test_some_test_reaches_every_module():
 
 OF_TENSORFLOW = (
     *("backends.on_tensorflow", "backends.xla", "layers.fused_kernel", "spectral.tensorflow"),
-    *("models.google_checkpoint", "model_tools.exporting", "common.distribution"),
+    *("models.google_checkpoint", "model_tools.exporting", "model_tools.frozen", "common.distribution"),
 )
 """What may import TensorFlow among the rooms that JAX and PyTorch share."""
 

@@ -11,24 +11,20 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.layers.fourier_pooling import FourierPooling
-from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls
+from diffstride_hybrid.model_tools.frozen import Predict, inference_function
 
 FORMATS = ("saved_model", "litert", "onnx")
 
 QUANTIZATIONS = ("float32", "float16", "int8")
 
 _MODULES = {"saved_model": (), "litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
-
-Predict = Callable[[np.ndarray], np.ndarray]
-"""Takes normalized images `[batch, height, width, channels]`, returns the outputs `[batch, classes]` of a model."""
 
 
 class Comparison(NamedTuple):
@@ -226,18 +222,8 @@ def _write_saved_model(model: keras.Model, path: pathlib.Path, image_shape: Sequ
     # Save a plain module: for a Keras model, TensorFlow would also save functions for other sizes.
     module = tf.Module()
     module.weights = [variable.value for variable in model.variables]
-    module.serve = tf.function(
-        lambda images: model(images, training=False),
-        input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, name="images")],
-        autograph=False,
-    )
-    poolings = [layer for layer in leaf_layers(model) if isinstance(layer, FourierPooling)]
-    with replaced_calls(poolings, _constant_call):
-        tf.saved_model.save(module, str(path), signatures={"serve": module.serve.get_concrete_function()})
-
-
-def _constant_call(pooling: FourierPooling) -> Callable[..., tf.Tensor]:
-    return lambda inputs, training=None, **others: pooling.constant_call(inputs, **others)
+    module.serve = inference_function(model, image_shape)
+    tf.saved_model.save(module, str(path), signatures={"serve": module.serve.get_concrete_function()})
 
 
 def _to_litert(saved_model: pathlib.Path, quantization: str, calibration: np.ndarray | None) -> pathlib.Path:

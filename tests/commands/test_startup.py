@@ -1,6 +1,8 @@
 """What a command prints before its first useful line."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,26 @@ def test_a_command_says_nothing_before_its_first_word(tmp_path: Path):
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: Unknown data set 'nothing'")
     assert len(wait_for(noisy).err.splitlines()) > 1
+
+
+def test_what_no_command_needs_is_not_imported(tmp_path: Path):
+    """Each of these packages takes as long to import as a third of TensorFlow."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "sys.argv = ['-m']\n"  # As Python sets it while it imports the package of a command.
+        "from diffstride_hybrid.common import startup\n"
+        "import keras\n"
+        "late = [name for name in ('sklearn', 'jax', 'matplotlib.figure') if name in sys.modules]\n"
+        "assert not late, late\n"
+        "import sklearn, matplotlib.pyplot\n"
+        "from keras.src.visualization import plot_image_gallery\n"
+        "pyplot = sys.modules['keras.src.visualization.plot_image_gallery'].plt\n"
+        "assert pyplot.figure is matplotlib.pyplot.figure\n"
+        "assert not [finder for finder in sys.meta_path if 'Later' in type(finder).__name__]\n"
+    )
+    result = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("has_gpu", [False, True])

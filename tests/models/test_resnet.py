@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -22,7 +23,9 @@ from diffstride_hybrid import (
     resnet34,
     resnet56,
 )
+from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.model_tools.inspection import leaf_layers
+from diffstride_hybrid.models.residual import WeightDecay
 
 
 def numpy_result(model: Callable[..., tf.Tensor], x: np.ndarray) -> np.ndarray:
@@ -214,3 +217,31 @@ def test_head_placement_without_a_head_pooling_changes_nothing():
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Resnet(**{"filters": [4, 4], "strides": (1, 2), "num_output_classes": 10, **kwargs})
+
+
+def test_poolings_know_the_largest_map_and_a_step_holds_products_alone(tmp_path: Path):
+    """Maps of unknown size need both engines otherwise, and a graph of twice the size."""
+    model = small(pooling_cls=DiffStride, head_pooling_cls=SpectralPooling)
+    model.save(tmp_path / "model.keras")
+    for each in (model, keras.models.load_model(tmp_path / "model.keras")):
+        poolings = [layer for layer in leaf_layers(each) if isinstance(layer, FourierPooling)]
+        assert [layer.largest_map for layer in poolings] == [(32, 32)] * 5
+        step = tf.function(lambda images, each=each: each(images, training=True), autograph=False)
+        graph = step.get_concrete_function(tf.TensorSpec([None, 32, 32, 3])).graph.as_graph_def()
+        operations = {node.op for function in graph.library.function for node in function.node_def}
+        assert "BatchMatMulV2" in operations
+        assert not {operation for operation in operations if "FFT" in operation or "If" in operation}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_weight_decay_and_its_gradient_are_those_of_keras(dtype: str):
+    kernel = tf.constant(np.random.default_rng(0).normal(size=(3, 3, 2, 5)), dtype)
+    values = []
+    for regularizer in (WeightDecay(0.3), keras.regularizers.L2(0.3)):
+        with tf.GradientTape() as tape:
+            tape.watch(kernel)
+            loss = regularizer(kernel)
+        values.append((loss, tape.gradient(loss, kernel)))
+    for one, other in zip(*values, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)

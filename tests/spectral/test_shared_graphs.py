@@ -122,6 +122,33 @@ def test_a_graph_of_unknown_size_holds_both_engines_and_one_of_known_size_holds_
     assert any("FFT" in name for name in engines_in(graph(4096, 4096)))
 
 
+@every_pooling
+@pytest.mark.parametrize(("at_most", "holds_transforms"), [((32, 32), False), ((2000, 2000), True)])
+def test_a_graph_for_small_maps_of_unknown_size_holds_products_alone(
+    at_most: tuple[int, int], holds_transforms: bool, pool: Callable[..., tf.Tensor]
+):
+    function = tf.function(lambda maps: pool(maps, data_format="channels_last", at_most=at_most))
+    graph = function.get_concrete_function(tf.TensorSpec([None, None, None, 64])).graph
+    assert any("FFT" in name for name in engines_in(graph)) == holds_transforms
+
+
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+@pytest.mark.parametrize("size", [(9, 12), (60, 70)])
+def test_a_bound_changes_no_result(size: tuple[int, int], mask: str):
+    """Also beyond the bound, where only the time is another one."""
+    maps = tf.constant(RNG.normal(size=(2, *size, 3)))
+
+    def pooled(**options: Any) -> list[tf.Tensor]:
+        graph = tf.function(
+            with_gradient(diffstride, data_format="channels_last", mask=mask, **options),
+            [tf.TensorSpec([None, None, None, 3], tf.float64)],
+        )
+        return graph(maps)
+
+    for one, other in zip(pooled(at_most=(32, 32)), pooled(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-11 * float(tf.reduce_max(tf.abs(other))))
+
+
 def test_layers_of_equal_options_share_their_graph():
     def size_of_graph(count: int, mask: str = "released") -> int:
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([count, 2])])
