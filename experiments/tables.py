@@ -22,6 +22,7 @@ from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows, write_whole
 from experiments import RESULTS
 from experiments.exports import report as export_report
+from experiments.first_step import report as first_step_report
 from experiments.frameworks import report as frameworks_report
 from experiments.segmentation import report as segmentation_report
 from experiments.speech import report as speech_report
@@ -36,6 +37,7 @@ PAGE = RESULTS / "README.md"
 
 OWN_PAGES = {
     "segmentation": RESULTS / "segmentation.md",
+    "first_step": RESULTS / "first_step.md",
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},
@@ -85,6 +87,7 @@ def standing_tables() -> dict[str, str]:
     """
     reports = {
         "exports": export_report,
+        "first_step": first_step_report,
         "frameworks": frameworks_report,
         "segmentation": segmentation_report,
         "speech": speech_report,

@@ -1,0 +1,1 @@
+"""How long a training takes until its first step is finished."""
