@@ -48,12 +48,102 @@ def normalized(
         is_training=train,
     )
     if train:
-        # The kernel returns the unbiased variance; Keras averages the biased one.
-        variance *= 1.0 - channels / tf.cast(tf.size(inputs), tf.float32)
-        mean, variance = _mean_over_replicas([mean, variance])
-        for average, batch_value in zip(averages, (mean, variance)):
-            average.value.assign_sub((tf.convert_to_tensor(average) - batch_value) * (1.0 - layer.momentum))
+        _update_averages(layer, inputs, mean, variance)
     return outputs
+
+
+def recomputing_convolution(
+    norm: keras.layers.BatchNormalization, convolution: keras.layers.Layer, inputs: tf.Tensor
+) -> tf.Tensor | None:
+    """`convolution(relu(norm(inputs)))` in training, of which `inputs` alone is kept for the backward pass.
+
+    The activation, which the gradient of the convolution needs, is computed again from the inputs and the statistics of
+    the batch.
+
+    Args:
+        norm: a built layer.
+        convolution: a built layer.
+        inputs: the input of `norm`.
+
+    Returns:
+        The output of `convolution`. None if the layers are of a kind that is not known here, or their `call` has been
+        replaced.
+    """
+    if not _is_known(norm, convolution, inputs):
+        return None
+    kernel = tf.convert_to_tensor(convolution.kernel)
+    if kernel.dtype != inputs.dtype:
+        return None
+    options = {"epsilon": norm.epsilon, "data_format": "NHWC"}
+    of_convolution = {"strides": [1, *convolution.strides, 1], "padding": "SAME"}
+    share = _share_of_biased(norm, inputs)
+
+    @tf.custom_gradient
+    def apply(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor, kernel: tf.Tensor) -> tuple[Any, Any]:
+        normalized, mean, variance, *reserved = tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=scale, offset=offset, mean=[], variance=[], is_training=True, **options
+        )
+
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.control_dependencies([upstream]):  # Else TensorFlow would compute it in the forward pass.
+                again = tf.identity(inputs)
+            again, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=again, scale=scale, offset=offset, mean=mean, variance=variance * share, is_training=False, **options
+            )
+            again = tf.nn.relu(again)
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=again, filter_sizes=tf.shape(kernel), out_backprop=upstream, **of_convolution
+            )
+            of_activation = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(again), filter=kernel, out_backprop=upstream, **of_convolution
+            )
+            of_inputs, of_scale, of_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
+                y_backprop=tf.raw_ops.ReluGrad(gradients=of_activation, features=again),
+                x=inputs,
+                scale=scale,
+                reserve_space_1=reserved[0],
+                reserve_space_2=reserved[1],
+                reserve_space_3=reserved[2],
+                is_training=True,
+                **options,
+            )
+            return of_inputs, of_scale, of_offset, of_kernel
+
+        outputs = tf.nn.conv2d(tf.nn.relu(normalized), kernel, **of_convolution)
+        return (outputs, mean, variance), gradient
+
+    outputs, mean, variance = apply(inputs, tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta), kernel)
+    _update_averages(norm, inputs, mean, variance)
+    return outputs
+
+
+def _is_known(norm: keras.layers.BatchNormalization, convolution: keras.layers.Layer, inputs: tf.Tensor) -> bool:
+    """Whether `recomputing_convolution` can compute what these layers do."""
+    if any("call" in vars(layer) for layer in (norm, convolution)):
+        return False
+    if type(convolution) is not keras.layers.Conv2D:
+        return False
+    if convolution.use_bias or convolution.padding != "same" or convolution.dilation_rate != (1, 1):
+        return False
+    if convolution.groups != 1 or convolution.activation is not keras.activations.linear:
+        return False
+    trains = norm.trainable and norm.scale and norm.center
+    return trains and _is_channels_last(norm, inputs) and _fuses(norm, inputs)
+
+
+def _update_averages(
+    layer: keras.layers.BatchNormalization, inputs: tf.Tensor, mean: tf.Tensor, variance: tf.Tensor
+) -> None:
+    """Moves a layer's averages towards the mean and the unbiased variance of a batch."""
+    # Keras averages the biased variance.
+    mean, variance = _mean_over_replicas([mean, variance * _share_of_biased(layer, inputs)])
+    for average, batch_value in zip((layer.moving_mean, layer.moving_variance), (mean, variance)):
+        average.value.assign_sub((tf.convert_to_tensor(average) - batch_value) * (1.0 - layer.momentum))
+
+
+def _share_of_biased(layer: keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:
+    """The biased variance as a share of the unbiased one: `1 - 1 / n` for `n` samples of a channel."""
+    return 1.0 - inputs.shape[layer.axis] / tf.cast(tf.size(inputs), tf.float32)
 
 
 def _fuses(layer: keras.layers.BatchNormalization, inputs: tf.Tensor) -> bool:

@@ -11,7 +11,7 @@ from keras import ops
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import validated_strides
 from diffstride_hybrid.common.registration import register
-from diffstride_hybrid.layers.normalization import FusedBatchNormalization
+from diffstride_hybrid.layers.normalization import FusedBatchNormalization, activated_convolution
 from diffstride_hybrid.spectral.options import Tensor
 
 LayerFactory = Callable[..., keras.layers.Layer]
@@ -158,10 +158,10 @@ class ResidualLayer(keras.layers.Layer):
             self._shortcut_conv.build(input_shape)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        x = self._strided_conv(ops.relu(self._norms[0](inputs, training=training)))
+        x = activated_convolution(self._norms[0], self._strided_conv, inputs, training)
         if self._pooling is not None:
             x = self._pooling(x)
-        x = self._unstrided_conv(ops.relu(self._norms[1](x, training=training)))
+        x = activated_convolution(self._norms[1], self._unstrided_conv, x, training)
         shortcut = inputs
         if self._shortcut_conv is not None:
             shortcut = self._subsample(shortcut) if self._pooling is None else self._pooling(shortcut)
