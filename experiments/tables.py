@@ -37,7 +37,7 @@ PAGE = RESULTS / "README.md"
 
 OWN_PAGES = {
     "segmentation": RESULTS / "segmentation.md",
-    "first_step": RESULTS / "first_step.md",
+    "first_step": RESULTS / "speed.md",
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},

@@ -29,7 +29,7 @@ PAGES = (
     "gin_configs/README.md",
     "experiments/README.md",
     "experiments/results/README.md",
-    "experiments/results/first_step.md",
+    "experiments/results/speed.md",
     "experiments/results/frameworks.md",
     "experiments/results/engines.md",
     "experiments/results/segmentation.md",
