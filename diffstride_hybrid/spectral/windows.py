@@ -252,8 +252,9 @@ def _positive_counts(height: Length, width: Length, thresholds: Tensor, smoothne
     """
     rows = height // 2 + (height % 2 if mask == "released" else 1)
     most = of_axes(rows, width // 2 + 1, dtype=thresholds.dtype, rank=len(thresholds.shape))
-    # Adding a ramp of length 0 changes nothing.
-    ends = ops.stop_gradient(thresholds) + smoothness_factor
+    ends = ops.stop_gradient(thresholds)
+    if smoothness_factor >= _LEAST_RAMP:
+        ends = ends + smoothness_factor
     return ops.cast(ops.where(ends < most, ops.ceil(ends), most), "int32")
 
 
@@ -288,9 +289,13 @@ def _symmetric_positions(height: Length, positives: Length, negatives: Length) -
 def _soft_window(positions: Tensor, threshold: Tensor, smoothness_factor: float) -> Tensor:
     """The weight `clip((R + t - p) / R, 0, 1)` of each position; 1 if `p < t`, else 0, for a ramp of length 0."""
     positions = ops.cast(positions, threshold.dtype)
-    if smoothness_factor < np.finfo(np.float32).eps:  # Adding so short a ramp to a threshold changes nothing.
+    if smoothness_factor < _LEAST_RAMP:
         return ops.cast(positions < threshold, threshold.dtype)
     return current.clipped((threshold + smoothness_factor - positions) * (1.0 / smoothness_factor), 0.0, 1.0)
+
+
+_LEAST_RAMP = float(np.finfo(np.float32).eps)
+"""A shorter ramp counts as one of length 0: adding it to a threshold in float32 changes nothing."""
 
 
 def _greatest(first: Length, second: Length) -> Length:

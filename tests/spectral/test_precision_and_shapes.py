@@ -125,3 +125,23 @@ def test_released_row_positions(size: tuple[int, int], expected: list[int]):
     )
     np.testing.assert_allclose(rows.weights, [min(1.0, (11 - p) / 10) for p in expected], rtol=1e-6)
     np.testing.assert_allclose(columns.weights, [min(1.0, (12 - p) / 10) for p in range(4)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+def test_a_ramp_that_float32_cannot_tell_from_none_counts_as_none(mask: str):
+    """In float64 too, where a threshold that is whole would keep a bin of weight 0 more."""
+
+    def windows(smoothness_factor: float) -> list[list[float]]:
+        made = spectral.diffstride_windows(
+            *(16, 12),
+            tf.constant([2.0, 2.0], tf.float64),
+            smoothness_factor=smoothness_factor,
+            cropping=True,
+            lower_limit_stride=None,
+            upper_limit_stride=None,
+            mask=mask,
+            dtype="float64",
+        )
+        return [window.weights.numpy().tolist() for window in made]
+
+    assert windows(1e-9) == windows(0.0)
