@@ -124,6 +124,18 @@ def test_two_steps_in_one_graph_count_as_two():
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_outside_of_a_step_no_kernel_is_left_over():
+    """It would go on with the powers of an earlier step."""
+
+    def after(optimizer: keras.optimizers.Optimizer) -> np.ndarray:
+        weights = variables()
+        optimizer.apply(gradients()[0], weights)
+        optimizer.update_step(gradients()[1][0], weights[0].value, tf.constant(0.1))
+        return weights[0].numpy()
+
+    np.testing.assert_allclose(after(fused(FUSED["adam"])), after(FUSED["adam"]()), rtol=1e-5, atol=1e-6)
+
+
 def test_a_pace_of_the_strides_and_loss_scaling_work_as_before():
     def after(is_fused: bool) -> list[np.ndarray]:
         weights = variables()
