@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -48,6 +49,24 @@ def seconds_to_measure(device: str, minutes: float | None) -> float | None:
             return None
         minutes = MINUTES_ON_GPU
     return 60.0 * minutes - min(_RESERVED_SECONDS, 30.0 * minutes)
+
+
+LEAST_SECONDS = 0.02
+"""How long a timed run on a GPU takes at least: a single pass takes too short a time there to be measured."""
+
+MOST_PASSES = 200
+
+
+def passes_to_time(seconds: float) -> int:
+    """How many passes a timed run on a GPU has.
+
+    Args:
+        seconds: that one pass takes.
+
+    Returns:
+        A number from 1 to `MOST_PASSES`.
+    """
+    return max(1, min(MOST_PASSES, math.ceil(LEAST_SECONDS / max(seconds, 1e-6))))
 
 
 def environment(device: str, given: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -14,6 +14,10 @@ import numpy as np
 # Keras has no public name for the scope in which `fit` computes with other values than those of the variables.
 from keras.src.backend.common.stateless_scope import get_stateless_scope
 
+from diffstride_hybrid.backends.elementwise import added, clipped, half_sum_of_squares
+
+__all__ = ["added", "clipped", "half_sum_of_squares"]
+
 SIZE_ERRORS = (ValueError, TypeError)
 """What is raised if maps do not fit together."""
 
@@ -74,40 +78,6 @@ def as_length(count: jax.Array) -> int:
         count: int32 scalar.
     """
     return int(count)
-
-
-def clipped(values: jax.Array, low: Any, high: Any) -> jax.Array:
-    """Clips values to a range, with the gradient 1 at both ends, where a maximum and a minimum would give a half.
-
-    Args:
-        values: floating-point.
-        low: least value, a number or a tensor that broadcasts.
-        high: greatest value, a number, a tensor that broadcasts, or None for no limit.
-
-    Returns:
-        Of the shape and dtype of `values`.
-    """
-    raised = keras.ops.where(values < low, low, values)
-    return raised if high is None else keras.ops.where(raised > high, high, raised)
-
-
-def added(first: jax.Array, second: jax.Array) -> jax.Array:
-    """The sum of two tensors of one shape.
-
-    Args:
-        first: any tensor.
-        second: of the same shape and dtype.
-    """
-    return first + second
-
-
-def half_sum_of_squares(tensor: jax.Array) -> jax.Array:
-    """Half of the sum of the squares of all values, as a scalar.
-
-    Args:
-        tensor: floating-point.
-    """
-    return 0.5 * (tensor * tensor).sum()
 
 
 def product(left: jax.Array, right: jax.Array) -> jax.Array:

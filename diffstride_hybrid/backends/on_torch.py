@@ -10,6 +10,10 @@ import keras
 import numpy as np
 import torch
 
+from diffstride_hybrid.backends.elementwise import added, clipped, half_sum_of_squares
+
+__all__ = ["added", "clipped", "half_sum_of_squares"]
+
 SIZE_ERRORS = (ValueError, RuntimeError)
 """What is raised if maps do not fit together."""
 
@@ -58,40 +62,6 @@ def as_length(count: torch.Tensor) -> int:
         count: int32 scalar.
     """
     return int(count)
-
-
-def clipped(values: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
-    """Clips values to a range, with the gradient 1 at both ends, where a maximum and a minimum would give a half.
-
-    Args:
-        values: floating-point.
-        low: least value, a number or a tensor that broadcasts.
-        high: greatest value, a number, a tensor that broadcasts, or None for no limit.
-
-    Returns:
-        Of the shape and dtype of `values`.
-    """
-    raised = keras.ops.where(values < low, low, values)
-    return raised if high is None else keras.ops.where(raised > high, high, raised)
-
-
-def added(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The sum of two tensors of one shape.
-
-    Args:
-        first: any tensor.
-        second: of the same shape and dtype.
-    """
-    return first + second
-
-
-def half_sum_of_squares(tensor: torch.Tensor) -> torch.Tensor:
-    """Half of the sum of the squares of all values, as a scalar.
-
-    Args:
-        tensor: floating-point.
-    """
-    return 0.5 * (tensor * tensor).sum()
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -11,20 +11,24 @@ import os
 import pathlib
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.model_tools.frozen import Predict, inference_function
+from diffstride_hybrid.model_tools.frozen import inference_function
 
 FORMATS = ("saved_model", "litert", "onnx")
 
 QUANTIZATIONS = ("float32", "float16", "int8")
 
 _MODULES = {"saved_model": (), "litert": ("ai_edge_litert",), "onnx": ("tf2onnx", "onnxruntime")}
+
+
+Predict = Callable[[np.ndarray], np.ndarray]
+"""Takes normalized images `[batch, height, width, channels]`, returns the outputs `[batch, classes]` of a model."""
 
 
 class Comparison(NamedTuple):

@@ -6,14 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls
-
-Predict = Callable[[np.ndarray], np.ndarray]
-"""Takes normalized images `[batch, height, width, channels]`, returns the outputs `[batch, classes]` of a model."""
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import math
 import os
 import statistics
 from collections.abc import Sequence
@@ -17,11 +16,6 @@ from experiments.benchmark import report
 from experiments.benchmark.budget import Budget, coarse_first
 from experiments.benchmark.cases import MEASURED_IN_MEMORY, Case, cases, release_case
 from experiments.benchmark.processes import OutOfTimeError, Worker, Workers
-
-LEAST_SECONDS = 0.02
-"""How long a timed run on a GPU takes at least: a single pass takes too short a time there to be measured."""
-
-MOST_ITERATIONS = 200
 
 Named = tuple[str, Case]
 """A case with the name of its implementation, 'ours' or 'release'."""
@@ -167,7 +161,7 @@ class _Measuring:
         if not self._card:
             return 1
         seconds = self._ask("run", name, case)["seconds"]
-        return max(1, min(MOST_ITERATIONS, math.ceil(LEAST_SECONDS / max(seconds, 1e-6))))
+        return devices.passes_to_time(seconds)
 
     def _megabytes(self, name: str, case: Case) -> float | None:
         """Peak memory. On a CPU in a new process: in a used one, TensorFlow's allocator reuses what it already holds.

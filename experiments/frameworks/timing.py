@@ -10,7 +10,6 @@ If DEVICE is 'gpu' and the backend finds none, the one line that it prints says 
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import sys
 import time
@@ -21,6 +20,7 @@ import keras
 import numpy as np
 
 from diffstride_hybrid import DiffStride, SpectralPooling
+from experiments import devices
 from experiments.frameworks.report import CHANNELS_FIRST
 
 BATCH = 32
@@ -29,11 +29,6 @@ MAPS = ((32, 32, 64), (16, 16, 128), (56, 56, 32), (112, 112, 8))
 """Height, width and channels of the maps."""
 
 MAPS_ON_GPU = (*MAPS, (224, 224, 16), (512, 512, 8), (1024, 1024, 2))
-
-LEAST_SECONDS = 0.02
-"""How long a timed run on a GPU takes at least: a single pass takes too short a time there to be measured."""
-
-MOST_ITERATIONS = 200
 
 
 class ByTransform(keras.layers.Layer):
@@ -225,7 +220,7 @@ def _iterations(step: Callable[[int], None]) -> int:
     """How many passes a timed run on a GPU has."""
     start = time.perf_counter()
     step(1)
-    return max(1, min(MOST_ITERATIONS, math.ceil(LEAST_SECONDS / max(time.perf_counter() - start, 1e-6))))
+    return devices.passes_to_time(time.perf_counter() - start)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from support.command_flags import defined_flags
 from support.paths import ROOT
 
 from diffstride_hybrid import SpectralPooling
+from experiments import devices
 from experiments.frameworks import __main__ as command
 from experiments.frameworks import report, timing
 
@@ -72,8 +73,8 @@ def test_a_card_is_named_and_runs_both_data_formats(
 ):
     monkeypatch.setattr(timing, "MAPS_ON_GPU", ((8, 12, 2),))
     monkeypatch.setattr(timing, "BATCH", 2)
-    monkeypatch.setattr(timing, "LEAST_SECONDS", 1e9)
-    monkeypatch.setattr(timing, "MOST_ITERATIONS", 3)
+    monkeypatch.setattr(devices, "LEAST_SECONDS", 1e9)
+    monkeypatch.setattr(devices, "MOST_PASSES", 3)
     monkeypatch.setattr(timing, "card", lambda: ("Card 9", []))
     seconds = itertools.count()
     monkeypatch.setattr(timing, "time", types.SimpleNamespace(perf_counter=lambda: next(seconds)))

@@ -142,7 +142,7 @@ def _products_by_row_frequency(inputs: tf.Tensor, rows: Window, columns: Window,
     height, width, output_height, output_width = rows.length, columns.length, rows.output_length, columns.output_length
     channels, dtype = length_of(inputs, 3), rows.dtype
     images = tf.reshape(inputs, [-1, height, width * channels])
-    product = _product(rows, inputs.shape[0], rows.most, 2 * columns.most, columns.most)
+    product = _product(rows, inputs.shape[0], rows.most, 2, columns.most, columns.most)
     column_matrix = pooling_matrix(columns, norm, 2, _row_scale(rows, norm))
     count = rows.negatives + 1
 

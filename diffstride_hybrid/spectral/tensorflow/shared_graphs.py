@@ -63,7 +63,9 @@ def _sharing(crossover: Crossover, pool: Pool) -> Pool:
             if None not in lengths.values() and not shares:
                 return pool(inputs, *arguments, **options)
             # The shared graph does not know the channels, by which the engine was chosen.
-            options["method"], lengths = engine, {}
+            options["method"] = engine
+            if shares:
+                lengths = {}
         tensors = [leaf for leaf in tf.nest.flatten((arguments, options)) if tf.is_tensor(leaf)]
         maps = tf.TensorSpec([lengths.get(axis) for axis in range(inputs.shape.rank)], inputs.dtype)
         specifications = (maps, *(tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in tensors))
