@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.common.errors import did_you_mean, first_line, one_line
 from diffstride_hybrid.data.damage import naming_damaged_files
-from diffstride_hybrid.data.datasets import Split, decoder_of
+from diffstride_hybrid.data.datasets import Split, as_written, decoder_of
 from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
 from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
@@ -112,7 +112,18 @@ class _TfdsReader:
         split = Split(size, stream=stream, decode=self._decode, num_classes=self.num_classes)
         if size == 0 or not self.in_memory:
             return split
-        decoded = stream(0, size).map(decoder_of(split), num_parallel_calls=tf.data.AUTOTUNE).batch(1000)
+        encoded = stream(0, size)
+        decode, (_, label_spec) = decoder_of(split), encoded.element_spec
+
+        @as_written
+        def decode_batch(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            signature = (tf.TensorSpec(self.image_shape, tf.uint8), label_spec)
+            return tf.map_fn(lambda pair: decode(*pair), (images, labels), fn_output_signature=signature)
+
+        # With small images a call for each one, and tuning the pipeline, take longer than decoding them.
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        decoded = encoded.batch(500).map(decode_batch, num_parallel_calls=tf.data.AUTOTUNE).with_options(options)
         images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
         return Split(size, arrays=(images, labels))
 
