@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -10,16 +10,16 @@ import tensorflow as tf
 
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.model_tools.inspection import short_path, strides_by_path
-from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.model_tools.macs import ModelCost, macs
 from diffstride_hybrid.runs.folder import RunFolder
 
 
-def stride_row(model: keras.Model, input_shape: Sequence[int]) -> dict[str, float | int]:
+def stride_row(model: keras.Model, cost: ModelCost) -> dict[str, float | int]:
     """The present strides and output sizes of every pooling layer, and the MACs of the model.
 
     Args:
         model: a built model.
-        input_shape: (height, width, channels) of an image.
+        cost: of the model at its present strides.
 
     Returns:
         In the order of the model, with the layer's path in the model as `{path}`: for each `DiffStride` layer
@@ -29,11 +29,10 @@ def stride_row(model: keras.Model, input_shape: Sequence[int]) -> dict[str, floa
     Example:
         >>> from diffstride_hybrid.runs.logs import stride_row
         >>> model = keras.Sequential([keras.Input((16, 16, 1)), DiffStride(2.0, name="pool")])
-        >>> row = stride_row(model, (16, 16, 1))
+        >>> row = stride_row(model, macs(model))
         >>> list(row)
         ['pool/vertical_stride', 'pool/horizontal_stride', 'pool/height', 'pool/width', 'macs']
     """
-    cost = macs(model, input_shape)
     strides = strides_by_path(model)
     row: dict[str, float | int] = {}
     for path, (_, (height, width)) in cost.pooling_sizes().items():
@@ -51,7 +50,7 @@ class _RunLog(keras.callbacks.Callback):
 
     Args:
         folder: the run's folder, or its path.
-        input_shape: (height, width, channels) of an image; None for that of the model.
+        cost: counts the cost of the model at its present strides. If None, `macs` does, with the model's input shape.
         macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
             it.
     """
@@ -59,16 +58,16 @@ class _RunLog(keras.callbacks.Callback):
     def __init__(
         self,
         folder: RunFolder | str,
-        input_shape: Sequence[int] | None = None,
+        cost: Callable[[], ModelCost] | None = None,
         macs_target: Callable[[int], int] | None = None,
     ):
         super().__init__()
         self._folder = folder if isinstance(folder, RunFolder) else RunFolder(folder)
-        self._input_shape = input_shape
+        self._cost = cost
         self._macs_target = macs_target
 
     def _stride_row(self, epoch: int) -> dict[str, float | int]:
-        row = stride_row(self.model, self._input_shape or self.model.input_shape[1:])
+        row = stride_row(self.model, macs(self.model) if self._cost is None else self._cost())
         return row if self._macs_target is None else {**row, "macs_target": self._macs_target(epoch)}
 
 
@@ -77,7 +76,7 @@ class StrideLog(_RunLog):
 
     Args:
         folder: the run's folder, or its path.
-        input_shape: (height, width, channels) of an image; None for that of the model.
+        cost: counts the cost of the model at its present strides. If None, `macs` does, with the model's input shape.
         macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
             it.
 
@@ -102,7 +101,7 @@ class MetricsLog(_RunLog):
 
     Args:
         folder: the run's folder, or its path.
-        input_shape: (height, width, channels) of an image; None for that of the model.
+        cost: counts the cost of the model at its present strides. If None, `macs` does, with the model's input shape.
         macs_target: returns the scheduled MACs after a number of epochs; None if there is no budget, and no column for
             it.
 
@@ -113,10 +112,10 @@ class MetricsLog(_RunLog):
     def __init__(
         self,
         folder: RunFolder | str,
-        input_shape: Sequence[int] | None = None,
+        cost: Callable[[], ModelCost] | None = None,
         macs_target: Callable[[int], int] | None = None,
     ):
-        super().__init__(folder, input_shape, macs_target)
+        super().__init__(folder, cost, macs_target)
         self._events: tf.summary.SummaryWriter | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:

@@ -14,7 +14,7 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.model_tools.crop_refresh import held_crops, refresh_crops
 from diffstride_hybrid.model_tools.inspection import diffstride_layers, strides_by_path
-from diffstride_hybrid.model_tools.macs import macs
+from diffstride_hybrid.model_tools.macs import ModelCost, macs
 from diffstride_hybrid.training.batches import Batches
 from diffstride_hybrid.training.checks import check_replicas
 from diffstride_hybrid.training.metrics import Metrics
@@ -78,6 +78,7 @@ class TrainingLoop:
         self._loss = loss
         self._batches = Batches(datasets, strategy)
         self._traces = 0
+        self._counted: tuple[Any, ModelCost] | None = None
         if self.jit_compile:
             for layer in diffstride_layers(model):
                 layer.fix_crop()
@@ -97,6 +98,20 @@ class TrainingLoop:
         """Fixes the static crops for all sizes of maps before a step is traced: a replica cannot read the strides."""
         if any(layer.crop_is_static for layer in diffstride_layers(self.model)):
             macs(self.model, self.datasets.image_shape)
+
+    def cost(self) -> ModelCost:
+        """The model's cost at its present strides and crops.
+
+        It is counted anew only if they have changed since the last call, as counting runs the model.
+        """
+        if self._counted is None or self._counted[0] != self._sizes():
+            cost = macs(self.model, self.datasets.image_shape)
+            self._counted = self._sizes(), cost  # Counting may fix crops.
+        return self._counted[1]
+
+    def _sizes(self) -> tuple[Any, ...]:
+        """What the sizes of the maps depend on."""
+        return strides_by_path(self.model), self._crops()
 
     def _follow_strides(self) -> None:
         """Settles crops anew that belong to other strides than the present ones and are not held."""

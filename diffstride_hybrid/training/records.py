@@ -47,7 +47,7 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "jit_compile": loop.jit_compile,
         "dtype_policy": model.dtype_policy.name,
         "parameters": model.count_params(),
-        "macs": macs(model, datasets.image_shape).macs,
+        "macs": loop.cost().macs,
         "data": _data_record(datasets),
     }
 

@@ -246,13 +246,11 @@ def _listeners(
     budget: MacsBudget | None,
 ) -> Listeners:
     """The budget, the user's callbacks, and after them the ones that refresh crops and record the run."""
-    shape = loop.datasets.image_shape
-    own: list[keras.callbacks.Callback] = [
-        CropRefresh(crop_refresh_steps or schedule.steps_per_epoch, input_shape=shape)
-    ]
+    refresh = CropRefresh(crop_refresh_steps or schedule.steps_per_epoch, input_shape=loop.datasets.image_shape)
+    own: list[keras.callbacks.Callback] = [refresh]
     if folder.writes:
         macs_target = None if budget is None else budget.macs_target
-        own += [MetricsLog(folder, shape, macs_target), StrideLog(folder, shape, macs_target)]
+        own += [MetricsLog(folder, loop.cost, macs_target), StrideLog(folder, loop.cost, macs_target)]
     # Backups keep the state of the first list. The budget's comes before callbacks that look at the model.
     others = [*([] if budget is None else [budget]), *callbacks]
     return Listeners(loop, others, own, schedule.num_epochs, schedule.steps_per_epoch)

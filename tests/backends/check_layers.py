@@ -27,6 +27,7 @@ from diffstride_hybrid import (
 
 RELEASE = np.load(Path(__file__).parents[1] / "reference" / "reference_layers.npz")
 CASES = {case["key"]: case for case in json.loads(bytes(RELEASE["meta"]))}
+SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []  # It compiles each operation anew.
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"  # Its average pooling has no channels_first on a CPU.
 RANDOM = np.random.default_rng(0)
 
@@ -90,7 +91,7 @@ def test_an_audit_gives_the_figures_of_closed_forms():
         assert results.attacks[f"{strength}/255"] == pytest.approx(expected, abs=1 / 40)
 
 
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("data_format", ["channels_last", pytest.param("channels_first", marks=SLOW_ON_JAX)])
 @pytest.mark.parametrize("key", CASES)
 def test_layers_match_the_released_code(key: str, data_format: str):
     """Outputs and gradients, in both data formats: the recorded maps are turned into the other one."""

@@ -99,6 +99,7 @@ def test_each_file_trains_a_step(trained: Callable[[str], Trained], name: str):
 def test_the_saved_models_give_the_same_bits_where_only_the_package_is_imported(
     trained: Callable[[str], Trained], tmp_path: Path
 ):
+    """Of every method. The networks for CIFAR are those for Fashion-MNIST."""
     script = """
 import sys
 import keras
@@ -114,7 +115,7 @@ for folder in sys.argv[1:]:
 assert not {"gin", "tensorflow_datasets", "diffstride_hybrid.training", "diffstride_hybrid.config"} & set(sys.modules)
 assert "traceback" not in flags.FLAGS  # Flags are for commands: a user's own may have the same names.
 """
-    folders = [str(trained(name).folder) for name in CONFIGS]
+    folders = [str(trained(name).folder) for name in CONFIGS if not name.startswith("cifar")]
     command = [sys.executable, "-c", script, *folders]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -200,7 +200,7 @@ def test_macs_and_strides_are_recorded():
     cost = macs(model)
     assert list(cost.pooling_sizes().values()) == [((1, 32), (1, 24)), ((1, 24), (1, 12))]
     assert cost.pooling_macs == 2 * 32 * 24 + 2 * 24 * 12
-    row = stride_row(model, (32, 2))
+    row = stride_row(model, cost)
     assert {name.split("/")[-1]: value for name, value in row.items() if "one" in name} == {
         "vertical_stride": 2.0,
         "horizontal_stride": 2.0,

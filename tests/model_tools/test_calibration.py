@@ -86,7 +86,7 @@ def test_a_layer_that_is_called_twice_gets_the_maps_of_both_calls():
     np.testing.assert_allclose(layer.moving_variance, both.var(0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", pytest.param("float64", marks=pytest.mark.slow)])
 def test_residual_networks_are_calibrated(dtype: str):
     model = disturbed(resnet18(width=2, num_output_classes=3, pooling_cls=DiffStride, dtype=dtype))
     model.build((None, 12, 10, 3))

@@ -64,7 +64,12 @@ def give(costs: CostModel, generator: np.random.Generator) -> list[np.ndarray]:
     return costs.strides()
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW_CASES = ("hybrid-8-28", "hybrid-8-8", "diffstride-16-28")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_CASES else []) for name in CASES]
+)
 def test_the_prediction_is_the_count(case: str):
     model = CASES[case]()
     shape = (*model.input_shape[1:],) if case in ("sequential", "functional", "signals") else None

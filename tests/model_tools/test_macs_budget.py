@@ -218,7 +218,7 @@ def test_a_count_that_contradicts_the_prediction_is_settled_anew(monkeypatch: py
 @pytest.mark.parametrize(
     "optimizer",
     [
-        partial(keras.optimizers.SGD, 0.1, momentum=0.9),
+        pytest.param(partial(keras.optimizers.SGD, 0.1, momentum=0.9), marks=pytest.mark.slow),
         partial(keras.optimizers.Adam, keras.optimizers.schedules.CosineDecay(0.01, 12)),
         partial(keras.optimizers.AdamW, 0.01, use_ema=True, ema_momentum=0.5),
     ],

@@ -1,10 +1,12 @@
 """Training runs that take a second or two, and readers of the files that they leave."""
 
+import contextlib
 import csv
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -57,8 +59,11 @@ def optimizer() -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(Schedule(), momentum=0.9)
 
 
-def train(workdir: Path, **options: Any) -> dict[str, Any]:
-    """Trains `small` for two epochs of two steps each. `options` replace these arguments of `train`."""
+def train(workdir: Path, draws: bool = False, **options: Any) -> dict[str, Any]:
+    """Trains `small` for two epochs of two steps each, and draws its figures if asked to.
+
+    `options` replace these arguments of `train`.
+    """
     arguments = {
         "load_data_fn": random_digits,
         "model_cls": small,
@@ -68,7 +73,8 @@ def train(workdir: Path, **options: Any) -> dict[str, Any]:
         "workdir": str(workdir),
         **options,
     }
-    return run_module.train(**arguments)
+    with contextlib.nullcontext() if draws else mock.patch.object(run_module.figures, "write_figures"):
+        return run_module.train(**arguments)
 
 
 def train_a_step(workdir: Path, **options: Any) -> dict[str, Any]:

@@ -1,15 +1,20 @@
 """The package's callbacks in a user's own `fit`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.replicas import started_loop
 from support.tiny_runs import functional, rows_of, small_digits
 
-from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
+from diffstride_hybrid import DiffStride, macs
+from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, held_crops, refresh_crops
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
 from diffstride_hybrid.spectral.windows import diffstride_windows, kept_bins
 
@@ -45,6 +50,22 @@ def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
 
 
 DIRECTIONS = ("vertical", "horizontal")
+
+
+@pytest.mark.parametrize("static_crop", [False, True])
+def test_a_loop_counts_macs_anew_only_after_the_sizes_of_maps_have_changed(static_crop: bool):
+    loop = started_loop(pooling_cls=partial(DiffStride, static_crop=static_crop))
+    *_, layer = diffstride_layers(loop.model)
+    with held_crops(loop.model):
+        before = loop.cost()
+        assert before.macs == macs(loop.model, (16, 16, 1)).macs
+        layer.strides.assign([3.2, 2.0])
+        assert (loop.cost().macs == before.macs) == static_crop
+        refresh_crops(loop.model, (16, 16, 1))
+        after = loop.cost()
+        assert after.macs == macs(loop.model, (16, 16, 1)).macs < before.macs
+        with mock.patch("diffstride_hybrid.training.loop.macs", side_effect=AssertionError):
+            assert loop.cost() is after
 
 
 @pytest.mark.slow

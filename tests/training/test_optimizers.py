@@ -18,12 +18,12 @@ pytestmark = pytest.mark.usefixtures("uncompiled")
 
 DECAYING = [
     partial(keras.optimizers.AdamW, 0.5, weight_decay=0.5),
-    partial(keras.optimizers.SGD, 1e-3, momentum=0.9, weight_decay=100.0),
+    pytest.param(partial(keras.optimizers.SGD, 1e-3, momentum=0.9, weight_decay=100.0), marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("optimizer_cls", DECAYING)
-def test_weight_decay_leaves_strides_alone(optimizer_cls: partial, tmp_path: Path):
+def test_weight_decay_leaves_strides_alone(optimizer_cls: partial, tmp_path: Path, uncompiled: None):
     train_a_step(tmp_path / "with", optimizer_cls=optimizer_cls)
     train_a_step(tmp_path / "without", optimizer_cls=partial(optimizer_cls, weight_decay=0.0))
     decayed, other = load(tmp_path / "with"), load(tmp_path / "without")
@@ -44,7 +44,7 @@ def test_what_a_user_keeps_from_decay_stays_so():
 
 
 @pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
-def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy: str):
+def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy: str, uncompiled: None):
     """With a momentum of 0 the average is the last value, and with one near 1 it stays near the first."""
     runs = {}
     for momentum in (None, 0.0, 0.999):
@@ -139,7 +139,7 @@ def test_strides_keep_their_pace_on_every_replica():
         np.testing.assert_allclose(component.numpy(), [2.0 - 3 * 0.1, 3.0 + 3 * 0.1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.slow), "mixed_float16"])
 def test_a_run_lets_its_strides_rest_for_its_first_epochs(tmp_path: Path, policy: str):
     train(tmp_path, num_epochs=2, stride_warmup_epochs=1, stride_learning_rate=10.0, dtype_policy=policy)
     with open(tmp_path / "strides.csv", encoding="utf-8", newline="") as file:

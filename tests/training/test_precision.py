@@ -131,7 +131,7 @@ def test_the_global_dtype_policy_is_restored_after_an_error(tmp_path: Path):
 
 def test_a_run_without_validation_split(tmp_path: Path, uncompiled: None):
     load_data_fn = partial(large_batches, validation_fraction=0.0)
-    summary = train_a_step(tmp_path, load_data_fn=load_data_fn)
+    summary = train_a_step(tmp_path, draws=True, load_data_fn=load_data_fn)
     assert summary["best_validation_accuracy"] is None
     assert not (tmp_path / "best.keras").exists()
     assert (tmp_path / "figures" / "curves.png").exists()
@@ -141,7 +141,7 @@ def test_a_run_without_validation_split(tmp_path: Path, uncompiled: None):
 
 
 def test_a_run_without_learned_strides_has_no_figure_of_them(tmp_path: Path, uncompiled: None):
-    train_a_step(tmp_path, model_cls=partial(small, pooling_cls=None, head_pooling_cls=None))
+    train_a_step(tmp_path, draws=True, model_cls=partial(small, pooling_cls=None, head_pooling_cls=None))
     assert (tmp_path / "figures" / "curves.png").exists()
     assert "strides.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
     assert not (tmp_path / "figures" / "strides.png").exists()
