@@ -13,7 +13,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import tensorflow as tf
 from absl import flags
@@ -60,13 +60,14 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
+def listing(cells: Sequence[Cell], runs: str, measure: str, recorded: Collection[Cell] = ()) -> Iterator[str]:
     """Lists how far each cell has come.
 
     Args:
         cells: of a study.
         runs: the folder that holds a folder for each study.
         measure: which accuracy of a finished run to show, that on the 'test' or on the 'validation' images.
+        recorded: cells whose rows are in the CSV file, so that they are not to be run.
 
     Yields:
         A line for each cell.
@@ -74,6 +75,8 @@ def listing(cells: Sequence[Cell], runs: str, measure: str) -> Iterator[str]:
     for cell in cells:
         if cell.is_finished(runs):
             yield f"finished  {cell.name}  {outcome(cell, runs, measure)}"
+        elif cell in recorded:
+            yield f"recorded  {cell.name}"
         elif cell.folder(runs).exists():
             yield f"begun     {cell.name}  {progress(cell, runs)}".rstrip()
         else:
@@ -104,8 +107,9 @@ def main(argv: Sequence[str]) -> None:
     cells = shard_of(study.cells(), *parse_shard(FLAGS.shard))
     for cell in cells:
         fingerprint.check_unchanged(cell, FLAGS.runs)
+    recorded = records.recorded_costs(study, pathlib.Path(FLAGS.results)) if FLAGS.skip_recorded else {}
     if FLAGS.list or FLAGS.dry_run:
-        lines = dry_run(cells, FLAGS.runs) if FLAGS.dry_run else listing(cells, FLAGS.runs, study.measure)
+        lines = dry_run(cells, FLAGS.runs) if FLAGS.dry_run else listing(cells, FLAGS.runs, study.measure, recorded)
         for line in lines:
             print(line, flush=True)
         finished = sum(cell.is_finished(FLAGS.runs) for cell in cells)
@@ -114,7 +118,6 @@ def main(argv: Sequence[str]) -> None:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: sys.exit(128 + received))
-    recorded = records.recorded_costs(study, pathlib.Path(FLAGS.results)) if FLAGS.skip_recorded else {}
     sweep = Sweep(cells, FLAGS.runs, FLAGS.jobs, FLAGS.train_flag, study.measure, recorded)
     sweep.run()
     if sweep.broken:

@@ -21,6 +21,7 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows, write_whole
 from experiments import RESULTS
+from experiments.benchmark import report as benchmark_report
 from experiments.exports import report as export_report
 from experiments.first_step import report as first_step_report
 from experiments.frameworks import report as frameworks_report
@@ -37,7 +38,7 @@ PAGE = RESULTS / "README.md"
 
 OWN_PAGES = {
     "segmentation": RESULTS / "segmentation.md",
-    "first_step": RESULTS / "speed.md",
+    **dict.fromkeys(("benchmark", "benchmark_small", "benchmark_sizes", "first_step"), RESULTS / "speed.md"),
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},
@@ -95,7 +96,7 @@ def standing_tables() -> dict[str, str]:
     }
     measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
     audits = audited.standing_tables({name: load_study(name) for name in audited.STUDIES}, RESULTS)
-    return {"published": published.table(), **measured, **audits}
+    return {"published": published.table(), **measured, **benchmark_report.standing_tables(RESULTS), **audits}
 
 
 def replace_table(text: str, name: str, table: str) -> str:

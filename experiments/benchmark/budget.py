@@ -9,7 +9,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-SHARES = {"machine": 1, "layer": 6, "sizes": 4, "engines": 9, "step": 4}
+SHARES = {"machine": 1, "layer": 6, "small": 2, "sizes": 4, "engines": 9, "step": 4}
 """How the time is divided if it does not suffice. A part that needs less leaves the rest to the parts after it."""
 
 _TO_END_IN = 0.05

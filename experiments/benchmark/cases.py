@@ -11,7 +11,8 @@ class Case:
     """One thing to time.
 
     Attributes:
-        part: 'layer', 'sizes', 'engines', 'step', or 'machine' for a matrix product that shows how fast the machine is.
+        part: 'layer', 'small' for the same layers in small batches, 'sizes', 'engines', 'step', or 'machine' for a
+            matrix product that shows how fast the machine is.
         place: name of the map that is pooled or of the network that is trained.
         variant: the implementation, with ", channels_first" after it if the maps are so; else they are channels_last.
         dtype: 'float32' or 'bfloat16'.
@@ -31,11 +32,13 @@ class Case:
     stride: float
 
 
-PARTS = ("layer", "sizes", "engines", "step")
+PARTS = ("layer", "small", "sizes", "engines", "step")
 """What `--parts` may name."""
 
 RESNET_PLACES = (("stem", 32, 64, 1.0), ("block 2", 32, 128, 2.0), ("block 3", 24, 256, 2.0), ("block 4", 20, 512, 2.0))
 """Name, height, channels and stride of the maps that a ResNet-18 pools."""
+
+SMALL_BATCHES = (1, 2, 8)
 
 OTHER_SIZES = (
     ("112x112x64", 112, 64, 2.0, 4),
@@ -65,7 +68,7 @@ LONE, FIXED, RESAMPLED = "batch 1", "fixed", "resampled"
 CHANNELS_FIRST = ", channels_first"
 """The end of the variants in that data format."""
 
-MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
+_MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
 
 LAYER_VARIANTS = ("released", "symmetric", "fft", "average", "strided convolution")
 
@@ -83,7 +86,7 @@ def cases(parts: Sequence[str], batch: int, device: str = "cpu") -> list[Case]:
 
     Args:
         parts: some of `PARTS`.
-        batch: batch size.
+        batch: batch size, except of 'small' and 'engines'.
         device: 'cpu' or 'gpu'.
 
     Returns:
@@ -103,6 +106,14 @@ def cases(parts: Sequence[str], batch: int, device: str = "cpu") -> list[Case]:
             for place, height, channels, stride in RESNET_PLACES
             for variant in LAYER_VARIANTS
             for data_format in formats
+            for dtype in DTYPES
+        ]
+    if "small" in parts:
+        listed += [
+            Case("small", f"{place}, batch {small}", variant, dtype, small, height, channels, stride)
+            for small in SMALL_BATCHES
+            for place, height, channels, stride in RESNET_PLACES
+            for variant in ("released", "symmetric")
             for dtype in DTYPES
         ]
     if "sizes" in parts:
@@ -170,6 +181,11 @@ def pooling_of(place: str) -> str:
     """The pooling of a place of the part 'engines': 'learned', `FIXED` or `RESAMPLED`."""
     kind = place.partition(", ")[2]
     return kind if kind in (FIXED, RESAMPLED) else "learned"
+
+
+def is_measured_in_memory(case: Case) -> bool:
+    """Whether peak memory is measured too, beside the time. In small batches it says little, and takes longer."""
+    return case.variant in _MEASURED_IN_MEMORY and case.part != "small"
 
 
 def release_case(case: Case) -> Case | None:

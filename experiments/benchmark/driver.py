@@ -14,7 +14,7 @@ from diffstride_hybrid.common.errors import one_line
 from experiments import devices
 from experiments.benchmark import report
 from experiments.benchmark.budget import Budget, coarse_first
-from experiments.benchmark.cases import MEASURED_IN_MEMORY, Case, cases, release_case
+from experiments.benchmark.cases import Case, cases, is_measured_in_memory, release_case
 from experiments.benchmark.processes import OutOfTimeError, Worker, Workers
 
 Named = tuple[str, Case]
@@ -147,7 +147,7 @@ class _Measuring:
                 "milliseconds": round(statistics.median(of_case), 3),
                 "least": round(min(of_case), 3),
                 "most": round(max(of_case), 3),
-                "megabytes": self._megabytes(name, case) if case.variant in MEASURED_IN_MEMORY else None,
+                "megabytes": self._megabytes(name, case) if is_measured_in_memory(case) else None,
             }
             for (name, case), counted, of_case in zip(listed, macs, milliseconds)
         ]

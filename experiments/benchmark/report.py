@@ -25,8 +25,12 @@ LEVEL = 1.05
 _WHOLE = ("batch", "height", "channels", "macs")
 _FRACTIONS = ("stride", "milliseconds", "least", "most", "megabytes", "times_faster", "memory_ratio")
 
+_PAGE_FILES = {"benchmark": "benchmark.csv", "benchmark_sizes": "benchmark_sizes.csv"}
+"""The CSV files beside the page on speed, by the name of their tables."""
+
 _VARIANTS = {
     "layer": ("released", "symmetric"),
+    "small": ("released", "symmetric"),
     "sizes": ("released", "symmetric"),
     "step": ("diffstride", "hybrid", "slice", "strided"),
 }
@@ -86,6 +90,26 @@ def tables(rows: Sequence[Row]) -> str:
     engines = [row for row in rows if row["part"] == "engines"]
     texts += [text for text in (_formats_table(rows), _engines_table(engines) if engines else "") if text]
     return "\n\n".join(texts)
+
+
+def standing_tables(results: pathlib.Path) -> dict[str, str]:
+    """Makes the tables of the page on speed from the CSV files beside it.
+
+    Args:
+        results: the folder of the CSV files.
+
+    Returns:
+        Markdown tables by name. Of the small batches there are only the means.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file is missing or is not one of the benchmark.
+    """
+    small = [row for row in read(results / "benchmark_small.csv") if row["part"] == "small"]
+    dtypes = list(dict.fromkeys(row["dtype"] for row in small))
+    head = markdown.table(["layer", "implementation", "batch", "MACs an image", *dtypes], [])
+    means = "\n".join([head, *_mean_lines("small", small, _VARIANTS["small"], dtypes)])
+    return {"benchmark_small": means, **{name: tables(read(results / file)) for name, file in _PAGE_FILES.items()}}
 
 
 def _on_card(rows: Sequence[Row]) -> str:
@@ -229,7 +253,8 @@ def draw(rows: Sequence[Row]) -> Figure | None:
 def _cell(row: Row | None) -> str:
     if row is None:
         return ""
-    parts = [_time(row["milliseconds"]) if "device" in row else f"{row['milliseconds']:,.0f} ms"]
+    is_short = "device" in row or row["milliseconds"] < 10
+    parts = [_time(row["milliseconds"]) if is_short else f"{row['milliseconds']:,.0f} ms"]
     if row["times_faster"] is not None and row["variant"] != "release":
         parts.append(f"{row['times_faster']:.2f}x")
     if row["memory_ratio"] is not None and row["variant"] != "release":
@@ -246,16 +271,22 @@ def _time(milliseconds: float) -> str:
 
 
 def _mean_lines(part: str, rows: Sequence[Row], variants: Sequence[str], dtypes: Sequence[str]) -> list[str]:
-    """Writes the geometric means over the places of the layer as lines of its table, if there is a release."""
-    means = []
-    for variant in variants if part == "layer" else ():
-        cells = []
-        for dtype in dtypes:
-            here = [row for row in rows if (row["variant"], row["dtype"]) == (variant, dtype) and row["times_faster"]]
-            cell = f"{statistics.geometric_mean(row['times_faster'] for row in here):.2f}x" if here else ""
-            if here and all(row["memory_ratio"] for row in here):
-                cell += f", {statistics.geometric_mean(row['memory_ratio'] for row in here):.2f} of the memory"
-            cells.append(cell)
-        if any(cells):
-            means.append(f"| geometric mean | {variant} | | | {' | '.join(cells)} |")
-    return means
+    """Writes the geometric means over the places of the layer, for each batch, if there is a release."""
+    lines = []
+    for batch in sorted({row["batch"] for row in rows}) if part in ("layer", "small") else ():
+        for variant in variants:
+            of_variant = [row for row in rows if (row["batch"], row["variant"]) == (batch, variant)]
+            means = [_mean([row for row in of_variant if row["dtype"] == dtype]) for dtype in dtypes]
+            if any(means):
+                lines.append(f"| geometric mean | {variant} | {batch} |  | {' | '.join(means)} |")
+    return lines
+
+
+def _mean(rows: Sequence[Row]) -> str:
+    compared = [row for row in rows if row["times_faster"]]
+    if not compared:
+        return ""
+    text = f"{statistics.geometric_mean(row['times_faster'] for row in compared):.2f}x"
+    if all(row["memory_ratio"] for row in compared):
+        text += f", {statistics.geometric_mean(row['memory_ratio'] for row in compared):.2f} of the memory"
+    return text

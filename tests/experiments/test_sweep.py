@@ -233,15 +233,16 @@ def test_the_time_that_is_left_follows_the_runs_that_are_most_alike(tmp_path: Pa
     assert running._seconds_left() == (10 + 100 + 40) / 2
 
 
-def test_the_list_says_what_is_finished_begun_and_to_do(tmp_path: Path):
-    cells = STUDY.cells()[:3]
+def test_the_list_says_what_is_finished_recorded_begun_and_to_do(tmp_path: Path):
+    cells = STUDY.cells()[:4]
     finish(cells[0], tmp_path)
     cells[1].folder(tmp_path).mkdir(parents=True)
     (cells[1].folder(tmp_path) / "train.log").write_text("epoch 1/5  loss 2\nepoch 2/5  loss 1\n")
-    assert list(sweep.listing(cells, str(tmp_path), "test")) == [
+    assert list(sweep.listing(cells, str(tmp_path), "test", recorded=[cells[0], cells[3]])) == [
         f"finished  {cells[0].name}  90.00%, 0.002 G MACs, 4 s",
         f"begun     {cells[1].name}  (epoch 2/5)",
         f"to do     {cells[2].name}",
+        f"recorded  {cells[3].name}",
     ]
 
 
