@@ -38,7 +38,8 @@ PAGE = RESULTS / "README.md"
 
 OWN_PAGES = {
     "segmentation": RESULTS / "segmentation.md",
-    **dict.fromkeys(("benchmark", "benchmark_small", "benchmark_sizes", "first_step"), RESULTS / "speed.md"),
+    **{f"benchmark{part}": RESULTS / "speed.md" for part in ("", "_small", "_step", "_sizes")},
+    "first_step": RESULTS / "speed.md",
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},

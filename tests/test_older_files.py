@@ -28,6 +28,7 @@ from fixtures.machine import machine
 import diffstride_hybrid
 
 LATER_PARAMETERS = {
+    "Resnet.recompute_pooling = False",
     "load_datasets.test_fraction = 0.2",
     "train.macs_budget = None",
     "train.macs_budget_epoch = None",

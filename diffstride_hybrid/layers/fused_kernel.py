@@ -1,4 +1,4 @@
-"""Batch normalization of a Keras layer by TensorFlow's kernel `FusedBatchNormV3`."""
+"""Batch normalization of a Keras layer by TensorFlow's kernel `FusedBatchNormV3`, and maps that are computed again."""
 
 from __future__ import annotations
 
@@ -52,10 +52,46 @@ def normalized(
     return outputs
 
 
+def recomputed(function: Callable[..., Any], *inputs: tf.Tensor) -> Any:
+    """`function(*inputs)`, of which the inputs alone are kept for the backward pass. There it is computed again.
+
+    Unlike `tf.recompute_grad` this neither copies the inputs nor differentiates more than the first output.
+
+    Args:
+        function: takes the inputs, and returns a tensor or a sequence of tensors. Only the first is differentiated. It
+            changes no variable.
+        *inputs: floating-point.
+
+    Returns:
+        The output of the function.
+    """
+
+    @tf.custom_gradient
+    def apply(*inputs: tf.Tensor) -> tuple[Any, Any]:
+        outputs = function(*inputs)
+
+        def gradient(upstream: tf.Tensor, *_: Any, variables: Any = None) -> Any:
+            with tf.control_dependencies([upstream]):  # Else TensorFlow would compute it in the forward pass.
+                again = [tf.identity(each) for each in inputs]
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch([*again, *(variables or [])])
+                first, *_ = tf.nest.flatten(function(*again))
+            if variables is None:
+                return tape.gradient(first, again, upstream)
+            return tape.gradient(first, (again, variables), upstream)
+
+        return outputs, gradient
+
+    return apply(*inputs)
+
+
 def recomputing_convolution(
-    norm: keras.layers.BatchNormalization, convolution: keras.layers.Layer, inputs: tf.Tensor
+    norm: keras.layers.BatchNormalization,
+    convolution: keras.layers.Layer,
+    inputs: tf.Tensor,
+    pool: Callable[[tf.Tensor], tf.Tensor] | None = None,
 ) -> tf.Tensor | None:
-    """`convolution(relu(norm(inputs)))` in training, of which `inputs` alone is kept for the backward pass.
+    """`pool(convolution(relu(norm(inputs))))` in training, of which `inputs` alone is kept for the backward pass.
 
     The activation, which the gradient of the convolution needs, is computed again from the inputs and the statistics of
     the batch.
@@ -64,9 +100,10 @@ def recomputing_convolution(
         norm: a built layer.
         convolution: a built layer.
         inputs: the input of `norm`.
+        pool: applied to the output of `convolution`, and computed again with it. None for nothing.
 
     Returns:
-        The output of `convolution`. None if the layers are of a kind that is not known here, or their `call` has been
+        The output. None if the layers are of a kind that is not known here, or their `call` has been
         replaced.
     """
     if not _is_known(norm, convolution, inputs):
@@ -112,7 +149,12 @@ def recomputing_convolution(
         outputs = tf.nn.conv2d(tf.nn.relu(normalized), kernel, **of_convolution)
         return (outputs, mean, variance), gradient
 
-    outputs, mean, variance = apply(inputs, tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta), kernel)
+    def apply_and_pool(*tensors: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        outputs, *statistics = apply(*tensors)
+        return pool(outputs), *statistics
+
+    tensors = inputs, tf.convert_to_tensor(norm.gamma), tf.convert_to_tensor(norm.beta), kernel
+    outputs, mean, variance = apply(*tensors) if pool is None else recomputed(apply_and_pool, *tensors)
     _update_averages(norm, inputs, mean, variance)
     return outputs
 

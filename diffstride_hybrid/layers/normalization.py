@@ -1,4 +1,4 @@
-"""Batch normalization by TensorFlow's fused kernel, if there is TensorFlow, and an activated convolution behind it."""
+"""Batch normalization by TensorFlow's fused kernel, if there is TensorFlow."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import keras
 
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.registration import register
-from diffstride_hybrid.spectral.options import Tensor
 
 if current.NAME == "tensorflow":
-    from diffstride_hybrid.layers.fused_kernel import normalized, recomputing_convolution
+    from diffstride_hybrid.layers.fused_kernel import normalized
 else:
-    recomputing_convolution = None
 
     def normalized(layer: Any, plain_call: Callable[..., Any], inputs: Any, training: Any, mask: Any) -> Any:
         """Normalizes by Keras's own operations."""
@@ -47,35 +45,3 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         return normalized(self, super().call, inputs, training, mask)
-
-
-def activated_convolution(
-    norm: keras.layers.Layer, convolution: keras.layers.Layer, inputs: Tensor, training: bool | None
-) -> Tensor:
-    """`convolution(relu(norm(inputs)))`, in half of the memory if TensorFlow's kernels can serve.
-
-    A training step keeps what the gradients need: the inputs of `norm`, and its activated outputs for the convolution.
-    By TensorFlow's kernels the outputs are computed again in the backward pass, at the cost of a pass over the map.
-
-    Args:
-        norm: a built layer. A `FusedBatchNormalization` lets the kernels serve.
-        convolution: a built layer. A plain `keras.layers.Conv2D` without a bias lets them serve.
-        inputs: the input of `norm`.
-        training: whether the batch's own statistics are used.
-
-    Returns:
-        The output of `convolution`.
-
-    Example:
-        >>> from diffstride_hybrid.layers.normalization import activated_convolution
-        >>> norm, convolution = FusedBatchNormalization(), keras.layers.Conv2D(4, 3, padding="same", use_bias=False)
-        >>> norm.build((None, 8, 8, 3)), convolution.build((None, 8, 8, 3))
-        (None, None)
-        >>> activated_convolution(norm, convolution, keras.ops.ones([2, 8, 8, 3]), training=True).shape
-        TensorShape([2, 8, 8, 4])
-    """
-    if training and recomputing_convolution is not None and isinstance(norm, FusedBatchNormalization):
-        outputs = recomputing_convolution(norm, convolution, inputs)
-        if outputs is not None:
-            return outputs
-    return convolution(keras.ops.relu(norm(inputs, training=training)))

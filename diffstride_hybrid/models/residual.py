@@ -11,7 +11,8 @@ from keras import ops
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import validated_strides
 from diffstride_hybrid.common.registration import register
-from diffstride_hybrid.layers.normalization import FusedBatchNormalization, activated_convolution
+from diffstride_hybrid.layers.normalization import FusedBatchNormalization
+from diffstride_hybrid.layers.recomputing import activated_convolution, recomputed_pooling
 from diffstride_hybrid.spectral.options import Tensor
 
 LayerFactory = Callable[..., keras.layers.Layer]
@@ -75,6 +76,8 @@ class ResidualLayer(keras.layers.Layer):
         channels_first: whether the channels are axis 1.
         weight_decay: factor of the squared kernels in the loss.
         normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`.
+        recompute_pooling: whether a training step keeps nothing of the map before a `DiffStride`, and computes it again
+            in the backward pass: less memory for more time. Only TensorFlow does so.
         **kwargs: further arguments of `keras.layers.Layer`.
 
     Raises:
@@ -97,6 +100,7 @@ class ResidualLayer(keras.layers.Layer):
         channels_first: bool = False,
         weight_decay: float = 5e-3,
         normalization_cls: LayerFactory | dict[str, Any] = batch_norm,
+        recompute_pooling: bool = False,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -106,6 +110,7 @@ class ResidualLayer(keras.layers.Layer):
         self.project = project
         self.channels_first = channels_first
         self.weight_decay = weight_decay
+        self.recompute_pooling = recompute_pooling
 
         shared = {"dtype": self.dtype_policy}
         normalization = layer_factory(normalization_cls)
@@ -158,22 +163,25 @@ class ResidualLayer(keras.layers.Layer):
             self._shortcut_conv.build(input_shape)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        x = activated_convolution(self._norms[0], self._strided_conv, inputs, training)
-        if self._pooling is not None:
+        recomputed = self._pooling if self.recompute_pooling else None
+        x = activated_convolution(self._norms[0], self._strided_conv, inputs, training, recomputed)
+        if self._pooling is not recomputed:
             x = self._pooling(x)
         x = activated_convolution(self._norms[1], self._unstrided_conv, x, training)
         shortcut = inputs
         if self._shortcut_conv is not None:
-            shortcut = self._subsample(shortcut) if self._pooling is None else self._pooling(shortcut)
-            shortcut = self._shortcut_conv(shortcut)
+            shortcut = self._shortcut_conv(self._downsampled(shortcut, training))
         return current.added(x, shortcut)
 
-    def _subsample(self, inputs: Tensor) -> Tensor:
-        """Takes the samples that a strided 1x1 convolution would read.
+    def _downsampled(self, inputs: Tensor, training: bool | None) -> Tensor:
+        """The pooled inputs of the shortcut, or the samples that a strided 1x1 convolution would read.
 
         The convolution itself is not strided: in the oneDNN of TensorFlow 2.21, the kernel gradient of a strided 1x1
         convolution writes out of bounds on some CPUs.
         """
+        if self._pooling is not None:
+            recomputes = self.recompute_pooling
+            return recomputed_pooling(self._pooling, inputs, training) if recomputes else self._pooling(inputs)
         vertical, horizontal = self._shortcut_strides
         if (vertical, horizontal) == (1, 1):
             return inputs
@@ -196,6 +204,7 @@ class ResidualLayer(keras.layers.Layer):
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
             "normalization_cls": layer_template(self._norms[0], without=("axis",)),
+            "recompute_pooling": self.recompute_pooling,
         }
 
 

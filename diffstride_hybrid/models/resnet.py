@@ -66,6 +66,8 @@ class Resnet(keras.Sequential):
         kernel_size: size of the kernels of the residual layers, in samples.
         normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`.
         stride_complexity: factor of the penalty on small strides that `regularize_strides` adds to the loss.
+        recompute_pooling: whether a training step keeps nothing of the maps before the `DiffStride` layers of the
+            blocks, and computes them again in the backward pass: less memory for more time. Only TensorFlow does so.
         dtype: dtype policy of all layers but the last, which computes in float32 at least. The global policy if None.
         name: name of the model.
 
@@ -97,6 +99,7 @@ class Resnet(keras.Sequential):
         kernel_size: int = 3,
         normalization_cls: LayerFactory | dict[str, Any] = batch_norm,
         stride_complexity: float = 0.0,
+        recompute_pooling: bool = False,
         dtype: Any = None,
         name: str | None = None,
     ):
@@ -106,6 +109,7 @@ class Resnet(keras.Sequential):
         shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": policy}
         block_pooling = None if pooling_placement == "first_convolution" else pooling_cls
         options = {"kernel_size": kernel_size, "pooling_cls": block_pooling, "normalization_cls": normalization_cls}
+        options["recompute_pooling"] = recompute_pooling
         stem, pooling = _stem(filters[0], strides[0], pooling_cls, pooling_placement, **shared)
         blocks = _blocks(filters[1:], strides[1:], layers_of_blocks, id_only, **options, **shared)
         norm, relu = _activation(normalization_cls, channels_first, policy)
@@ -129,6 +133,7 @@ class Resnet(keras.Sequential):
             "kernel_size": kernel_size,
             "normalization_cls": layer_template(norm, without=("axis",)),
             "stride_complexity": validated_factor(stride_complexity),
+            "recompute_pooling": recompute_pooling,
         }
 
     def build(self, input_shape: Sequence[int | None] | None = None) -> None:

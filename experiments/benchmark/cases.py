@@ -68,11 +68,11 @@ LONE, FIXED, RESAMPLED = "batch 1", "fixed", "resampled"
 CHANNELS_FIRST = ", channels_first"
 """The end of the variants in that data format."""
 
-_MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "hybrid", "slice", "release")
+_MEASURED_IN_MEMORY = ("released", "symmetric", "diffstride", "recomputing", "hybrid", "slice", "release")
 
 LAYER_VARIANTS = ("released", "symmetric", "fft", "average", "strided convolution")
 
-STEP_VARIANTS = ("diffstride", "hybrid", "slice", "strided")
+STEP_VARIANTS = ("diffstride", "recomputing", "hybrid", "slice", "strided")
 
 DTYPES = ("float32", "bfloat16")
 

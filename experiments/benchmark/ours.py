@@ -82,6 +82,7 @@ def _step(case: Case) -> Built:
     command_line.keep_freed_memory()
     options = {
         "diffstride": {"pooling_cls": diffstride_hybrid.DiffStride},
+        "recomputing": {"pooling_cls": diffstride_hybrid.DiffStride, "recompute_pooling": True},
         "hybrid": {
             "pooling_cls": diffstride_hybrid.DiffStride,
             "head_pooling_cls": diffstride_hybrid.SpectralPooling,

@@ -25,14 +25,14 @@ LEVEL = 1.05
 _WHOLE = ("batch", "height", "channels", "macs")
 _FRACTIONS = ("stride", "milliseconds", "least", "most", "megabytes", "times_faster", "memory_ratio")
 
-_PAGE_FILES = {"benchmark": "benchmark.csv", "benchmark_sizes": "benchmark_sizes.csv"}
-"""The CSV files beside the page on speed, by the name of their tables."""
+_OF_THE_PAGE = ("benchmark", "benchmark_step", "benchmark_sizes")
+"""The tables of the page on speed, and the CSV files beside it that have all of their rows."""
 
 _VARIANTS = {
     "layer": ("released", "symmetric"),
     "small": ("released", "symmetric"),
     "sizes": ("released", "symmetric"),
-    "step": ("diffstride", "hybrid", "slice", "strided"),
+    "step": ("diffstride", "recomputing", "hybrid", "slice", "strided"),
 }
 
 
@@ -109,7 +109,7 @@ def standing_tables(results: pathlib.Path) -> dict[str, str]:
     dtypes = list(dict.fromkeys(row["dtype"] for row in small))
     head = markdown.table(["layer", "implementation", "batch", "MACs an image", *dtypes], [])
     means = "\n".join([head, *_mean_lines("small", small, _VARIANTS["small"], dtypes)])
-    return {"benchmark_small": means, **{name: tables(read(results / file)) for name, file in _PAGE_FILES.items()}}
+    return {"benchmark_small": means, **{name: tables(read(results / f"{name}.csv")) for name in _OF_THE_PAGE}}
 
 
 def _on_card(rows: Sequence[Row]) -> str:

@@ -166,6 +166,7 @@ BEFORE = json.loads((REFERENCE / "gin_names.json").read_text(encoding="utf-8"))
 
 LATER = {
     "data.load_datasets": ("test_fraction",),
+    **dict.fromkeys(("resnet.Resnet", "resnet.resnet18", "resnet.resnet34", "resnet.resnet56"), ("recompute_pooling",)),
     "train.train": ("stride_learning_rate", "stride_warmup_epochs", "macs_budget", "macs_budget_epoch"),
 }
 """Parameters that came afterwards."""

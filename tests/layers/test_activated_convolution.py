@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from diffstride_hybrid import FusedBatchNormalization, SpectralPooling, resnet18
 from diffstride_hybrid.backends import current
-from diffstride_hybrid.layers.normalization import activated_convolution
+from diffstride_hybrid.layers.recomputing import activated_convolution
 from diffstride_hybrid.model_tools.inspection import replaced_calls
 
 IMAGES = np.random.default_rng(0).normal(size=(4, 9, 8, 6)).astype("float32")

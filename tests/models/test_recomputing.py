@@ -1,0 +1,106 @@
+"""Residual layers that compute maps again in the backward pass, in place of keeping them."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from diffstride_hybrid import DiffStride, FixedSpectralPooling, ResidualLayer, resnet18
+from diffstride_hybrid.backends import current
+from diffstride_hybrid.model_tools.inspection import replaced_calls
+
+MAPS = np.random.default_rng(0).normal(size=(3, 14, 13, 4)).astype("float32")
+
+
+def layer(recompute_pooling: bool, policy: str = "float32", pooling_cls: Any = DiffStride) -> ResidualLayer:
+    keras.utils.set_random_seed(1)
+    options = {"pooling_cls": pooling_cls, "project": True, "recompute_pooling": recompute_pooling, "dtype": policy}
+    made = ResidualLayer(6, strides=(1.7, 2.3), **options)
+    made.build(MAPS.shape)
+    return made
+
+
+def step(made: ResidualLayer, training: bool = True) -> list[tf.Tensor]:
+    """The output, and its gradients to the maps and to all weights."""
+    maps = tf.cast(MAPS, made.compute_dtype)
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        outputs = made(maps, training=training)
+        loss = tf.reduce_sum(tf.cast(outputs, tf.float32) ** 3)
+    return [outputs, *tape.gradient(loss, [maps, *(weight.value for weight in made.trainable_variables)])]
+
+
+def results(made: ResidualLayer, run: Any, **options: Any) -> list[np.ndarray]:
+    found = [*run(made, **options), *(weight.value for weight in made.non_trainable_variables)]
+    return [tf.cast(each, tf.float64).numpy() for each in found]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "eager"])
+@pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize(
+    ("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2), ("mixed_float16", 4e-3), ("float64", 1e-12)]
+)
+def test_it_gives_the_same_numbers(policy: str, tolerance: float, training: bool, is_compiled: bool):
+    run = tf.function(step, autograph=False) if is_compiled else step
+    found = results(layer(True, policy), run, training=training)
+    expected = results(layer(False, policy), run, training=training)
+    # Three kernels, two times scale and offset, strides; four averages.
+    assert len(found) == len(expected) == 2 + 8 + 4
+    for one, other in zip(found, expected):
+        assert np.abs(other).max() > 0 or not training
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+def test_a_layer_that_learns_no_stride_is_as_it_was():
+    frozen = layer(True)
+    frozen.parts()["pooling"].trainable = False
+    fixed = layer(True, pooling_cls=FixedSpectralPooling)
+    for made in (frozen, fixed):
+        graph = tf.function(lambda made=made: step(made), autograph=False).get_concrete_function().graph
+        convolutions = [operation for operation in graph.get_operations() if operation.type == "Conv2D"]
+        assert len(convolutions) == 3
+
+
+def test_whoever_watches_the_pooling_sees_its_two_calls():
+    made, seen = layer(True), []
+    pooling = made.parts()["pooling"]
+
+    def watched(layer: keras.layers.Layer) -> Any:
+        call = layer.call
+        return lambda *args, **options: seen.append(layer) or call(*args, **options)
+
+    with replaced_calls([pooling], watched):
+        step(made)
+    assert seen == [pooling, pooling]
+
+
+def test_a_training_step_of_a_network_holds_less(tmp_path: Path):
+    images = tf.random.normal([16, 32, 32, 3], seed=0)
+
+    def network(recompute_pooling: bool) -> keras.Model:
+        keras.utils.set_random_seed(1)
+        options = {"num_output_classes": 10, "width": 16, "pooling_cls": DiffStride}
+        model = resnet18(recompute_pooling=recompute_pooling, **options)
+        model.build(images.shape)
+        return model
+
+    def megabytes(model: keras.Model) -> float:
+        @tf.function(autograph=False)
+        def step() -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_sum(model(images, training=True) ** 2)
+            return tape.gradient(loss, model.trainable_variables)
+
+        step()
+        return current.peak_megabytes(step)
+
+    plain, recomputing = network(False), network(True)
+    assert megabytes(recomputing) < 0.85 * megabytes(plain)
+    recomputing.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert loaded.get_config()["recompute_pooling"] is True
+    assert loaded.get_layer("block_2").layers[0].recompute_pooling is True
+    np.testing.assert_array_equal(loaded(images[:2]), recomputing(images[:2]))
