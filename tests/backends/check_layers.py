@@ -161,7 +161,7 @@ def test_both_masks_equal_direct_sums(norm: str, mask: str):
     assert_close(called(layer, x), numpy_reference.diffstride(x, (2.3, 1.7), 2.0, mask=mask, norm=norm), 1e-5)
 
 
-@pytest.mark.parametrize("mask", ["released", "symmetric"])
+@pytest.mark.parametrize("mask", ["released", pytest.param("symmetric", marks=SLOW_ON_JAX)])
 def test_the_gradient_to_the_strides_is_that_of_finite_differences(mask: str):
     """At strides that keep the size of the output, where a stride that is a whole number makes ties in the window."""
     x, step = maps(1, 20, 24, 2), 2e-3
@@ -190,7 +190,7 @@ def test_the_size_follows_the_strides():
     assert layer(x).shape[1:3] == DiffStride(4.0, smoothness_factor=2.0)(x).shape[1:3]
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", pytest.param("mixed_float16", marks=SLOW_ON_JAX)])
 def test_half_precision(policy: str):
     x = maps(2, 12, 14, 3)
     for layer_cls, arguments in (

@@ -111,6 +111,7 @@ def test_images_without_classes_are_audited_without_labels(model_file: Path, pho
     assert "are written" not in result.out and "Nothing is written" in result.out
 
 
+@pytest.mark.slow
 def test_a_model_of_keras_applications_is_preprocessed_as_it_needs(photos: Path, tmp_path: Path):
     options = {"alpha": 0.35, "weights": None, "input_shape": (32, 32, 3), "classes": 3}
     keras.applications.MobileNetV2(**options).save(tmp_path / "mobile.keras")

@@ -144,6 +144,7 @@ def test_a_training_step_of_a_network_holds_less():
         convolutions = [layer for layer in layers if isinstance(layer, keras.layers.Conv2D)]
         with replaced_calls(convolutions if watch else [], lambda layer: layer.call):
             step()
-        return current.peak_megabytes(step)
+        # The peak depends on the order in which kernels run at once.
+        return min(current.peak_megabytes(step) for _ in range(8))
 
     assert megabytes(watch=False) < 0.85 * megabytes(watch=True)

@@ -95,7 +95,8 @@ def test_a_training_step_of_a_network_holds_less(tmp_path: Path):
             return tape.gradient(loss, model.trainable_variables)
 
         step()
-        return current.peak_megabytes(step)
+        # The peak depends on the order in which kernels run at once.
+        return min(current.peak_megabytes(step) for _ in range(8))
 
     plain, recomputing = network(False), network(True)
     assert megabytes(recomputing) < 0.85 * megabytes(plain)

@@ -129,6 +129,7 @@ def test_a_run_that_rolls_back_knows_the_epoch_and_its_place(tmp_path: Path, mon
 
 
 # --- Crops, averages, replicas ---------------------------------------------------------------------------------------
+@SLOW
 def test_static_crops_have_the_settled_sizes(tmp_path: Path):
     run(tmp_path, model_cls=static, macs_budget=0.5)
     assert_met(tmp_path, 2, 3, 0.5)
