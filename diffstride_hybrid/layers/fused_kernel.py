@@ -103,8 +103,7 @@ def recomputing_convolution(
         pool: applied to the output of `convolution`, and computed again with it. None for nothing.
 
     Returns:
-        The output. None if the layers are of a kind that is not known here, or their `call` has been
-        replaced.
+        The output. None if the layers are of a kind that is not known here, or their `call` has been replaced.
     """
     if not _is_known(norm, convolution, inputs):
         return None

@@ -83,6 +83,5 @@ def _to_compute_again(pooling: keras.layers.Layer | None, training: bool | None)
         return None
     if not pooling.trainable or "call" in vars(pooling):
         return None
-    return functools.partial(
-        pooling, training=True
-    )  # In the backward pass Keras no longer knows that this is training.
+    # In the backward pass Keras does not know that this is training, so the call says so.
+    return functools.partial(pooling, training=True)

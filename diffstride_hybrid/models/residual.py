@@ -170,18 +170,19 @@ class ResidualLayer(keras.layers.Layer):
         x = activated_convolution(self._norms[1], self._unstrided_conv, x, training)
         shortcut = inputs
         if self._shortcut_conv is not None:
-            shortcut = self._shortcut_conv(self._downsampled(shortcut, training))
+            shortcut = self._shortcut_conv(self._downsampled(inputs, training))
         return current.added(x, shortcut)
 
     def _downsampled(self, inputs: Tensor, training: bool | None) -> Tensor:
-        """The pooled inputs of the shortcut, or the samples that a strided 1x1 convolution would read.
+        """The inputs of the shortcut's convolution: pooled, or the samples that it would read if it were strided.
 
-        The convolution itself is not strided: in the oneDNN of TensorFlow 2.21, the kernel gradient of a strided 1x1
+        It is not strided itself: in the oneDNN of TensorFlow 2.21, the kernel gradient of a strided 1x1
         convolution writes out of bounds on some CPUs.
         """
+        if self._pooling is not None and self.recompute_pooling:
+            return recomputed_pooling(self._pooling, inputs, training)
         if self._pooling is not None:
-            recomputes = self.recompute_pooling
-            return recomputed_pooling(self._pooling, inputs, training) if recomputes else self._pooling(inputs)
+            return self._pooling(inputs)
         vertical, horizontal = self._shortcut_strides
         if (vertical, horizontal) == (1, 1):
             return inputs

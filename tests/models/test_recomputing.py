@@ -1,5 +1,6 @@
 """Residual layers that compute maps again in the backward pass, in place of keeping them."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.replicas import started_loop, two_cpus
 
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, ResidualLayer, resnet18
 from diffstride_hybrid.backends import current
-from diffstride_hybrid.model_tools.inspection import replaced_calls
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, replaced_calls
 
 MAPS = np.random.default_rng(0).normal(size=(3, 14, 13, 4)).astype("float32")
 
@@ -52,6 +54,23 @@ def test_it_gives_the_same_numbers(policy: str, tolerance: float, training: bool
     for one, other in zip(found, expected):
         assert np.abs(other).max() > 0 or not training
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "XLA"])
+@pytest.mark.parametrize("scope", [contextlib.nullcontext, pytest.param(lambda: two_cpus().scope(), id="replicas")])
+def test_a_training_loop_takes_the_same_steps(scope: Any, jit_compile: bool):
+    if jit_compile and scope is not contextlib.nullcontext:
+        pytest.skip("XLA compiles no steps of two replicas on a CPU.")
+    found = {}
+    for recompute_pooling in (True, False):
+        keras.utils.set_random_seed(1)
+        with scope():
+            loop = started_loop(pooling_cls=DiffStride, recompute_pooling=recompute_pooling, jit_compile=jit_compile)
+            assert loop.train_steps(3)
+        strides = [layer.strides.numpy() for layer in diffstride_layers(loop.model)]
+        found[recompute_pooling] = [loop.results()["loss"], *np.ravel(strides)]
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-5)
+    assert 2.0 not in found[True]
 
 
 def test_a_layer_that_learns_no_stride_is_as_it_was():

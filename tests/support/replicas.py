@@ -18,13 +18,14 @@ def two_cpus() -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
-def started_loop(**options: Any) -> TrainingLoop:
+def started_loop(jit_compile: bool = False, **options: Any) -> TrainingLoop:
     """A small network on digits, under the current strategy, at its first step."""
     loop = make_loop(
         load_datasets("digits", image_size=16, batch_size=32),
         functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1, **options),
         functools.partial(keras.optimizers.SGD, 0.01),
         keras.losses.CategoricalCrossentropy,
+        jit_compile=jit_compile,
     )
     loop.start(0)
     return loop
