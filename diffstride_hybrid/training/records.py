@@ -16,7 +16,6 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.versions import checkout_commit, versions_of
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.model_tools.inspection import short_path, strides_by_path
-from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.progress import Progress
 
@@ -134,8 +133,7 @@ def summarize(
     Returns:
         Accuracies and losses as fractions, times in seconds, MACs for one image, and strides and sizes of the poolings.
     """
-    model, datasets = loop.model, loop.datasets
-    cost = macs(model, datasets.image_shape)
+    model, cost = loop.model, loop.cost()
     strides = strides_by_path(model)
     return {
         "test_accuracy": test["accuracy"],

@@ -23,7 +23,7 @@ DECAYING = [
 
 
 @pytest.mark.parametrize("optimizer_cls", DECAYING)
-def test_weight_decay_leaves_strides_alone(optimizer_cls: partial, tmp_path: Path, uncompiled: None):
+def test_weight_decay_leaves_strides_alone(optimizer_cls: partial, tmp_path: Path):
     train_a_step(tmp_path / "with", optimizer_cls=optimizer_cls)
     train_a_step(tmp_path / "without", optimizer_cls=partial(optimizer_cls, weight_decay=0.0))
     decayed, other = load(tmp_path / "with"), load(tmp_path / "without")
@@ -44,7 +44,7 @@ def test_what_a_user_keeps_from_decay_stays_so():
 
 
 @pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)])
-def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy: str, uncompiled: None):
+def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy: str):
     """With a momentum of 0 the average is the last value, and with one near 1 it stays near the first."""
     runs = {}
     for momentum in (None, 0.0, 0.999):
