@@ -66,6 +66,6 @@ setuptools.setup(
             "scipy",
         ],
         # The TPU's compiler, which experiments.tpu_compile reaches through private modules of this very version.
-        "tpu-aot": ["jax[tpu]==0.10.1"],
+        "tpu-aot": [*_TENSORFLOW, *_COMMANDS, "jax[tpu]==0.10.1"],
     },
 )

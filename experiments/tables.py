@@ -31,6 +31,7 @@ from experiments.studies import audited, published, records
 from experiments.studies import report as study_report
 from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.studies.study import load_study
+from experiments.tpu_compile import report as tpu_report
 from experiments.transfer import report as transfer_report
 
 PAGE = RESULTS / "README.md"
@@ -40,6 +41,7 @@ OWN_PAGES = {
     "segmentation": RESULTS / "segmentation.md",
     **{f"benchmark{part}": RESULTS / "speed.md" for part in ("", "_small", "_step", "_sizes")},
     "first_step": RESULTS / "speed.md",
+    "engines": RESULTS / "engines.md",
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},
@@ -97,7 +99,9 @@ def standing_tables() -> dict[str, str]:
     }
     measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
     audits = audited.standing_tables({name: load_study(name) for name in audited.STUDIES}, RESULTS)
-    return {"published": published.table(), **measured, **benchmark_report.standing_tables(RESULTS), **audits}
+    benchmark = benchmark_report.standing_tables(RESULTS)
+    tpu = tpu_report.tables(tpu_report.read_lines(tpu_report.LINES))
+    return {"published": published.table(), **measured, **benchmark, **tpu, **audits}
 
 
 def replace_table(text: str, name: str, table: str) -> str:

@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import json
 import re
 import shlex
 from pathlib import Path
@@ -21,7 +20,6 @@ from experiments import RESULTS, tables
 from experiments.studies import records
 from experiments.studies import report as study_report
 from experiments.studies.study import load_study
-from experiments.tpu_compile import report as tpu_report
 
 PAGES = (
     "README.md",
@@ -181,12 +179,6 @@ def test_the_page_of_configs_names_each_with_its_cost():
     for name, cost in listed.items():
         comment = (gin_files.shipped_configs() / f"{name}.gin").read_text(encoding="utf-8")
         assert f"# Cost: {cost} MACs an image" in comment, name
-
-
-def test_the_tables_of_the_tpu_compiler_are_those_of_its_lines():
-    lines = (RESULTS / "tpu_compile.jsonl").read_text(encoding="utf-8").splitlines()
-    for table in tpu_report.tables([json.loads(line) for line in lines]).split("\n\n"):
-        assert table in RESULTS_PAGE
 
 
 def test_the_figures_in_the_readme_are_those_of_the_results():

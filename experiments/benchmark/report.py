@@ -25,8 +25,8 @@ LEVEL = 1.05
 _WHOLE = ("batch", "height", "channels", "macs")
 _FRACTIONS = ("stride", "milliseconds", "least", "most", "megabytes", "times_faster", "memory_ratio")
 
-_OF_THE_PAGE = ("benchmark", "benchmark_step", "benchmark_sizes")
-"""The tables of the page on speed, and the CSV files beside it that have all of their rows."""
+_STANDING = ("benchmark", "benchmark_step", "benchmark_sizes", "engines")
+"""Tables of the pages of results, named as the CSV files that have all of their rows."""
 
 _VARIANTS = {
     "layer": ("released", "symmetric"),
@@ -93,7 +93,7 @@ def tables(rows: Sequence[Row]) -> str:
 
 
 def standing_tables(results: pathlib.Path) -> dict[str, str]:
-    """Makes the tables of the page on speed from the CSV files beside it.
+    """Makes the tables of speed and of the engines from the CSV files beside their pages.
 
     Args:
         results: the folder of the CSV files.
@@ -109,7 +109,7 @@ def standing_tables(results: pathlib.Path) -> dict[str, str]:
     dtypes = list(dict.fromkeys(row["dtype"] for row in small))
     head = markdown.table(["layer", "implementation", "batch", "MACs an image", *dtypes], [])
     means = "\n".join([head, *_mean_lines("small", small, _VARIANTS["small"], dtypes)])
-    return {"benchmark_small": means, **{name: tables(read(results / f"{name}.csv")) for name in _OF_THE_PAGE}}
+    return {"benchmark_small": means, **{name: tables(read(results / f"{name}.csv")) for name in _STANDING}}
 
 
 def _on_card(rows: Sequence[Row]) -> str:

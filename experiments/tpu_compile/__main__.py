@@ -123,7 +123,8 @@ def main(argv: Sequence[str]) -> None:
     """Compiles what the flags ask for and prints a JSON line for each compilation, or prints tables of such lines."""
     del argv
     if FLAGS.tables_of:
-        print(report.tables(report.read_lines(pathlib.Path(FLAGS.tables_of))))
+        tables = report.tables(report.read_lines(pathlib.Path(FLAGS.tables_of)))
+        print("\n\n".join(tables.values()))
         return
     if not FLAGS.gin_file:
         raise ValueError("--gin_file must be given: a path, or the name of a shipped config.")

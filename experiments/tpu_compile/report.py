@@ -8,8 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from diffstride_hybrid.common import markdown
+from experiments import RESULTS
 
 Line = Mapping[str, Any]
+
+LINES = RESULTS / "tpu_compile.jsonl"
+"""The lines behind the tables of the page of results."""
 
 METHODS = ("fft", "matmul")
 
@@ -36,24 +40,24 @@ def read_lines(path: pathlib.Path) -> list[Line]:
     return lines
 
 
-def tables(lines: Sequence[Line]) -> str:
+def tables(lines: Sequence[Line]) -> dict[str, str]:
     """Makes a table of the training steps and one of the layers: a row for each program, a column for each precision.
 
     Args:
         lines: what `compile_one` returned for each request.
 
     Returns:
-        Markdown tables, that of the steps first. A part without lines has no table.
+        Markdown tables by name, that of the steps first. A part without lines has no table.
     """
     parts = (
         ("step", ("gin_file", "topology", "batch"), _step_cell),
         ("layer", ("gin_file", "map", "topology", "batch"), _layer_cell),
     )
-    texts = [
-        _table([line for line in lines if line["part"] == part], _policies(lines), columns, cell)
+    texts = {
+        f"tpu_{part}": _table([line for line in lines if line["part"] == part], _policies(lines), columns, cell)
         for part, columns, cell in parts
-    ]
-    return "\n\n".join(text for text in texts if text)
+    }
+    return {name: text for name, text in texts.items() if text}
 
 
 def _policies(lines: Sequence[Line]) -> list[str]:

@@ -39,7 +39,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_step_is_a_row_and_a_precision_a_column():
     refused = {**STEP, "dtype_policy": "mixed_bfloat16", "compiled": False, "refused": "too large"}
-    assert tpu_report.tables([STEP, refused]).splitlines() == [
+    assert tpu_report.tables([STEP, refused])["tpu_step"].splitlines() == [
         "| config | TPU | batch | float32 | mixed_bfloat16 |",
         "| --- | --- | --- | --- | --- |",
         "| some_config | v5e:2x2 | 128 | 4.00 M cycles, 2 GFLOP, 3.0 GB moved, 4.00 GiB (25%) | refused: too large |",
@@ -48,10 +48,10 @@ def test_a_step_is_a_row_and_a_precision_a_column():
 
 def test_a_layer_compares_both_methods():
     lines = [{**LAYER, "method": "fft"}, {**LAYER, "method": "matmul", "estimated_cycles": 500_000}]
-    row = tpu_report.tables(lines).splitlines()[-1]
+    row = tpu_report.tables(lines)["tpu_layer"].splitlines()[-1]
     assert row == "| some_config | 8x8x4 | v5e:2x2 | 128 | fft 4.00 M cycles, matmul 0.50 M cycles: 0.125 |"
     lines[1] |= {"estimated_cycles": None}
-    assert tpu_report.tables(lines).splitlines()[-1].endswith("| fft 4.00 M cycles, matmul no estimate |")
+    assert tpu_report.tables(lines)["tpu_layer"].splitlines()[-1].endswith("| fft 4.00 M cycles, matmul no estimate |")
 
 
 def test_a_line_that_is_no_json_is_named(tmp_path: Path):
