@@ -29,6 +29,7 @@ def test_the_studies_are_those_of_the_plan():
         "cifar100_small",
         "cifar_small",
         "cifar_small_rates",
+        "cifar_wide",
         "complexity",
         "complexity_small",
         "digits",

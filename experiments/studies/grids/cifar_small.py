@@ -13,11 +13,12 @@ STRIDES = ((2, 2, 2), (3, 2, 3))
 METHODS = tuple(method for method in PAPER_METHODS if method.name != "strided_matched_maps")
 
 
-def recipe(epochs: int) -> tuple[str, ...]:
+def recipe(epochs: int, width: int = 8) -> tuple[str, ...]:
     """Returns the bindings of a short run: the papers' optimizer and augmentation, without mixup and smoothed labels.
 
     Args:
         epochs: of the run, over which the learning rate decays to 0.
+        width: channels of the network's first convolution.
 
     Returns:
         Gin bindings.
@@ -28,7 +29,7 @@ def recipe(epochs: int) -> tuple[str, ...]:
         f"train.train.num_epochs = {epochs}",
         "tf.keras.optimizers.SGD.learning_rate = @tf.keras.optimizers.schedules.CosineDecay()",
         f"tf.keras.optimizers.schedules.CosineDecay.decay_steps = {epochs * STEPS_PER_EPOCH}",
-        "resnet.resnet18.width = 8",
+        f"resnet.resnet18.width = {width}",
     )
 
 
