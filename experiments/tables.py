@@ -44,6 +44,8 @@ OWN_PAGES = {
     "engines": RESULTS / "engines.md",
     "frameworks": RESULTS / "frameworks.md",
     "budget_small": RESULTS / "budget.md",
+    **{f"cifar{study}": RESULTS / "cifar.md" for study in ("_small_rates", "_small", "100_small", "_wide")},
+    "published": RESULTS / "cifar.md",
     **{f"{study}_audits": RESULTS / "audits.md" for study in audited.STUDIES},
 }
 """The pages of tables that do not stand on `PAGE`, by the name of the table."""

@@ -33,6 +33,7 @@ PAGES = (
     "experiments/results/segmentation.md",
     "experiments/results/budget.md",
     "experiments/results/audits.md",
+    "experiments/results/cifar.md",
     "tests/README.md",
 )
 TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
