@@ -4,7 +4,7 @@ python -m experiments.audits --study=fashion_mnist_small
 python -m experiments.audits --study=cifar_small --runs=../study/runs
 
 Writes `experiments/results/STUDY_audits.csv`, with a row for each run, and `STUDY_audits.png`. Runs that the CSV file
-has for as many images are not audited again.
+has are not audited again, unless their config, their commit or the number of images has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.runs.folder import FINAL_MODEL
 from experiments.studies import audited, fingerprint
 from experiments.studies.flags import chosen_study, define_study_flags
-from experiments.studies.records import key_of, key_of_row
+from experiments.studies.records import commit_of, key_of, key_of_row
 
 FLAGS = flags.FLAGS
 
@@ -39,16 +39,15 @@ def main(argv: Sequence[str]) -> None:
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     path = audited.audits_path(study, results)
-    rows = [dict(row) for row in read_rows(path)]
+    rows = audited.still_valid(read_rows(path), study, FLAGS.runs, FLAGS.images)
     places = {key_of(cell): place for place, cell in enumerate(study.cells())}
     for cell in study.cells():
-        audited_before = {key_of_row(row) for row in rows if row["images"] == str(FLAGS.images)}
-        if not cell.is_finished(FLAGS.runs) or key_of(cell) in audited_before:
+        if not cell.is_finished(FLAGS.runs) or key_of(cell) in map(key_of_row, rows):
             continue
         fingerprint.check_unchanged(cell, FLAGS.runs)
-        rows = [row for row in rows if key_of_row(row) != key_of(cell)]
-        rows.append(audited.row_of(cell, audit_of_run(cell.folder(FLAGS.runs), FLAGS.images, FLAGS.data_dir)))
-        rows.sort(key=lambda row: places.get(key_of_row(row), len(places)))
+        found = audit_of_run(cell.folder(FLAGS.runs), FLAGS.images, FLAGS.data_dir)
+        rows.append(audited.row_of(cell, found, commit_of(cell, FLAGS.runs)))
+        rows.sort(key=lambda row: places[key_of_row(row)])
         write_whole(path, rows_as_text(list(rows[0]), rows))
         print(f"{cell.name}: accuracy {rows[-1]['accuracy']}", flush=True)
     if not rows:

@@ -4,9 +4,9 @@ python -m experiments.tables --study=fashion_mnist_small
 python -m experiments.tables --study=fashion_mnist_small --write
 
 If the folders of the runs are missing, the tables are made from the committed CSV files. With `--write` the tables are
-put into `experiments/results/README.md`, with `--readme=PATH` into another file: the text between `<!-- table NAME -->`
-and `<!-- end of table -->` is replaced by the tables of the study NAME. The tables that belong to no study are renewed
-as well, each on its page.
+put into the pages of `experiments/results`, those that belong to no study as well: on its page, the text between
+`<!-- table NAME -->` and `<!-- end of table -->` is replaced by the table NAME. With `--readme=PATH` the study's tables
+alone are put into another file.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     define_study_flags()
-    flags.DEFINE_bool("write", False, f"Put the tables into {os.path.relpath(PAGE)}, or into the file of --readme.")
-    flags.DEFINE_string("readme", None, "Put the tables into this Markdown file, with or without --write.")
+    flags.DEFINE_bool("write", False, f"Put all tables into their pages in {os.path.relpath(RESULTS)}.")
+    flags.DEFINE_string("readme", None, "Put the study's tables into this Markdown file instead.")
 
 
 def main(argv: Sequence[str]) -> None:
-    """Writes the CSV files, prints the tables of the study and puts all tables into a page if one is asked for."""
+    """Writes the CSV files, prints the tables of the study and puts tables into pages if that is asked for."""
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     rows, _ = records.record(study, FLAGS.runs, results)
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     print(table)
     if FLAGS.write or FLAGS.readme:
         pages: dict[pathlib.Path, str] = {}
-        for name, content in {study.name: table, **standing_tables()}.items():
+        for name, content in {study.name: table, **({} if FLAGS.readme else standing_tables())}.items():
             page = pathlib.Path(FLAGS.readme or OWN_PAGES.get(name, PAGE))
             text = pages[page] if page in pages else page.read_text(encoding="utf-8")
             try:

@@ -15,7 +15,7 @@ from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.runs.figures import COLORS
 from experiments.spread import spread
 from experiments.studies.drawings import MARKERS, label_plainly
-from experiments.studies.records import KEY, Row, key_of
+from experiments.studies.records import KEY, Row, commit_of, config_of, key_of, key_of_row
 from experiments.studies.study import Cell, Study
 
 STUDIES = ("fashion_mnist_small", "cifar_small")
@@ -47,12 +47,13 @@ def audits_path(study: Study, results: pathlib.Path) -> pathlib.Path:
     return results / f"{study.name}_audits.csv"
 
 
-def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
+def row_of(cell: Cell, audit: Audit, commit: str) -> dict[str, str]:
     """Writes the audit of a run as a row.
 
     Args:
         cell: the run.
         audit: of its final model, with labels.
+        commit: of the code that trained the run.
 
     Returns:
         The row: shares from 0 to 1. Those of poolings are means over the calls of all layers that downsample, those of
@@ -78,7 +79,44 @@ def row_of(cell: Cell, audit: Audit) -> dict[str, str]:
         "images": str(audit.images),
         **texts,
         **{name: str(n) for name, n in counts.items()},
+        "commit": commit,
+        "config": config_of(cell),
     }
+
+
+def still_valid(rows: Sequence[Row], study: Study, runs: str, images: int) -> list[Row]:
+    """Leaves out the rows of runs that have changed since they were audited.
+
+    Args:
+        rows: of the CSV file.
+        study: of the runs.
+        runs: the folder that holds a folder for each study.
+        images: how many images each row must have been made of.
+
+    Returns:
+        The rows of the study's cells with their present configs. If the folder of a run is there, it must be of the
+        commit that the row names.
+
+    Raises:
+        ValueError: a row of a run whose folder is missing was made of another number of images.
+        OSError: a file of a run is damaged.
+    """
+    cells = {key_of(cell): cell for cell in study.cells()}
+    valid = []
+    for row in rows:
+        cell = cells.get(key_of_row(row))
+        if cell is None or row["config"] != config_of(cell):
+            continue
+        is_here = cell.is_finished(runs)
+        if is_here and (row["images"] != str(images) or row["commit"] != commit_of(cell, runs)):
+            continue
+        if row["images"] != str(images):
+            raise ValueError(
+                f"The audit of {cell.name} was made of {row['images']} images and its run is missing in {runs}: give "
+                f"--images={row['images']}, or remove its row."
+            )
+        valid.append(row)
+    return valid
 
 
 def table(study: Study, rows: Sequence[Row]) -> str:

@@ -52,7 +52,7 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     for cell in finished:
         fingerprint.check_unchanged(cell, runs)
     places = {key_of(cell): place for place, cell in enumerate(cells)}
-    configs = {key_of(cell): _config(cell) for cell in cells}
+    configs = {key_of(cell): config_of(cell) for cell in cells}
     here = {key_of(cell) for cell in finished}
     files = []
     for path, rows_of in (
@@ -84,7 +84,7 @@ def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
     return {
         cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
         for cell in study.cells()
-        if (row := rows.get(key_of(cell))) is not None and row.get("config") == _config(cell)
+        if (row := rows.get(key_of(cell))) is not None and row.get("config") == config_of(cell)
     }
 
 
@@ -96,8 +96,14 @@ def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _config(cell: Cell) -> str:
+def config_of(cell: Cell) -> str:
+    """Returns the fingerprint of all that the config of a cell binds, as the column `config` holds it."""
     return fingerprint.config_fingerprint(cell.gin_file, cell.gin_bindings)
+
+
+def commit_of(cell: Cell, runs: str) -> str:
+    """Reads from the folder of a run which commit trained it, as the column `commit` holds it."""
+    return str(read_json(cell.folder(runs) / "run.json")["commit"])
 
 
 def key_of(cell: Cell) -> tuple[str, ...]:
@@ -143,7 +149,7 @@ def _run_row(study: Study, cell: Cell, runs: str) -> Row:
         "dtype_policy": run["dtype_policy"],
         "versions": "; ".join(f"{package} {version}" for package, version in run["versions"].items()),
         "commit": run["commit"],
-        "config": _config(cell),
+        "config": config_of(cell),
     }
     return {**dict(zip(KEY, key_of(cell))), **{name: str(value) for name, value in values.items()}}
 
@@ -155,7 +161,7 @@ def _epoch_rows(cell: Cell, runs: str) -> Iterator[Row]:
         measured = metrics.get(sizes["epoch"], {})
         figures = {name: _rounded(measured.get(name, "")) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
         sizes = {name: _rounded(value) for name, value in sizes.items()}
-        yield {**dict(zip(KEY, key_of(cell))), "config": _config(cell), "epoch": sizes["epoch"], **figures, **sizes}
+        yield {**dict(zip(KEY, key_of(cell))), "config": config_of(cell), "epoch": sizes["epoch"], **figures, **sizes}
 
 
 def _rounded(text: str) -> str:

@@ -82,31 +82,31 @@ def difference_table(study: Study, rows: Sequence[Row]) -> str:
     """
     axis, values = study.columns()
     head = [f"method less `{study.baseline}`", *(column_title(axis, value) for value in values)]
-    head += [*["all"] * (len(values) > 1), "pairs"]
+    head += [*["mean"] * (len(values) > 1), "pairs"]
     lines = []
     for method in study.methods:
         if method.name == study.baseline:
             continue
         pairs = _paired(study, rows, method.name)
-        if not pairs:
+        if not any(pairs.values()):
             continue
-        columns = [[pair for place, pair in pairs if place == value] for value in values]
-        columns += [[pair for _, pair in pairs]] * (len(values) > 1)
-        cells = [spread(column, signed=True) if column else NO_RUNS for column in columns]
-        lines.append([f"`{method.name}`", *cells, str(len(pairs))])
+        columns = [pairs[value] for value in values]
+        samples = [list(column.values()) for column in columns] + [_means_of_seeds(columns)] * (len(values) > 1)
+        cells = [spread(sample, signed=True) if sample else NO_RUNS for sample in samples]
+        lines.append([f"`{method.name}`", *cells, str(sum(map(len, columns)))])
     return markdown.table(head, lines)
 
 
-def _paired(study: Study, rows: Sequence[Row], method: str) -> list[tuple[str, float]]:
-    """Differences in points to the baseline, each with the column that it belongs to."""
-    axis, _ = study.columns()
+def _paired(study: Study, rows: Sequence[Row], method: str) -> dict[str, dict[str, float]]:
+    """Differences in points to the baseline: by column of the table, and by seed."""
+    axis, values = study.columns()
     measure = MEASURES[study.measure]
     baseline = {(row["variant"], row["strides"], row["seed"]): row for row in rows if row["method"] == study.baseline}
-    pairs = []
+    pairs: dict[str, dict[str, float]] = {value: {} for value in values}
     for row in rows:
         partner = baseline.get((row["variant"], row["strides"], row["seed"]))
         if row["method"] == method and partner is not None:
-            pairs.append((row[axis], 100 * (float(row[measure]) - float(partner[measure]))))
+            pairs[row[axis]][row["seed"]] = 100 * (float(row[measure]) - float(partner[measure]))
     return pairs
 
 
@@ -122,9 +122,14 @@ def _cell(study: Study, rows: Sequence[Row]) -> str:
 
 def _mean_over_columns(study: Study, cells: Sequence[Sequence[Row]]) -> str:
     accuracies = [{row["seed"]: 100 * float(row[MEASURES[study.measure]]) for row in cell} for cell in cells]
-    seeds = [seed for seed in accuracies[0] if all(seed in column for column in accuracies)]
-    means = [statistics.fmean(column[seed] for column in accuracies) for seed in seeds]
+    means = _means_of_seeds(accuracies)
     return f"{spread(means)} %" if means else NO_RUNS
+
+
+def _means_of_seeds(columns: Sequence[Mapping[str, float]]) -> list[float]:
+    """The mean over all columns for each seed that every column has, so that their deviation is that of the seeds."""
+    seeds = [seed for seed in columns[0] if all(seed in column for column in columns)]
+    return [statistics.fmean(column[seed] for column in columns) for seed in seeds]
 
 
 def _counts(cells: Sequence[Sequence[Row]]) -> str:

@@ -33,7 +33,7 @@ def small_audit() -> Audit:
 
 def test_a_row_has_the_means_of_an_audit(small_audit: Audit):
     cell = SMALL.cells()[0]
-    row = audited.row_of(cell, small_audit)
+    row = audited.row_of(cell, small_audit, "abc")
     assert {name: row[name] for name in records.KEY} == {
         "data": "digits",
         "method": "strided",
@@ -54,7 +54,7 @@ def rows_of(small_audit: Audit, accuracies: dict[tuple[str, int], float]) -> lis
     rows = []
     for cell in SMALL.cells():
         if cell.strides == (2, 2, 2) and (accuracy := accuracies.get((cell.method.name, cell.seed))) is not None:
-            rows.append(audited.row_of(cell, dataclasses.replace(small_audit, accuracy=accuracy)))
+            rows.append(audited.row_of(cell, dataclasses.replace(small_audit, accuracy=accuracy), "abc"))
     return rows
 
 
@@ -100,3 +100,18 @@ def test_the_command_audits_each_finished_run_once(command: Any, tmp_path: Path,
     assert (tmp_path / "results" / "small_audits.png").stat().st_size > 10_000
     monkeypatch.setattr(audits, "audit_of_run", None)  # Nothing is audited again.
     assert command() == audited.table(SMALL, rows) + "\n"
+
+
+def test_what_has_changed_since_it_was_audited_is_left_out(small_audit: Audit, tmp_path: Path):
+    cell, runs = SMALL.cells()[0], str(tmp_path)
+    row = audited.row_of(cell, small_audit, "abc")
+    assert audited.still_valid([row], SMALL, runs, 36) == [row]
+    assert audited.still_valid([{**row, "config": "0"}, {**row, "seed": "77"}], SMALL, runs, 36) == []
+    with pytest.raises(
+        ValueError, match=r"made of 36 images and its run is missing in .*: give --images=36, or remove"
+    ):
+        audited.still_valid([row], SMALL, runs, 10)
+    finish(cell, runs)  # At commit abc.
+    assert audited.still_valid([row], SMALL, runs, 36) == [row]
+    assert audited.still_valid([row], SMALL, runs, 10) == []
+    assert audited.still_valid([{**row, "commit": "d"}], SMALL, runs, 36) == []

@@ -151,8 +151,15 @@ def test_published_figures_have_a_column_of_their_own():
 
 def test_differences_are_those_of_runs_of_the_same_strides_and_seed():
     (line,) = study_report.difference_table(SMALL, ROWS).splitlines()[2:]
-    differences = [-30, -10, -20, -10]
-    assert line == (f"| `strided` | -20.00 ± 10.00 | -10.00 | -17.50 ± {statistics.stdev(differences):.2f} | 4 |")
+    assert line == "| `strided` | -20.00 ± 10.00 | -10.00 | -20.00 | 4 |"
+
+
+def test_the_mean_difference_has_the_deviation_of_the_seeds():
+    strided = {("strided", "2,2,2"): [0.5, 0.6], ("strided", "3,2,3"): [0.1, 0.3]}
+    (line,) = study_report.difference_table(
+        SMALL, rows_of(strided | {("learned", "2,2,2"): [0.4, 0.6], ("learned", "3,2,3"): [0.3, 0.7]})
+    ).splitlines()[2:]
+    assert line.endswith(f"| {statistics.fmean([-5, -20]):.2f} ± {statistics.stdev([-5, -20]):.2f} | 4 |")
 
 
 def test_a_table_is_put_between_its_marks():
