@@ -13,7 +13,7 @@ from keras import ops
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.common.errors import one_line
-from diffstride_hybrid.model_tools.inspection import leaf_layers
+from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls
 
 Preprocess = Callable[[Any], Any]
 """Turns a batch of images, a float32 tensor, into the model's input. It must be differentiable."""
@@ -240,16 +240,20 @@ class Classifier:
 
 
 def _has_softmax(layer: keras.layers.Layer) -> bool:
-    return getattr(layer, "activation", None) is keras.activations.softmax
+    is_one = isinstance(layer, keras.layers.Softmax)
+    return is_one or getattr(layer, "activation", None) is keras.activations.softmax
 
 
 @contextlib.contextmanager
 def _without_softmax(layers: list[keras.layers.Layer]) -> Iterator[None]:
     """A context in which some layers with a softmax return what stands before it."""
-    for layer in layers:
+    alone = [layer for layer in layers if isinstance(layer, keras.layers.Softmax)]
+    activated = [layer for layer in layers if layer not in alone]
+    for layer in activated:
         layer.activation = keras.activations.linear
     try:
-        yield
+        with replaced_calls(alone, lambda layer: lambda inputs, mask=None: inputs):
+            yield
     finally:
-        for layer in layers:
+        for layer in activated:
             layer.activation = keras.activations.softmax

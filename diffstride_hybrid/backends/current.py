@@ -13,6 +13,7 @@ NAME: str = keras.backend.backend()
 _backend: Any = importlib.import_module(f"diffstride_hybrid.backends.on_{NAME}")
 
 eagerly = _backend.eagerly
+uncompiled = _backend.uncompiled
 is_tracing = _backend.is_tracing
 needs_static_shapes = _backend.needs_static_shapes
 watch = _backend.watch

@@ -30,6 +30,11 @@ def eagerly() -> AbstractContextManager[Any]:
     return jax.ensure_compile_time_eval()
 
 
+def uncompiled() -> AbstractContextManager[Any]:
+    """A context in which compiled functions run as Python, so that each call of a layer in them is seen."""
+    return jax.disable_jit()
+
+
 def is_tracing() -> bool:
     """Whether a function is being traced."""
     return isinstance(jax.numpy.zeros(()), jax.core.Tracer)
@@ -63,12 +68,17 @@ def watch(variable: keras.Variable, value: np.ndarray) -> None:
 def value_of(variable: keras.Variable) -> np.ndarray:
     """The present value of a variable: that of the scope in which it is used, else the last one that it was given.
 
+    A function that is being compiled has no value of its own, so it takes the last one too.
+
     Args:
         variable: of Keras, which is watched.
     """
     scope = get_stateless_scope()
     value = None if scope is None else scope.get_current_value(variable)
-    return variable.noted if value is None or isinstance(value, jax.core.Tracer) else np.array(value)
+    if value is None:
+        return variable.noted
+    value = jax.lax.stop_gradient(value)  # Outside of `jax.jit` a value that `jax.grad` follows is known.
+    return variable.noted if isinstance(value, jax.core.Tracer) else np.array(value)
 
 
 def as_length(count: jax.Array) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -24,6 +25,21 @@ SIZES_ARE_KNOWN = False
 def eagerly() -> AbstractContextManager[Any]:
     """A context whose operations run at once, even while a graph is traced."""
     return tf.init_scope()
+
+
+@contextlib.contextmanager
+def uncompiled() -> Iterator[None]:
+    """A context in which compiled functions run as Python, so that each call of a layer in them is seen.
+
+    Yields:
+        Nothing.
+    """
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)
 
 
 def is_tracing() -> bool:
@@ -110,7 +126,10 @@ def half_sum_of_squares(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def product(left: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
-    """`left @ right`; of two matrices in their own precision even if XLA compiles it.
+    """`left @ right`; of two matrices in their own precision if XLA compiles it, where TPUs take a coarser one.
+
+    Without XLA, GPUs from Ampere on multiply float32 in TensorFloat-32, of about three digits, unless
+    `tf.config.experimental.enable_tensor_float_32_execution(False)` is called.
 
     Args:
         left: `[..., n, k]`.

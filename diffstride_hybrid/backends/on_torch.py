@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 import torch
+
+# Keras has no public name for the scope of `stateless_call`, whose values are others than those of the variables.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from diffstride_hybrid.backends.elementwise import added, clipped, half_sum_of_squares
 
@@ -24,6 +29,13 @@ SIZES_ARE_KNOWN = True
 def eagerly() -> AbstractContextManager[Any]:
     """A context whose operations run at once, even while Keras infers shapes on PyTorch's device 'meta'."""
     return keras.device("cpu:0")
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """A context in which compiled functions run as Python, so that each call of a layer in them is seen."""
+    # Importing the compiler takes seconds; as long as nobody has, nothing is compiled.
+    is_imported = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if is_imported else contextlib.nullcontext()
 
 
 def is_tracing() -> bool:
@@ -46,11 +58,15 @@ def watch(variable: keras.Variable, value: np.ndarray) -> None:
 
 
 def value_of(variable: keras.Variable) -> np.ndarray | None:
-    """The present value of a variable.
+    """The present value of a variable: that of the scope in which it is used, else its own.
 
     Args:
         variable: of Keras.
     """
+    scope = get_stateless_scope()
+    value = None if scope is None else scope.get_current_value(variable)
+    if value is not None and value.device.type != "meta":
+        return np.array(keras.ops.convert_to_numpy(value))
     with keras.device("cpu:0"), keras.StatelessScope():
         return np.array(keras.ops.convert_to_numpy(variable))
 

@@ -45,7 +45,7 @@ class DiffStride(FourierPooling):
 
     The weight `strides` has shape `(2,)`, vertical then horizontal, or `(1,)` with `shared_stride`, and is float32
     under every dtype policy. After each optimizer step a constraint keeps it within the limits and at or above
-    `n / (n - R)`, the stride at which the window spans the whole axis (1 if `n <= R`).
+    `n / (n - R)` (1 if `n <= R`). Up to a stride of about `n / (n - 2 R)` the window spans the whole axis.
 
     Input shape:
         Floating-point `(batch, height, width, channels)`, or `(batch, channels, height, width)` with
@@ -60,7 +60,7 @@ class DiffStride(FourierPooling):
         smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 gives a hard crop, without a
             gradient to the strides.
         cropping: whether bins of weight 0 are removed. If not, the output has the input's size, except that
-            mask='released' rounds an odd width down to an even one.
+            mask='released' rounds an odd width of 3 or more down to an even one.
         trainable: whether the strides are learned.
         shared_stride: whether one stride serves both axes.
         lower_limit_stride: least stride, at least 1, or a pair (vertical, horizontal). 1 if None.
@@ -130,7 +130,9 @@ class DiffStride(FourierPooling):
             )
         self.supports_jit = self.static_crop is not False or not self.cropping
         self._warned_of_size = False
-        self._crop = StaticCrop(self._windows_at, self._read_strides, is_static=bool(self.static_crop))
+        self._crop = StaticCrop(
+            self._windows_at, self._read_strides, is_static=bool(self.static_crop) and self.cropping
+        )
 
     def build(self, input_shape: Sequence[int | None]) -> None:
         super().build(input_shape)
@@ -150,7 +152,7 @@ class DiffStride(FourierPooling):
             autocast=False,
         )
         current.watch(self.strides, initial)
-        if self.static_crop or (self.crop_is_static and None not in size):
+        if self.crop_is_static and (self.static_crop or None not in size):
             self._crop.at(size, initial)
 
     def _constraint(self, minima: Sequence[float]) -> StrideConstraint:
@@ -175,11 +177,13 @@ class DiffStride(FourierPooling):
             "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does the callback CropRefresh "
             "in fit."
         )
-        current.check_beside_graph(lambda: self._asks_for(size, kept), advice)
+        # A crop from a file is not always what the strides ask for. XLA makes the comparison later.
+        asked = self._crop.asked(size) if current.is_tracing() else kept
+        current.check_beside_graph(lambda: self._asks_for(size, asked), advice)
 
     def _asks_for(self, size: Size, kept: Crop) -> spectral.Tensor:
         """Whether the strides ask for this crop, as a scalar in the current graph."""
-        rows, columns = self._asked_bins(size, self._strides_of_map(self.strides))
+        rows, columns = self._asked_bins(size, self.strides_of_map(self.strides))
         return ops.logical_and(rows == kept[0], columns == kept[1])
 
     def sizes_at(self, size: Size, strides: np.ndarray) -> np.ndarray:
@@ -193,7 +197,7 @@ class DiffStride(FourierPooling):
             Whole numbers `[m, 2]`, height and width for each row of `strides`.
         """
         with current.eagerly():
-            kept = self._asked_bins(size, self._strides_of_map(strides.T))
+            kept = self._asked_bins(size, self.strides_of_map(strides.T))
             rows, columns = map(ops.convert_to_numpy, kept)
         return np.stack(np.broadcast_arrays(rows, self._samples(columns, size[1])), axis=1)
 
@@ -205,8 +209,15 @@ class DiffStride(FourierPooling):
         """The width of the output if some columns of the one-sided spectrum are kept."""
         return np.maximum(2 * (columns - 1), 1) if self.mask == "released" else np.minimum(2 * columns - 1, width)
 
-    def _strides_of_map(self, strides: Any) -> spectral.Tensor:
-        """The strides as a tensor, the vertical one first."""
+    def strides_of_map(self, strides: Any) -> spectral.Tensor:
+        """The strides along both axes of a map; a signal is a map of one row, whose vertical stride is 1.
+
+        Args:
+            strides: as the weight `strides` holds them.
+
+        Returns:
+            The vertical and the horizontal stride, or the one that both axes share.
+        """
         return ops.convert_to_tensor(strides)
 
     def _pool(self, inputs: spectral.Tensor, training: bool = False) -> spectral.Tensor:
@@ -335,8 +346,8 @@ class DiffStride(FourierPooling):
             store["crops"] = self._crop.as_array()
 
     def load_own_variables(self, store: Any) -> None:
-        self.strides.assign(store["0"])
-        if self.static_crop is not False and "crops" in store:
+        super().load_own_variables({name: store[name] for name in set(store.keys()) - {"crops"}})
+        if self.static_crop is not False and self.cropping and "crops" in store:
             self._crop.restore(np.array(store["crops"]), self._read_strides())
         else:
             self.refresh_crop()
@@ -346,7 +357,7 @@ class DiffStride(FourierPooling):
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if not self.cropping and None not in (height, width):
-            return height, width if self.mask == "symmetric" else width - width % 2
+            return height, width if self.mask == "symmetric" else max(width - width % 2, 1)
         is_fixed = self.static_crop if current.SIZES_ARE_KNOWN else self.crop_is_static
         if not is_fixed or not self.built or None in (height, width):
             return None, None
@@ -360,9 +371,6 @@ class DiffStride(FourierPooling):
             "upper_limit_stride": self.upper_limit_stride,
             "mask": self.mask,
         }
-
-    def _window_dtype(self) -> str:
-        return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _read_strides(self) -> np.ndarray | None:
         return current.value_of(self.strides)

@@ -83,13 +83,13 @@ class FourierPooling(keras.layers.Layer):
         """The inputs, whose dtype and size are checked now, or when a graph runs if they are not known before."""
         check_floating(self, inputs)
         if current.SIZES_ARE_KNOWN and not all(isinstance(n, int) for n in self._spatial_shape(inputs.shape)):
-            raise ValueError(f"{self.path} needs inputs of a known size on JAX, got {tuple(inputs.shape)}.")
+            raise ValueError(f"{self.path} needs inputs of a known size on JAX and PyTorch, got {tuple(inputs.shape)}.")
         self._check_shape(tuple(inputs.shape))
         return checked_when_run(self, inputs, self._smallest_size())
 
-    def compute_output_spec(self, inputs: keras.KerasTensor, **kwargs: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: keras.KerasTensor, *args: Any, **kwargs: Any) -> keras.KerasTensor:
         check_floating(self, inputs)
-        return super().compute_output_spec(inputs, **kwargs)
+        return super().compute_output_spec(inputs, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -187,6 +187,10 @@ class FourierPooling(keras.layers.Layer):
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
         """The windows over rows and columns of a map of this size, eagerly. No window over rows for signals."""
         raise NotImplementedError
+
+    def _window_dtype(self) -> str:
+        """The dtype of the windows' weights, from which constant matrices take theirs."""
+        return "float64" if self.compute_dtype == "float64" else "float32"
 
     def _smallest_size(self) -> Size:
         """The smallest map that can be pooled."""

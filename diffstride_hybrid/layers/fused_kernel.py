@@ -120,21 +120,9 @@ def recomputing_convolution(
             x=inputs, scale=scale, offset=offset, mean=[], variance=[], is_training=True, **options
         )
 
-        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            with tf.control_dependencies([upstream]):  # Else TensorFlow would compute it in the forward pass.
-                again = tf.identity(inputs)
-            again, *_ = tf.raw_ops.FusedBatchNormV3(
-                x=again, scale=scale, offset=offset, mean=mean, variance=variance * share, is_training=False, **options
-            )
-            again = tf.nn.relu(again)
-            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=again, filter_sizes=tf.shape(kernel), out_backprop=upstream, **of_convolution
-            )
-            of_activation = tf.raw_ops.Conv2DBackpropInput(
-                input_sizes=tf.shape(again), filter=kernel, out_backprop=upstream, **of_convolution
-            )
+        def of_norm(upstream: tf.Tensor) -> tuple[tf.Tensor, ...]:
             of_inputs, of_scale, of_offset, *_ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=tf.raw_ops.ReluGrad(gradients=of_activation, features=again),
+                y_backprop=upstream,
                 x=inputs,
                 scale=scale,
                 reserve_space_1=reserved[0],
@@ -143,7 +131,27 @@ def recomputing_convolution(
                 is_training=True,
                 **options,
             )
-            return of_inputs, of_scale, of_offset, of_kernel
+            return of_inputs, of_scale, of_offset
+
+        @tf.custom_gradient  # TensorFlow's own takes the statistics for constants, which a second derivative shows.
+        def normalized_again(inputs: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tuple[tf.Tensor, Any]:
+            known = {"mean": mean, "variance": variance * share}
+            outputs, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=inputs, scale=scale, offset=offset, is_training=False, **known, **options
+            )
+            return outputs, of_norm
+
+        def gradient(upstream: tf.Tensor, *_: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            with tf.control_dependencies([upstream]):  # Else TensorFlow would compute it in the forward pass.
+                again = tf.identity(inputs)
+            again = tf.nn.relu(normalized_again(again, scale, offset))
+            of_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=again, filter_sizes=tf.shape(kernel), out_backprop=upstream, **of_convolution
+            )
+            of_activation = tf.raw_ops.Conv2DBackpropInput(
+                input_sizes=tf.shape(again), filter=kernel, out_backprop=upstream, **of_convolution
+            )
+            return *of_norm(tf.raw_ops.ReluGrad(gradients=of_activation, features=again)), of_kernel
 
         outputs = tf.nn.conv2d(tf.nn.relu(normalized), kernel, **of_convolution)
         return (outputs, mean, variance), gradient
@@ -160,7 +168,7 @@ def recomputing_convolution(
 
 def _is_known(norm: keras.layers.BatchNormalization, convolution: keras.layers.Layer, inputs: tf.Tensor) -> bool:
     """Whether `recomputing_convolution` can compute what these layers do."""
-    if any("call" in vars(layer) for layer in (norm, convolution)):
+    if any("call" in vars(layer) or layer.activity_regularizer is not None for layer in (norm, convolution)):
         return False
     if type(convolution) is not keras.layers.Conv2D:
         return False

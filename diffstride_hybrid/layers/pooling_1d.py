@@ -51,8 +51,8 @@ class DiffStride1D(OneAxis, DiffStride):
     the threshold `t = max(n / s, 2) / 2`, plus 1 for 'released'.
 
     The weight `strides` has shape `(1,)` and is float32 under every dtype policy. After each optimizer step a
-    constraint keeps it within the limits and at or above `n / (n - R)`, the stride at which the window spans the whole
-    spectrum (1 if `n <= R`).
+    constraint keeps it within the limits and at or above `n / (n - R)` (1 if `n <= R`). Up to a stride of about
+    `n / (n - 2 R)` the window spans the whole spectrum.
 
     Input shape:
         Floating-point `(batch, time, channels)`, or `(batch, channels, time)` with `data_format='channels_first'`. At
@@ -67,7 +67,7 @@ class DiffStride1D(OneAxis, DiffStride):
         smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 gives a hard crop, without a
             gradient to the stride.
         cropping: whether bins of weight 0 are removed. If not, the output has the input's length, except that
-            mask='released' rounds an odd length down to an even one.
+            mask='released' rounds an odd length of 3 or more down to an even one.
         trainable: whether the stride is learned.
         lower_limit_stride: least stride, at least 1. 1 if None.
         upper_limit_stride: greatest stride, at least 1. Unlimited if None.
@@ -146,7 +146,7 @@ class DiffStride1D(OneAxis, DiffStride):
             **self._options(),
         )
 
-    def _strides_of_map(self, strides: Any) -> spectral.Tensor:
+    def strides_of_map(self, strides: Any) -> spectral.Tensor:
         strides = ops.convert_to_tensor(strides)
         return ops.concatenate([ops.ones_like(strides), strides])
 
@@ -232,7 +232,7 @@ class SpectralPooling1D(OneAxis, SpectralPooling):
         return spectral.spectral_pooling_1d(inputs, length, **self._options())
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
-        return None, spectral.resampling_window(width, self._pooled_shape(height, width)[1])
+        return None, spectral.resampling_window(width, self._pooled_shape(height, width)[1], self._window_dtype())
 
 
 def _one_number(name: str, value: Any) -> Any:

@@ -65,7 +65,7 @@ class FixedSpectralPooling(FourierPooling):
         return {**super().get_config(), "strides": self.strides}
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
-        return spectral.fixed_windows(height, width, self.strides)
+        return spectral.fixed_windows(height, width, self.strides, self._window_dtype())
 
     def _unequal_frequencies(self) -> int | None:
         return 1
@@ -152,8 +152,9 @@ class SpectralPooling(FourierPooling):
         return {**super().get_config(), "strides": self.strides, "output_size": self.output_size}
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
-        rows, columns = map(spectral.resampling_window, (height, width), self._pooled_shape(height, width))
-        return rows, columns
+        rows, columns = self._pooled_shape(height, width)
+        dtype = self._window_dtype()
+        return spectral.resampling_window(height, rows, dtype), spectral.resampling_window(width, columns, dtype)
 
     def _pooled_shape(self, height: int | None, width: int | None) -> tuple[int | None, int | None]:
         if self.output_size is not None:

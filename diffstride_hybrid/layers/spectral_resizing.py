@@ -52,7 +52,7 @@ class SpectralResizing(FourierPooling):
 
     Raises:
         ValueError: an argument is out of range, both sizes are given, or, when the layer is called, there is no size or
-            one too many, or the input has another number of dimensions.
+            one too many, or the input or `like` has another number of dimensions.
         TypeError: an argument has the wrong type, or, when the layer is called, the input is not floating-point.
 
     Example:
@@ -82,14 +82,14 @@ class SpectralResizing(FourierPooling):
 
     def call(self, inputs: spectral.Tensor, like: spectral.Tensor | None = None) -> spectral.Tensor:
         inputs = self._checked(inputs)
-        self._check_like(like is not None)
+        self._check_like(None if like is None else like.shape)
         target = None if like is None else self._lengths(like)
         return self._resize(inputs, self._output_lengths(self._lengths(inputs), target))
 
     def compute_output_shape(
         self, inputs_shape: Sequence[int | None], like_shape: Sequence[int | None] | None = None
     ) -> tuple[int | None, ...]:
-        self._check_like(like_shape is not None)
+        self._check_like(like_shape)
         target = None if like_shape is None else self._spatial_shape(like_shape)
         size = self._output_lengths(self._spatial_shape(inputs_shape), target)
         return spectral.resized(inputs_shape, size[-len(self._pooled_axes) :], self.data_format)
@@ -105,8 +105,9 @@ class SpectralResizing(FourierPooling):
             The resized maps or signals.
 
         Raises:
-            ValueError: a height, a width or a number of samples is unknown.
+            ValueError: a height, a width or a number of samples is unknown, or there is no size or one too many.
         """
+        self._check_like(None if like is None else like.shape)
         size = self._spatial_shape(inputs.shape)
         target = self._output_lengths(size, None if like is None else self._spatial_shape(like.shape))
         return self._by_constants(inputs, self._resampling_windows, *size, *target)
@@ -123,7 +124,8 @@ class SpectralResizing(FourierPooling):
     def _resampling_windows(
         self, height: int, width: int, rows: int, columns: int
     ) -> tuple[spectral.Window | None, spectral.Window]:
-        return spectral.resampling_window(height, rows), spectral.resampling_window(width, columns)
+        dtype = self._window_dtype()
+        return spectral.resampling_window(height, rows, dtype), spectral.resampling_window(width, columns, dtype)
 
     def _output_lengths(self, lengths: Sequence[Any], like: Sequence[Any] | None) -> tuple[Any, ...]:
         """Height and width of the output, from those of the input and of `like`; None for what is not known."""
@@ -131,12 +133,18 @@ class SpectralResizing(FourierPooling):
             return tuple(like)
         return self.output_size or tuple(map(_scaled, lengths, self.scale))
 
-    def _check_like(self, is_given: bool) -> None:
+    def _check_like(self, shape: Sequence[int | None] | None) -> None:
+        is_given, rank = shape is not None, 2 + len(self._pooled_axes)
         has_size = self.output_size is not None or self.scale is not None
         if is_given and has_size:
             raise ValueError(f"{self.path} has an output_size or scale of its own, so it takes no `like`.")
         if not is_given and not has_size:
             raise ValueError(f"{self.path} has neither output_size nor scale, so call it with like=another_map.")
+        if is_given and len(shape) != rank:
+            raise ValueError(
+                f"{self.path} needs a `like` of {rank} dimensions, as its input has, got {tuple(shape)}: call it with "
+                "like=another_map."
+            )
 
 
 @register
@@ -211,7 +219,7 @@ class SpectralResizing1D(OneAxis, SpectralResizing):
     def _resampling_windows(
         self, height: int, width: int, rows: int, columns: int
     ) -> tuple[spectral.Window | None, spectral.Window]:
-        return None, spectral.resampling_window(width, columns)
+        return None, spectral.resampling_window(width, columns, self._window_dtype())
 
 
 def _validated_scale(scale: Any) -> tuple[float, float]:

@@ -30,7 +30,8 @@ class StaticCrop:
 
     While crops are held, as `model_tools.crop_refresh` does during training, they stay until `forget` or `refresh`: a
     compiled training step then keeps its sizes while the strides move. Crops may be held for training alone; then
-    inference has the crops that the strides ask for.
+    inference has the crops that the strides ask for. Hysteresis, too, concerns inference only while crops are held for
+    all calls. Crops from a file serve both as they are, until the strides change or the crops are refreshed.
 
     Args:
         windows_at: makes the layer's windows.
@@ -53,10 +54,10 @@ class StaticCrop:
         self._read_strides = read_strides
         self._crops: dict[Size, Crop] = {}
         self._crops_before: dict[Size, Crop] = {}
-        self._hysteresis = 0.0
+        self._hysteresis = 0.0  # With which the present crops were set.
         self._strides: np.ndarray | None = None  # Those to which the crops belong; None before one is set.
         self._answers: dict[tuple[Size, bytes], Crop] = {}
-        self._traced: dict[Size, set[Crop]] = {}  # Graphs that were traced have these crops.
+        self._traced: dict[tuple[Size, bool], set[Crop]] = {}  # Crops in graphs, by size and whether they train.
 
     @property
     def crops(self) -> dict[Size, Crop]:
@@ -66,7 +67,7 @@ class StaticCrop:
 
     @crops.setter
     def crops(self, crops: Mapping[Size, Crop]) -> None:
-        self._crops = dict(crops)
+        self._crops, self._hysteresis = dict(crops), 0.0
         self._strides = self._read_strides() if crops else None
 
     def at(self, size: Size, strides: np.ndarray | None = None, training: bool = False) -> Crop:
@@ -112,9 +113,24 @@ class StaticCrop:
                 kept if low <= kept <= high else asked for kept, asked, low, high in zip(before, crop, fewest, most)
             )
             self._strides = np.array(strides)
+        kept = self._crops[size] if training else self._for_inference(size)
         if current.is_tracing():
-            self._traced.setdefault(size, set()).add(self._crops[size])
-        return self._crops[size]
+            self._traced.setdefault((size, training), set()).add(kept)
+        return kept
+
+    def asked(self, size: Size) -> Crop:
+        """What the strides ask for at a size, whatever is held.
+
+        Args:
+            size: height and width, for which `at` has returned a crop.
+
+        Returns:
+            Rows and columns. If the strides cannot be read now, the last values that were read tell them.
+        """
+        present = self._read_strides()
+        if present is None and self.held == self.TRAINING and size in self.inferred:
+            return self.inferred[size]
+        return self._asked(size, self._strides if present is None else present)
 
     def refresh(self, hysteresis: float) -> bool:
         """Sets the crop of every size met so far anew.
@@ -163,13 +179,14 @@ class StaticCrop:
         Args:
             before: from `set_crops`. Sizes that no longer occur do not count.
         """
-        changed = [
-            size
+        changed = any(
+            before.get(size) != crop
+            or self._traced.get((size, True), {crop}) != {crop}
+            or self._traced.get((size, False), set()) - {self._for_inference(size)}
             for size, crop in self._crops.items()
-            if before.get(size) != crop or self._traced.get(size, {crop}) != {crop}
-        ]
+        )
         self._traced.clear()
-        return bool(changed)
+        return changed
 
     def forget(self, hysteresis: float) -> None:
         """Lets the crop of each size be set anew when the size is next met.
@@ -182,8 +199,10 @@ class StaticCrop:
         self._strides = None
 
     def as_array(self) -> np.ndarray:
-        """The crops for a file: int32 `[sizes, 4]`, height, width, kept rows and kept columns."""
-        return np.array([(*size, *crop) for size, crop in self.crops.items()], "int32")
+        """The crops of inference for a file: int32 `[sizes, 4]`, height, width, kept rows and kept columns."""
+        moved = self._moved_to() is not None
+        crops = self.crops if moved else {size: self._for_inference(size) for size in self._crops}
+        return np.array([(*size, *crop) for size, crop in crops.items()], "int32")
 
     def restore(self, array: np.ndarray, strides: np.ndarray) -> None:
         """Makes the crop static and sets the crops that `as_array` returned.
@@ -194,7 +213,12 @@ class StaticCrop:
         """
         self.is_static = True
         self._crops = {(h, w): (rows, columns) for h, w, rows, columns in array.tolist()}
-        self._strides = strides
+        self._strides, self._hysteresis = strides, 0.0
+
+    def _for_inference(self, size: Size) -> Crop:
+        """The crop of inference at a size whose crop is set. Unless it is held, the strides have not moved since."""
+        follows = self.held == self.TRAINING or (self._hysteresis and self.held != self.ALL)
+        return self.asked(size) if follows else self._crops[size]
 
     def _asked(self, size: Size, strides: np.ndarray) -> Crop:
         """What strides ask for at a size. The last answers are kept: an eager call asks for the same each time."""

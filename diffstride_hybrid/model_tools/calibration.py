@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls, short_path, watched_calls
 
 Images = np.ndarray | Iterable[Any]
@@ -116,5 +117,5 @@ def _run_up_to(model: keras.Model, layer: keras.layers.Layer, calls: int, batch:
 
         return noting
 
-    with replaced_calls([layer], noted), contextlib.suppress(_Reached):
+    with current.uncompiled(), replaced_calls([layer], noted), contextlib.suppress(_Reached):
         model(batch, training=False)

@@ -19,8 +19,9 @@ HYSTERESIS = 0.02
 def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float = 0.0) -> bool:
     """Sets the static crops of a model, and with them the sizes of its maps, to what its strides ask for now.
 
-    Layers whose crop is not static are left alone. The function runs one blank example through the model. If the sizes
-    of its inputs are not known, as in a subclassed model, it sets the crops for the sizes of maps met so far.
+    With hysteresis this concerns training: inference has the sizes that the strides ask for. Layers whose crop is not
+    static are left alone. The function runs one blank example through the model. If the sizes of its inputs are not
+    known, as in a subclassed model, it sets the crops for the sizes of maps met so far.
 
     Args:
         model: a built model.
@@ -94,7 +95,8 @@ def _let_trace_anew(model: keras.Model) -> None:
 class CropRefresh(keras.callbacks.Callback):
     """A callback that lets static crops follow the strides during training.
 
-    It compares both now and then. Where a crop has changed, it lets Keras trace the training step again. Under
+    It compares both now and then. Where a crop has changed, it lets Keras trace the training step again. Inference has
+    the sizes that the strides ask for at any time, and so has the model after training. Under
     `compile(jit_compile=True)` it also fixes the crops of layers whose `static_crop` is None, as XLA needs.
 
     Args:
@@ -128,6 +130,7 @@ class CropRefresh(keras.callbacks.Callback):
         self._input_shape = input_shape
         self._steps = self._steps_before_epoch = 0
         self._held = contextlib.ExitStack()
+        self._holds = False
         self._tested: list[Any] | None = None
 
     def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
@@ -142,9 +145,14 @@ class CropRefresh(keras.callbacks.Callback):
         # The strides may have changed since an earlier `fit`, whose compiled step is still there.
         refresh_crops(self.model, self._input_shape)
         self._held.enter_context(held_crops(self.model, StaticCrop.TRAINING))
+        self._holds = True
 
     def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
-        self._held.close()
+        if self._holds:
+            self._held.close()
+            self._holds = False
+            current.bring_weights_back(self.model)
+            refresh_crops(self.model, self._input_shape)
         # Other callbacks may bring back earlier weights now.
         self.model.test_function = self.model.predict_function = None
 

@@ -1,4 +1,4 @@
-"""Models whose strides rest: graphs that hold each pooling as products with constant matrices."""
+"""Models whose strides are fixed: graphs that hold each pooling as products with constant matrices."""
 
 from __future__ import annotations
 

@@ -28,8 +28,18 @@ def leaf_layers(model: keras.layers.Layer) -> list[keras.layers.Layer]:
         >>> [layer.name for layer in leaf_layers(model)]
         ['dense', 'inner', 'relu']
     """
-    # Keras lists the layers of a layer, as opposed to those of a model, only by this private method.
-    return list(dict.fromkeys(model._flatten_layers(include_self=False, recursive=True)))
+    found: dict[keras.layers.Layer, None] = {}
+
+    def add(layer: keras.layers.Layer) -> None:
+        # Keras lists the layers of a layer, as opposed to those of a model, only by this private method. If asked for
+        # all depths it turns the order within a nested model round.
+        for inner in layer._flatten_layers(include_self=False, recursive=False):
+            if inner not in found:
+                found[inner] = None
+                add(inner)
+
+    add(model)
+    return list(found)
 
 
 def diffstride_layers(model: keras.Model) -> list[DiffStride]:
@@ -137,7 +147,7 @@ def _shapes_of(input_shape: Any) -> tuple[list[Sequence[int]], Any]:
 def watched_calls(
     layers: Sequence[keras.layers.Layer], report: Callable[[keras.layers.Layer, Any, Any], None]
 ) -> Iterator[None]:
-    """Reports every call of some layers for as long as the context lasts.
+    """Reports every call of some layers for as long as the context lasts. Compiled functions run as Python meanwhile.
 
     Args:
         layers: the layers to watch.
@@ -157,7 +167,7 @@ def watched_calls(
 
         return reporting
 
-    with replaced_calls(layers, watched):
+    with current.uncompiled(), replaced_calls(layers, watched):
         yield
 
 

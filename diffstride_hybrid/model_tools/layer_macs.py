@@ -11,6 +11,7 @@ import keras
 
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
+from diffstride_hybrid.model_tools.inspection import first_argument
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -27,6 +28,9 @@ _SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 _RECURRENT = (keras.layers.RNN, keras.layers.ConvLSTM1D, keras.layers.ConvLSTM2D, keras.layers.ConvLSTM3D)
 
 _PROJECTED_ATTENTION = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+# The oldest Keras that is supported has no such layer.
+_REVERSIBLE = tuple(filter(None, [getattr(keras.layers, "ReversibleEmbedding", None)]))
 
 WITHOUT_PRODUCTS = (
     keras.layers.BatchNormalization,
@@ -51,7 +55,7 @@ def counter_of(layer: keras.layers.Layer) -> Callable[..., int] | None:
         one. It returns multiply-accumulate operations. None if the layer is of no class that is known here.
     """
     if not isinstance(layer, keras.Model) and callable(getattr(layer, "macs", None)):
-        return lambda inputs, *_, outputs, **__: layer.macs(shape_of(inputs), shape_of(outputs))
+        return lambda *args, outputs, **kwargs: layer.macs(shape_of(first_argument(args, kwargs)), shape_of(outputs))
     counter = next((count for classes, count in _COUNTERS if isinstance(layer, classes)), None)
     if counter is None or (counter is _recurrent and not all(map(_is_known_cell, cells_of(layer)))):
         return None
@@ -152,6 +156,12 @@ def _attention(layer: keras.layers.Layer, tensors: Sequence[Any], output_shape: 
     return math.prod(query[1:-1]) * math.prod(value[1:-1]) * (query[-1] + value[-1])
 
 
+def _reversible_embedding(layer: keras.layers.Layer, tensors: Sequence[Any], output_shape: tuple[int, ...]) -> int:
+    """Looks numbers up, which costs nothing, or multiplies by the table to turn vectors into logits."""
+    is_reversed = len(tensors) > 1 and bool(tensors[1])
+    return math.prod(shape_of(tensors[0])) * output_shape[-1] if is_reversed else 0
+
+
 def _dot(layer: keras.layers.Layer, tensors: Sequence[Any], output_shape: tuple[int, ...]) -> int:
     axes = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
     return math.prod(output_shape) * tensors[0][0].shape[axes]
@@ -169,4 +179,5 @@ _COUNTERS: tuple[tuple[Any, Callable[..., int]], ...] = (
     (_PROJECTED_ATTENTION, _projected_attention),
     ((keras.layers.Attention, keras.layers.AdditiveAttention), _attention),
     (keras.layers.Dot, _dot),
+    (_REVERSIBLE, _reversible_embedding),
 )

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
 from diffstride_hybrid.model_tools.inspection import blank_inputs, first_argument, leaf_layers, replaced_calls
@@ -120,7 +121,7 @@ def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
 
         return counting
 
-    with replaced_calls(list(counters), counted):
+    with current.uncompiled(), replaced_calls(list(counters), counted):
         model(inputs, training=False)
     within = {cell for layer in counters for cell in cells_of(layer)}
     _warn_of_kernels([layer for layer in layers if layer not in counters and layer not in within])
@@ -143,7 +144,7 @@ def _warn_of_kernels(layers: Sequence[keras.layers.Layer]) -> None:
         if not layer.built or layer in _examined:
             continue
         _examined.add(layer)
-        if isinstance(layer, WITHOUT_PRODUCTS) or not _owns_a_kernel(layer):
+        if _only_looks_like_a_product(layer) or not _owns_a_kernel(layer):
             continue
         warnings.warn(
             f"macs counts 0 for layer {layer.path} of class {type(layer).__name__}, which has a kernel: give the class "
@@ -164,6 +165,11 @@ def _warn_of_operations(layers: Sequence[keras.layers.Layer]) -> None:
                     "into a layer with a method macs(input_shape, output_shape).",
                     stacklevel=3,
                 )
+
+
+def _only_looks_like_a_product(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is of a class without products. A class derived from it may multiply in a `call` of its own."""
+    return any(isinstance(layer, known) and type(layer).call is known.call for known in WITHOUT_PRODUCTS)
 
 
 def _owns_a_kernel(layer: keras.layers.Layer) -> bool:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
@@ -16,10 +15,10 @@ from diffstride_hybrid.model_tools.inspection import diffstride_layers
 def regularize_strides(model: keras.Model, factor: float) -> None:
     """Adds the penalty `factor * sum_l prod_{i <= l} 1 / (s_h^i s_w^i)` on small strides to the losses of a model.
 
-    `s_h^i` and `s_w^i` are the vertical and the horizontal stride of the i-th `DiffStride` layer. This is the
-    regularizer of Riad et al. ("Learning strides in convolutional neural networks", ICLR 2022, arXiv 2202.01653): each
-    term is the share of the first map's area that is left after a pooling, and stands for the time and the memory that
-    the layers behind that pooling take.
+    `s_h^i` and `s_w^i` are the vertical and the horizontal stride of the i-th `DiffStride` layer; a `DiffStride1D` has
+    one stride, and counts with it alone. This is the regularizer of Riad et al. ("Learning strides in convolutional
+    neural networks", ICLR 2022, arXiv 2202.01653): each term is the share of the first map's area that is left after a
+    pooling, and stands for the time and the memory that the layers behind that pooling take.
 
     The terms are in `model.losses`, so `fit` and `training.run.train` add them to the loss. A second call replaces the
     penalty of the first; a factor of 0 removes it. The penalty is not saved with a model, unless the model is a
@@ -74,6 +73,9 @@ class _AreaPenalty(keras.regularizers.Regularizer):
 
 
 def _area_left(layers: Sequence[DiffStride]) -> Any:
-    """The share of a map's area that is left after some layers. A shared stride counts along both axes."""
-    strides = [ops.convert_to_tensor(layer.strides) for layer in layers]
+    """The share of a map's area that is left after some layers, and of a signal's length.
+
+    A shared stride counts along both axes of a map.
+    """
+    strides = [layer.strides_of_map(layer.strides) for layer in layers]
     return 1 / math.prod(pair[0] * pair[-1] for pair in strides)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,15 @@ from diffstride_hybrid.common.arguments import validated_strides
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.recomputing import activated_convolution, recomputed_pooling
+from diffstride_hybrid.models.saved_layers import (
+    are_alike,
+    description,
+    freeze_layers,
+    model_of,
+    with_frozen_layers,
+    with_other_layers,
+    without,
+)
 from diffstride_hybrid.spectral.options import Tensor
 
 LayerFactory = Callable[..., keras.layers.Layer]
@@ -75,7 +85,8 @@ class ResidualLayer(keras.layers.Layer):
         project: whether this layer changes the size or the number of channels.
         channels_first: whether the channels are axis 1.
         weight_decay: factor of the squared kernels in the loss.
-        normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`.
+        normalization_cls: makes the normalizations, called as `normalization_cls(axis=…, dtype=…, name=…)`. A list of
+            two makes the first and the second.
         recompute_pooling: whether a training step keeps nothing of the map before a `DiffStride`, and computes it again
             in the backward pass: less memory for more time. Only TensorFlow does so.
         **kwargs: further arguments of `keras.layers.Layer`.
@@ -99,7 +110,7 @@ class ResidualLayer(keras.layers.Layer):
         project: bool = False,
         channels_first: bool = False,
         weight_decay: float = 5e-3,
-        normalization_cls: LayerFactory | dict[str, Any] = batch_norm,
+        normalization_cls: LayerFactory | dict[str, Any] | list[Any] = batch_norm,
         recompute_pooling: bool = False,
         **kwargs: Any,
     ):
@@ -113,8 +124,11 @@ class ResidualLayer(keras.layers.Layer):
         self.recompute_pooling = recompute_pooling
 
         shared = {"dtype": self.dtype_policy}
-        normalization = layer_factory(normalization_cls)
-        self._norms = [normalization(axis=channel_axis(channels_first), name=f"norm_{i}", **shared) for i in (1, 2)]
+        kinds = normalization_cls if isinstance(normalization_cls, list) else [normalization_cls] * 2
+        self._norms = [
+            layer_factory(kind)(axis=channel_axis(channels_first), name=f"norm_{i + 1}", **shared)
+            for i, kind in enumerate(kinds)
+        ]
         self._pooling = None
         conv_strides = (1, 1)
         if project and pooling_cls is not None:
@@ -195,7 +209,8 @@ class ResidualLayer(keras.layers.Layer):
         return shape if self._pooling is None else self._pooling.compute_output_shape(shape)
 
     def get_config(self) -> dict[str, Any]:
-        return {
+        norms = [layer_template(norm, without=("axis",)) for norm in self._norms]
+        config = {
             **super().get_config(),
             "filters": self.filters,
             "kernel_size": self.kernel_size,
@@ -204,9 +219,17 @@ class ResidualLayer(keras.layers.Layer):
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
-            "normalization_cls": layer_template(self._norms[0], without=("axis",)),
+            "normalization_cls": norms[0] if are_alike(norms) else norms,
             "recompute_pooling": self.recompute_pooling,
         }
+        return with_frozen_layers(config, self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> ResidualLayer:
+        layer = super().from_config({name: value for name, value in config.items() if name != "frozen"})
+        if "frozen" in config:
+            freeze_layers(layer, config["frozen"])
+        return layer
 
 
 @register
@@ -254,14 +277,26 @@ class ResnetBlock(keras.Sequential):
         )
         self.dtype_policy = self.layers[0].dtype_policy
         self.project_first = project_first
+        self._config = self._made = None
+        with contextlib.suppress(NotImplementedError):  # Layers that cannot be saved can be trained.
+            self._note_config()
+
+    def _note_config(self) -> None:
+        configs = [layer.get_config() for layer in self.layers]
+        left_out = ("name", "project", "trainable", "frozen")
+        # While a file is loaded, Keras numbers the objects in a config.
+        config = without(["shared_object_id"], {k: v for k, v in configs[0].items() if k not in left_out})
+        self._config = {**config, "num_layers": len(configs), "project_first": self.project_first, "name": self.name}
+        self._made = description(self.layers) if are_alike(each["normalization_cls"] for each in configs) else None
 
     def get_config(self) -> dict[str, Any]:
-        first = {k: v for k, v in self.layers[0].get_config().items() if k not in ("name", "project", "trainable")}
-        return {**first, "num_layers": len(self.layers), "project_first": self.project_first, "name": self.name}
+        if self._config is None:
+            self._note_config()
+        return with_frozen_layers(with_other_layers({**self._config}, self, self._made), self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> ResnetBlock:
-        return cls(**config)
+        return model_of(cls, config)
 
 
 def conv2d(

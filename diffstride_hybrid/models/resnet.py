@@ -18,15 +18,23 @@ from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides, validated_factor
 from diffstride_hybrid.models.residual import (
     LayerFactory,
-    ResnetBlock,
-    WeightDecay,
     batch_norm,
-    channel_axis,
-    conv2d,
-    image_data_format,
-    layer_factory,
     layer_template,
-    whole_strides,
+)
+from diffstride_hybrid.models.resnet_parts import (
+    made_activation,
+    made_blocks,
+    made_classifier,
+    made_head_poolings,
+    made_stem,
+    placed,
+)
+from diffstride_hybrid.models.saved_layers import (
+    are_alike,
+    description,
+    model_of,
+    with_frozen_layers,
+    with_other_layers,
 )
 
 HEAD_PLACEMENTS = ("before_gap", "before_activation", "after_each_block")
@@ -110,13 +118,24 @@ class Resnet(keras.Sequential):
         block_pooling = None if pooling_placement == "first_convolution" else pooling_cls
         options = {"kernel_size": kernel_size, "pooling_cls": block_pooling, "normalization_cls": normalization_cls}
         options["recompute_pooling"] = recompute_pooling
-        stem, pooling = _stem(filters[0], strides[0], pooling_cls, pooling_placement, **shared)
-        blocks = _blocks(filters[1:], strides[1:], layers_of_blocks, id_only, **options, **shared)
-        norm, relu = _activation(normalization_cls, channels_first, policy)
-        poolings = _head_poolings(len(blocks), head_pooling_cls, head_placement, channels_first, policy)
-        body = _placed(blocks, poolings, [norm, relu], head_placement)
-        super().__init__([*stem, *body, *_classifier(num_output_classes, output_activation, **shared)], name=name)
+        stem, pooling = made_stem(filters[0], strides[0], pooling_cls, pooling_placement, **shared)
+        blocks = made_blocks(filters[1:], strides[1:], layers_of_blocks, id_only, **options, **shared)
+        norm, relu = made_activation(normalization_cls, channels_first, policy)
+        poolings = made_head_poolings(len(blocks), head_pooling_cls, head_placement, channels_first, policy)
+        body = placed(blocks, poolings, [norm, relu], head_placement)
+        head = made_classifier(num_output_classes, output_activation, **shared)
+        super().__init__([*stem, *body, *head], name=name)
         self.dtype_policy = policy
+        of_stem = layer_template(pooling, without=("strides", "data_format"))
+        of_blocks = [block.get_config() for block in blocks]
+        of_poolings = [config["pooling_cls"] for config in of_blocks if config["pooling_cls"] is not None]
+        if pooling_placement != "blocks":
+            of_poolings = [of_stem, *of_poolings]
+        of_heads = [layer_template(each, without=("data_format",)) for each in poolings]
+        of_norms = [layer_template(norm, without=("axis",)), *(config["normalization_cls"] for config in of_blocks)]
+        is_one_kind = all(map(are_alike, (of_poolings, of_heads, of_norms)))
+        is_told = is_one_kind and not any("layers" in config for config in of_blocks)
+        self._made = description(self.layers) if is_told else None
         self._config = {
             "filters": list(filters),
             "strides": list(strides),
@@ -124,14 +143,14 @@ class Resnet(keras.Sequential):
             "output_activation": output_activation,
             "id_only": list(id_only),
             "channels_first": channels_first,
-            "pooling_cls": layer_template(pooling, without=("strides", "data_format")),
+            "pooling_cls": (of_poolings or [of_stem])[0],
             "weight_decay": weight_decay,
             "pooling_placement": pooling_placement,
-            "head_pooling_cls": layer_template(next(iter(poolings), None), without=("data_format",)),
+            "head_pooling_cls": (of_heads or [None])[0],
             "head_placement": head_placement,
             "num_layers": layers_of_blocks,
             "kernel_size": kernel_size,
-            "normalization_cls": layer_template(norm, without=("axis",)),
+            "normalization_cls": of_norms[0],
             "stride_complexity": validated_factor(stride_complexity),
             "recompute_pooling": recompute_pooling,
         }
@@ -152,15 +171,13 @@ class Resnet(keras.Sequential):
                     layer.largest_map = tuple(size)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **self._config,
-            "dtype": keras.dtype_policies.serialize(self.dtype_policy),
-            "name": self.name,
-        }
+        dtype = keras.dtype_policies.serialize(self.dtype_policy)
+        config = {**self._config, "dtype": dtype, "name": self.name}
+        return with_frozen_layers(with_other_layers(config, self, self._made), self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Resnet:
-        return cls(**config)
+        return model_of(cls, config)
 
 
 def resnet18(
@@ -277,10 +294,6 @@ def _resnet(
     return resnet_cls([width * multiple for multiple in multiples], strides, kernel_size=3, **options, **kwargs)
 
 
-# --- The parts of a Resnet -------------------------------------------------------------------------------------------
-# `Resnet.__init__` makes the layers in this order. Keep it: the initial weights that a seed gives depend on it.
-
-
 def _check(filters: Sequence[int], strides: Any, pooling_placement: str, head_placement: str) -> None:
     if not isinstance(strides, Sequence) or isinstance(strides, str):
         raise TypeError(
@@ -301,99 +314,3 @@ def _layers_of_blocks(num_layers: int | Sequence[int], blocks: int) -> list[int]
     if len(layers_of_blocks) != blocks:
         raise ValueError(f"num_layers must be one number or one for each of the {blocks} blocks, got {num_layers}.")
     return layers_of_blocks
-
-
-def _stem(
-    filters: int,
-    strides: float | Sequence[float],
-    pooling_cls: LayerFactory | dict[str, Any] | None,
-    placement: str,
-    *,
-    channels_first: bool,
-    dtype: keras.DTypePolicy,
-    weight_decay: float,
-) -> tuple[list[keras.layers.Layer], keras.layers.Layer | None]:
-    """The layers before the blocks, and a pooling that `pooling_cls` has made, whether or not it is among them."""
-    shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": dtype}
-    pooling = None
-    if pooling_cls is not None:
-        pooling = layer_factory(pooling_cls)(
-            strides=strides, data_format=image_data_format(channels_first), dtype=dtype, name="pooling"
-        )
-    permute = [keras.layers.Permute((3, 1, 2), dtype=dtype)] if channels_first else []
-    if pooling is None or placement == "blocks":
-        return [*permute, conv2d(filters, 3, strides=whole_strides(strides), name="conv", **shared)], pooling
-    return [*permute, conv2d(filters, 3, name="conv", **shared), pooling], pooling
-
-
-def _blocks(
-    filters: Sequence[int],
-    strides: Sequence[float | Sequence[float]],
-    layers_of_blocks: Sequence[int],
-    id_only: Sequence[int],
-    **options: Any,
-) -> list[ResnetBlock]:
-    return [
-        ResnetBlock(
-            block_filters,
-            block_strides,
-            num_layers=num_layers,
-            project_first=i not in id_only,
-            name=f"block_{i + 1}",
-            **options,
-        )
-        for i, (block_filters, block_strides, num_layers) in enumerate(zip(filters, strides, layers_of_blocks))
-    ]
-
-
-def _activation(
-    normalization_cls: LayerFactory | dict[str, Any], channels_first: bool, dtype: keras.DTypePolicy
-) -> tuple[keras.layers.Layer, keras.layers.Layer]:
-    norm = layer_factory(normalization_cls)(axis=channel_axis(channels_first), dtype=dtype, name="norm")
-    return norm, keras.layers.ReLU(dtype=dtype, name="relu")
-
-
-def _head_poolings(
-    blocks: int,
-    pooling_cls: LayerFactory | dict[str, Any] | None,
-    placement: str,
-    channels_first: bool,
-    dtype: keras.DTypePolicy,
-) -> list[keras.layers.Layer]:
-    if pooling_cls is None:
-        return []
-    count = blocks if placement == "after_each_block" else 1
-    names = ["head_pooling"] if count == 1 else [f"head_pooling_{i + 1}" for i in range(count)]
-    data_format = image_data_format(channels_first)
-    return [layer_factory(pooling_cls)(data_format=data_format, dtype=dtype, name=name) for name in names]
-
-
-def _placed(
-    blocks: Sequence[keras.layers.Layer],
-    poolings: Sequence[keras.layers.Layer],
-    activation: Sequence[keras.layers.Layer],
-    placement: str,
-) -> list[keras.layers.Layer]:
-    """The layers between the stem and the classifier in their order."""
-    if placement == "before_gap":
-        return [*blocks, *activation, *poolings]
-    if placement == "before_activation" or not poolings:
-        return [*blocks, *poolings, *activation]
-    return [layer for pair in zip(blocks, poolings) for layer in pair] + list(activation)
-
-
-def _classifier(
-    classes: int, activation: str | None, *, channels_first: bool, dtype: keras.DTypePolicy, weight_decay: float
-) -> list[keras.layers.Layer]:
-    return [
-        keras.layers.GlobalAveragePooling2D(data_format=image_data_format(channels_first), dtype=dtype, name="average"),
-        keras.layers.Dense(
-            classes,
-            activation=activation,
-            kernel_initializer="he_normal",
-            kernel_regularizer=WeightDecay(weight_decay),
-            bias_regularizer=WeightDecay(weight_decay),
-            dtype="float32" if dtype.compute_dtype in ("float16", "bfloat16") else dtype,
-            name="classifier",
-        ),
-    ]

@@ -56,8 +56,8 @@ def resampling_window(length: Length, output_length: Length, dtype: str = "float
 
     It keeps the frequencies `0 … k / 2` of an axis, each with weight 1; `k` is the smaller of both lengths. An even
     `k` has a Nyquist frequency. To fewer samples the bins `k / 2` and `-k / 2` fold into one, which therefore weighs
-    2 (Rippel et al., NeurIPS 2015, arXiv 1506.03767). To more samples the one bin is shared out over two, which
-    therefore weigh 1/2.
+    2 (Rippel et al., NeurIPS 2015, arXiv 1506.03767). To more samples the one bin is split between the frequencies
+    `k / 2` and `-k / 2`, which therefore weigh 1/2 each.
 
     Args:
         length: samples along the axis.

@@ -172,17 +172,35 @@ def waves(
     Returns:
         Of the shape to which the arrays broadcast.
     """
-    exact = "int32" if isinstance(most, int) and most <= _LARGEST_ROOT else "int64"
+    is_short = isinstance(most, int) and most <= _LARGEST_ROOT
+    # JAX has no int64 unless it is asked for; if a length is not known, this is TensorFlow, which has.
+    exact = "int32" if is_short or isinstance(length, int) else "int64"
     frequencies, samples = (ops.cast(numbers, exact) for numbers in (frequencies, samples))
     length = length if isinstance(length, int) else ops.cast(length, exact)
     turn = 4 * length  # In quarters of a sample.
     late = quarters * length if isinstance(length, int) else ops.convert_to_tensor(quarters, exact) * length
-    places = frequencies * (4 * samples) % turn - ops.convert_to_tensor(late, exact)
+    if is_short or exact == "int64":
+        places = frequencies * (4 * samples) % turn
+    else:
+        places = 4 * _remainders(frequencies, samples, length)
+    places = places - ops.convert_to_tensor(late, exact)
     if isinstance(turn, int):
         radians = ops.convert_to_tensor(2 * math.pi / turn, dtype)
     else:
         radians = ops.cast(2 * math.pi / ops.cast(turn, "float64"), dtype)
     return ops.cos(ops.cast(places, dtype) * radians)
+
+
+def _remainders(frequencies: Tensor, samples: Tensor, length: int) -> Tensor:
+    """`frequency * sample % length` in int32, though the products are greater: a few binary digits at a time."""
+    digits = 31 - length.bit_length()
+    if digits < 2:
+        raise ValueError(f"An axis must have fewer than {2**29} samples, got {length}: take method='fft'.")
+    found = 0
+    for place in reversed(range(0, length.bit_length(), digits)):
+        part = samples // 2**place % 2**digits
+        found = (found * 2**digits % length + frequencies * part % length) % length
+    return found
 
 
 _LARGEST_ROOT = math.isqrt(np.iinfo(np.int32).max // 4)

@@ -13,9 +13,10 @@ from diffstride_hybrid.spectral.options import Length, Limits, Tensor
 
 
 def minimum_stride(length: Length, smoothness_factor: float, dtype: str = "float32") -> float | Tensor:
-    """The least stride of an axis, at which the window's ramp ends at the highest frequency.
+    """The least stride of an axis, at which the middle of the window's ramp lies at the highest frequency.
 
-    `s_min = n / (n - R)` if `n > R`, else 1. At a smaller stride the ramp would reach beyond the spectrum.
+    `s_min = n / (n - R)` if `n > R`, else 1. By the paper's formula, `mask='symmetric'`, the highest frequency then has
+    the weight 1/2. The ramp ends there at the stride `n / (n - 2 R)`, and beyond the spectrum at smaller ones.
 
     Args:
         length: `n`, samples along the axis.

@@ -24,6 +24,7 @@ from diffstride_hybrid import (
     SpectralResizing,
     StrideConstraint,
 )
+from diffstride_hybrid.spectral.matrices import waves
 
 RELEASE = np.load(Path(__file__).parents[1] / "reference" / "reference_layers.npz")
 CASES = {case["key"]: case for case in json.loads(bytes(RELEASE["meta"]))}
@@ -68,6 +69,54 @@ def test_a_frozen_model_is_exported_by_jax():
     )
     again = jax.export.deserialize(exported.serialize())
     assert_close(again.call(images), keras.ops.convert_to_numpy(model(images)), 1e-6)
+
+
+@pytest.mark.parametrize("static_crop", [None, True])
+def test_a_stateless_call_has_the_size_that_its_strides_ask_for(static_crop: bool | None):
+    images, strides = keras.ops.convert_to_tensor(maps(2, 16, 16, 3)), (4.0, 3.2)
+    layer = DiffStride(2.0, static_crop=static_crop)
+    layer.build(images.shape)
+    outputs, _ = layer.stateless_call([keras.ops.convert_to_tensor(strides)], [], images)
+    assert outputs.shape == DiffStride(strides)(images).shape
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="takes gradients of JAX")
+def test_a_gradient_is_taken_at_the_size_that_its_strides_ask_for():
+    import jax
+
+    layer, images = DiffStride(2.0), maps(2, 16, 16, 3)
+    layer.build(images.shape)
+    others = [weight.value for weight in layer.non_trainable_variables]
+
+    def loss(trained: list[Any]) -> Any:
+        outputs, _ = layer.stateless_call(trained, others, images)
+        return keras.ops.sum(outputs**2)
+
+    for strides in ([4.0, 3.2], [1.5, 1.5]):
+        trained = [keras.ops.convert_to_tensor(strides)]
+        assert float(jax.value_and_grad(loss)(trained)[0]) == pytest.approx(float(loss(trained)), rel=1e-5)
+        assert float(jax.jvp(loss, [trained], [trained])[0]) == pytest.approx(float(loss(trained)), rel=1e-5)
+    layer.strides.assign(strides)
+    compiled = jax.jit(jax.value_and_grad(loss))(trained)[0]
+    assert float(compiled) == pytest.approx(float(loss(trained)), rel=1e-5)
+
+
+@pytest.mark.parametrize("length", [23_171, 46_341, 160_000, 3_000_001])
+def test_waves_of_long_axes_are_exact(length: int):
+    """Their products exceed int32, and JAX has no int64."""
+    frequencies, samples = RANDOM.integers(0, length, (2, 50, 1))
+    samples = np.append(samples[:, 0], [0, 1, length - 1])
+    quarters = np.array([[[0]], [[1]]])
+    found = waves(
+        keras.ops.convert_to_tensor(frequencies, "int32"),
+        keras.ops.convert_to_tensor(samples, "int32"),
+        length,
+        quarters,
+        "float32",
+        most=length,
+    )
+    angles = 2 * np.pi / length * (frequencies * samples % length) - np.pi / 2 * quarters
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(found), np.cos(angles), atol=2e-6)
 
 
 @pytest.mark.slow

@@ -106,6 +106,32 @@ def test_layers_of_other_kinds_are_called(options: dict[str, Any] | None):
     np.testing.assert_allclose(other, plain(*layers, tf.constant(IMAGES), True), rtol=1e-5, atol=1e-5)
 
 
+class Doubled(FusedBatchNormalization):
+    """A layer of a user's own with a call of its own."""
+
+    def call(self, *args: Any, **options: Any) -> tf.Tensor:
+        return 2.0 * super().call(*args, **options)
+
+
+class Renamed(FusedBatchNormalization):
+    """A layer of a user's own that computes the same."""
+
+
+@pytest.mark.parametrize(("kind", "is_fused"), [(Doubled, False), (Renamed, True)])
+def test_a_normalization_of_ones_own_is_called_if_it_computes_something_else(kind: Any, is_fused: bool):
+    norm, convolution = kind(), pair()[1]
+    norm.build(IMAGES.shape)
+    assert is_recomputed((norm, convolution)) == is_fused
+    found = activated_convolution(norm, convolution, tf.constant(IMAGES), training=True)
+    np.testing.assert_allclose(found, plain(norm, convolution, IMAGES, True), rtol=1e-5, atol=1e-5)
+
+
+def test_penalties_on_activity_are_heard():
+    norm, convolution = pair(activity_regularizer=keras.regularizers.L2(1.0))
+    activated_convolution(norm, convolution, tf.constant(IMAGES), training=True)
+    assert len(convolution.losses) == 1
+
+
 def test_layers_whose_calls_are_watched_are_called():
     layers, seen = pair(), []
 
@@ -140,3 +166,40 @@ def test_a_training_step_of_a_network_holds_less():
             return least_peak_megabytes(model, images)
 
     assert megabytes(watch=False) < 0.85 * megabytes(watch=True)
+
+
+# --- Second derivatives ----------------------------------------------------------------------------------------------
+def squared_gradient(layers: Pair, apply: Callable[..., tf.Tensor], inputs: tf.Tensor) -> list[tf.Tensor]:
+    """The sum of the squares of the kernel's gradient, and its own gradients to the inputs and to all weights."""
+    kernel = layers[1].kernel.value
+    variables = [variable.value for layer in layers for variable in layer.trainable_variables]
+    with tf.GradientTape() as outer:
+        outer.watch(inputs)
+        with tf.GradientTape() as inner:
+            inner.watch(inputs)
+            loss = tf.reduce_sum(tf.sin(apply(*layers, inputs, True)))
+        gradients = inner.gradient(loss, [inputs, kernel])
+        penalty = tf.add_n([tf.reduce_sum(each**2) for each in gradients])
+    return [penalty, *outer.gradient(penalty, [inputs, *variables])]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "eager"])
+def test_second_derivatives_know_that_the_statistics_are_those_of_the_batch(is_compiled: bool):
+    run = tf.function(squared_gradient, autograph=False) if is_compiled else squared_gradient
+    found = run(pair(), activated_convolution, tf.constant(IMAGES))
+    for one, other in zip(found, squared_gradient(pair(), plain, tf.constant(IMAGES)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * np.abs(other).max())
+
+
+def test_second_derivatives_are_the_slopes_of_first_ones():
+    """Far from the kinks of relu, along a random direction."""
+    layers = pair()
+    layers[0].beta.assign(6.0 + layers[0].beta)
+    direction = np.random.default_rng(1).normal(size=IMAGES.shape).astype("float32")
+    step = 3e-3
+    high, low = (
+        float(squared_gradient(layers, activated_convolution, tf.constant(IMAGES + sign * step * direction))[0])
+        for sign in (1, -1)
+    )
+    _, of_inputs, *_ = squared_gradient(layers, activated_convolution, tf.constant(IMAGES))
+    assert (high - low) / (2 * step) == pytest.approx(float(np.sum(of_inputs * direction)), rel=2e-2)

@@ -96,6 +96,13 @@ def test_eager_symbolic_and_computed_shapes_agree(case: Case, data_format: str):
     assert tuple(layer.compute_output_shape((None, *shape[1:]))) == (None, *symbolic[1:])
 
 
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+@pytest.mark.parametrize("width", [1, 2, 3])
+def test_without_cropping_the_announced_width_is_that_of_the_call(width: int, mask: str):
+    layer, shape = DiffStride(2.0, cropping=False, mask=mask), (2, 12, width, 3)
+    assert layer(keras.Input(shape[1:], batch_size=2)).shape == layer(images(shape)).shape
+
+
 @every_case
 @every_data_format
 def test_sizes_may_be_unknown_until_the_call(case: Case, data_format: str):
@@ -237,3 +244,25 @@ def test_decay_of_strides_in_fit_is_told_with_the_cure(optimizer: keras.optimize
     assert message.startswith(f"The weight decay of {type(optimizer).__name__} shrinks the strides.")
     assert "optimizer.exclude_from_weight_decay(var_names=['strides'])" in message
     assert fit(keep=True) == []
+
+
+@keras.saving.register_keras_serializable(package="test_contract")
+class Shifted(DiffStride):
+    """A layer of a user's own that adds a weight."""
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        super().build(input_shape)
+        self.shift = self.add_weight(name="shift", shape=(), initializer="zeros")
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:
+        return super().call(inputs, training) + self.shift
+
+
+@pytest.mark.parametrize("static_crop", [False, True])
+def test_a_subclass_keeps_its_own_weights(static_crop: bool, tmp_path: Path):
+    model = keras.Sequential([keras.Input(SHAPE[1:]), Shifted(2.0, static_crop=static_crop)])
+    model.layers[0].shift.assign(3.0)
+    model.layers[0].strides.assign([1.5, 3.0])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(images()), model(images()))

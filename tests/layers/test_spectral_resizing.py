@@ -183,3 +183,34 @@ def test_no_size_and_two_sizes_are_refused(symbolic: bool):
         SpectralResizing(scale=2.0)(x, like=x)
     with pytest.raises(ValueError, match="scale must be one number or a pair"):
         SpectralResizing(scale=(1.0, 2.0, 3.0))
+
+
+def test_the_other_map_may_be_the_second_argument():
+    inputs = keras.Input((9, 8, 3))
+    pooled = SpectralPooling(2.0)(inputs)
+    assert SpectralResizing()(pooled, inputs).shape == (None, 9, 8, 3)
+    x, other = maps(1, 5, 4, 2), maps(1, 9, 8, 3)
+    np.testing.assert_array_equal(SpectralResizing()(x, other), SpectralResizing()(x, like=other))
+
+
+@pytest.mark.parametrize("symbolic", [True, False])
+@pytest.mark.parametrize("cls", [SpectralResizing, SpectralResizing1D])
+def test_another_map_of_another_rank_is_refused(cls: type[keras.layers.Layer], symbolic: bool):
+    a_map, signals = ((keras.Input(shape) if symbolic else maps(1, *shape)) for shape in [(8, 8, 3), (9, 3)])
+    x, other = (a_map, signals) if cls is SpectralResizing else (signals, a_map)
+    with pytest.raises(ValueError, match=r"needs a `like` of \d dimensions, as its input has, got \("):
+        cls()(x, like=other)
+
+
+def test_constants_need_a_size():
+    x = maps(1, 8, 8, 3)
+    with pytest.raises(ValueError, match="neither output_size nor scale"):
+        SpectralResizing().constant_call(tf.constant(x))
+    with pytest.raises(ValueError, match="so it takes no `like`"):
+        SpectralResizing(scale=2.0).constant_call(tf.constant(x), tf.constant(x))
+
+
+@pytest.mark.parametrize(("cls", "shape"), [(SpectralResizing, (2, 9, 8, 3)), (SpectralResizing1D, (2, 9, 3))])
+def test_constants_of_float64_are_exact(cls: type[keras.layers.Layer], shape: tuple[int, ...]):
+    layer, x = cls(13, dtype="float64"), tf.constant(RNG.normal(size=shape))
+    np.testing.assert_allclose(layer.constant_call(x), layer(x), atol=1e-13)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 from support.layer_cases import SHAPE, images, result
 
-from diffstride_hybrid import DiffStride, spectral
+from diffstride_hybrid import CropRefresh, DiffStride, refresh_crops, spectral
 
 
 # --- Static crop -----------------------------------------------------------------------------------------------------
@@ -198,3 +198,95 @@ def test_hysteresis_keeps_a_crop_near_the_edge(mask: str):
         assert all(crop_at(stride, 0.02) == before for stride in (high, low, high * 1.01, low * 0.99))
         assert crop_at(high * 1.025, 0.02)[0] < before[0]
         assert crop_at(high * 1.025, 0.02) == crop_at(high * 1.025, 0.0)
+
+
+# --- Hysteresis concerns training ------------------------------------------------------------------------------------
+PAST_AN_EDGE = [2.66, 2.66]
+"""Less than 2 % past the edge between 14 and 16 rows, seen from the stride 2.9 on a map of 16x16."""
+
+SMALL = np.random.default_rng(0).normal(size=(4, 16, 16, 1)).astype("float32")
+
+
+def refreshed_past_an_edge() -> keras.Model:
+    pooling = DiffStride(2.9, static_crop=True)
+    model = keras.Sequential([keras.Input((16, 16, 1)), pooling, keras.layers.GlobalMaxPooling2D()])
+    pooling.strides.assign(PAST_AN_EDGE)
+    refresh_crops(model, hysteresis=0.02)
+    return model
+
+
+def at_past_an_edge() -> np.ndarray:
+    return DiffStride(PAST_AN_EDGE)(SMALL).numpy().max(axis=(1, 2))
+
+
+def test_inference_has_the_size_that_the_strides_ask_for_and_training_the_one_held():
+    model = refreshed_past_an_edge()
+    pooling = model.layers[0]
+    assert pooling(SMALL).shape[1] == 16
+    assert pooling(SMALL, training=True).shape[1] == 14
+    np.testing.assert_allclose(model(SMALL), at_past_an_edge(), rtol=1e-6)
+    np.testing.assert_allclose(model.predict(SMALL, verbose=0), at_past_an_edge(), rtol=1e-6)
+    assert pooling.crops == {(16, 16): (14, 8)}
+    assert not refresh_crops(model, hysteresis=0.02)
+    assert refresh_crops(model)
+
+
+def test_what_inference_has_traced_is_traced_anew_though_training_keeps_its_size():
+    pooling = DiffStride(2.9, static_crop=True)
+    model = keras.Sequential([keras.Input((16, 16, 1)), pooling, keras.layers.GlobalMaxPooling2D()])
+    model.predict(SMALL, verbose=0)
+    pooling.strides.assign(PAST_AN_EDGE)
+    assert refresh_crops(model, hysteresis=0.02)
+    np.testing.assert_allclose(model.predict(SMALL, verbose=0), at_past_an_edge(), rtol=1e-6)
+
+
+def test_a_model_saved_just_past_an_edge_loads_and_predicts(tmp_path: Path):
+    refreshed_past_an_edge().save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(SMALL, verbose=0), at_past_an_edge(), rtol=1e-6)
+    np.testing.assert_allclose(loaded(SMALL), at_past_an_edge(), rtol=1e-6)
+
+
+def test_a_crop_from_a_file_serves_what_is_traced_and_what_is_not():
+    """A run saves the crops by which it was evaluated."""
+    model = refreshed_past_an_edge()
+    pooling = model.layers[0]
+    pooling.crops = {(16, 16): (14, 8)}
+    held = model(SMALL)
+    assert np.abs(held - at_past_an_edge()).max() > 1e-3
+    np.testing.assert_allclose(model.predict(SMALL, verbose=0), held, rtol=1e-6)
+    pooling.strides.assign([2.9, 2.9])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="have changed since"):
+        model.predict(SMALL, verbose=0)
+
+
+def test_a_fit_that_ends_just_past_an_edge_leaves_models_that_predict(tmp_path: Path):
+    pooling = DiffStride(2.9, static_crop=True)
+    model = keras.Sequential([keras.Input((16, 16, 1)), pooling, keras.layers.GlobalMaxPooling2D()])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    move = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: pooling.strides.assign(PAST_AN_EDGE))
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")
+    targets = np.zeros((4, 1))
+    options = {"validation_data": (SMALL, targets), "callbacks": [move, CropRefresh(), checkpoint], "verbose": 0}
+    history = model.fit(SMALL, targets, epochs=2, **options).history["val_loss"]
+    assert history[-1] == pytest.approx(np.mean(at_past_an_edge() ** 2), rel=1e-5)
+    for either in (model, keras.saving.load_model(tmp_path / "model.keras")):
+        np.testing.assert_allclose(either.predict(SMALL, verbose=0), at_past_an_edge(), rtol=1e-6)
+        np.testing.assert_allclose(either(SMALL), at_past_an_edge(), rtol=1e-6)
+    assert not refresh_crops(model)
+
+
+# --- Without cropping there is no crop -------------------------------------------------------------------------------
+@pytest.mark.parametrize("mask", ["released", "symmetric"])
+def test_a_static_crop_without_cropping_predicts_and_loads(mask: str, tmp_path: Path):
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    model = keras.Sequential(
+        [keras.Input((None, None, 1)), DiffStride(2.0, cropping=False, static_crop=True, mask=mask)]
+    )
+    expected = DiffStride(2.0, cropping=False, mask=mask)(x)
+    np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-6)
+    loaded.layers[0].load_own_variables({"0": [2.0, 2.0], "crops": np.array([[32, 32, 32, 17]])})  # Of an older file.
+    assert not loaded.layers[0].crop_is_static

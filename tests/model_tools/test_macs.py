@@ -289,6 +289,15 @@ def test_a_layer_may_count_itself():
     cost = macs(keras.Sequential([keras.Input((4,)), CountedDense(), keras.layers.Dense(2)]))
     assert [(entry.output_shape, entry.macs) for entry in cost.layers] == [((5,), 5 * 4 * 3), ((2,), 5 * 2)]
     assert cost.macs == 5 * 4 * 3 + 5 * 2
+    inputs = keras.Input((4,))
+    assert macs(keras.Model(inputs, CountedDense()(inputs=inputs))).macs == 5 * 4 * 3
+
+
+@pytest.mark.skipif(not hasattr(keras.layers, "ReversibleEmbedding"), reason="a layer of newer versions of Keras")
+def test_an_embedding_that_is_reversed_multiplies_by_its_table():
+    inputs, embedding = keras.Input((7,), dtype="int32"), keras.layers.ReversibleEmbedding(100, 32)
+    cost = macs(keras.Model(inputs, embedding(embedding(inputs), reverse=True)))
+    assert [entry.macs for entry in cost.layers] == [0, 7 * 32 * 100]
 
 
 def test_layers_whose_weights_only_look_like_kernels_are_not_named():

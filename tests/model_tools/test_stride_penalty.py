@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, resnet18
+from diffstride_hybrid import DiffStride, DiffStride1D, resnet18
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
 
@@ -22,6 +22,19 @@ def test_the_penalty_is_that_of_the_paper():
         layer.strides.assign(pair)
     areas = np.cumprod([1 / (vertical * horizontal) for vertical, horizontal in strides])
     assert float(sum(model.losses)) == pytest.approx(0.25 * areas.sum(), rel=1e-6)
+
+
+def test_the_penalty_follows_the_order_of_the_poolings_in_nested_models():
+    inner = keras.Sequential([DiffStride(2.0), keras.layers.Conv2D(3, 1), DiffStride(4.0)])
+    model = keras.Sequential([keras.Input((32, 32, 3)), inner, DiffStride((1.5, 1.0))])
+    regularize_strides(model, 1.0)
+    assert float(sum(model.losses)) == pytest.approx(1 / 4 + 1 / 64 + 1 / 96)
+
+
+def test_the_penalty_of_a_signal_is_the_share_of_its_length():
+    model = keras.Sequential([keras.Input((64, 8)), DiffStride1D(4.0), DiffStride1D(2.0)])
+    regularize_strides(model, 1.0)
+    assert float(sum(model.losses)) == pytest.approx(1 / 4 + 1 / 8)
 
 
 def test_the_gradient_of_the_penalty_is_its_finite_difference():

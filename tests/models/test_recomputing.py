@@ -113,3 +113,18 @@ def test_a_training_step_of_a_network_holds_less(tmp_path: Path):
     assert loaded.get_config()["recompute_pooling"] is True
     assert loaded.get_layer("block_2").layers[0].recompute_pooling is True
     np.testing.assert_array_equal(loaded(images[:2]), recomputing(images[:2]))
+
+
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "eager"])
+def test_second_derivatives_are_the_same(is_compiled: bool):
+    def second(made: ResidualLayer) -> list[tf.Tensor]:
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(tf.sin(made(MAPS, training=True)))
+            gradients = inner.gradient(loss, [weight.value for weight in made.trainable_variables])
+            penalty = tf.add_n([tf.reduce_sum(each**2) for each in gradients])
+        return outer.gradient(penalty, [weight.value for weight in made.trainable_variables])
+
+    run = tf.function(second, autograph=False) if is_compiled else second
+    for one, other in zip(run(layer(True)), second(layer(False)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-3 * np.abs(other).max())

@@ -13,7 +13,7 @@ import pytest
 from support.resnet_cases import disturb, every_pooling, images, policies, small
 
 from diffstride_hybrid import DiffStride, ResidualLayer, Resnet, ResnetBlock, SpectralPooling
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, leaf_layers
 from diffstride_hybrid.models.residual import batch_norm
 
 Normalization = partial(batch_norm, momentum=0.8, epsilon=1e-4)
@@ -132,3 +132,147 @@ def test_saved_weights_keep_their_names_so_that_older_files_load(tmp_path: Path)
             "_strided_conv",
             "_unstrided_conv",
         }
+
+
+# --- Layers that are no longer what the arguments make ---------------------------------------------------------------
+def saved_and_loaded(model: keras.Model, folder: Path) -> keras.Model:
+    model.save(folder / "model.keras")
+    loaded = keras.saving.load_model(folder / "model.keras")
+    assert type(loaded) is type(model)
+    np.testing.assert_array_equal(loaded(images((16, 16))), model(images((16, 16))))
+    assert names_of(loaded.trainable_weights) == names_of(model.trainable_weights)
+    return loaded
+
+
+def names_of(weights: list[keras.Variable]) -> list[str]:
+    return [weight.path.removeprefix("sequential/") for weight in weights]  # Keras loads these without the prefix.
+
+
+def built(**kwargs: Any) -> Resnet:
+    model = tiny(**kwargs)
+    model.build((None, 16, 16, 3))
+    disturb(model)
+    return model
+
+
+def test_another_head_is_saved(tmp_path: Path):
+    model = built(pooling_cls=DiffStride)
+    model.pop()
+    model.add(keras.layers.Dense(10, activation="softmax"))
+    model.build((None, 16, 16, 3))
+    loaded = saved_and_loaded(model, tmp_path)
+    loaded = saved_and_loaded(loaded, tmp_path)
+    np.testing.assert_allclose(np.sum(loaded(images((16, 16))), axis=1), 1.0, rtol=1e-5)
+
+
+def test_an_activation_that_was_set_is_saved(tmp_path: Path):
+    model = built()
+    model.layers[-1].activation = keras.activations.softmax
+    saved_and_loaded(model, tmp_path)
+
+
+def test_another_layer_in_a_block_is_saved(tmp_path: Path):
+    block = ResnetBlock(6, strides=2, num_layers=2, pooling_cls=SpectralPooling)
+    block.pop()
+    block.add(keras.layers.ReLU())
+    saved_and_loaded(keras.Sequential([keras.Input((16, 16, 3)), block]), tmp_path)
+
+
+def flags_of(model: keras.Model) -> list[bool]:
+    return [layer.trainable for layer in leaf_layers(model) if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def freeze_all(model: keras.Model) -> None:
+    model.trainable = False
+
+
+def freeze_a_block(model: keras.Model) -> None:
+    model.layers[0].trainable = model.get_layer("block_2").trainable = False
+
+
+def freeze_all_but_the_head(model: keras.Model) -> None:
+    model.trainable = False
+    model.trainable = True
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+
+
+def freeze_a_part(model: keras.Model) -> None:
+    model.get_layer("block_2").layers[0].parts()["norm_2"].trainable = False
+    model.get_layer("block_2").layers[0].parts()["pooling"].trainable = False
+
+
+@pytest.mark.parametrize("freeze", [freeze_all, freeze_a_block, freeze_all_but_the_head, freeze_a_part])
+def test_frozen_layers_stay_frozen(freeze: Callable[[keras.Model], None], tmp_path: Path):
+    model = built(pooling_cls=DiffStride)
+    freeze(model)
+    loaded = saved_and_loaded(model, tmp_path)
+    assert flags_of(loaded) == flags_of(model)
+    assert loaded.trainable == model.trainable
+    # A frozen normalization computes with its averages in training, too.
+    x = images((16, 16))
+    np.testing.assert_array_equal(loaded(x, training=True), model(x, training=True))
+
+
+@pytest.mark.parametrize("part", [ResidualLayer, partial(ResnetBlock, strides=2)], ids=["layer", "block"])
+def test_a_part_of_a_network_stays_frozen(part: Any, tmp_path: Path):
+    made = part(6, pooling_cls=DiffStride)
+    model = keras.Sequential([keras.Input((16, 16, 6)), made])
+    inner = made.layers[0] if isinstance(made, ResnetBlock) else made
+    inner.parts()["norm_1"].trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert names_of(loaded.trainable_weights) == names_of(model.trainable_weights)
+
+
+# --- Functions that make layers of several kinds ---------------------------------------------------------------------
+def test_poolings_of_several_kinds_are_saved(tmp_path: Path):
+    def pooling(strides: Any, **kwargs: Any) -> DiffStride:
+        return DiffStride(strides, upper_limit_stride=2.0 * strides, **kwargs)
+
+    model = built(pooling_cls=pooling)
+    for layer in diffstride_layers(model):
+        layer.strides.assign([3.0, 3.0])
+    loaded = saved_and_loaded(model, tmp_path)
+    assert [layer.upper_limit_stride for layer in diffstride_layers(loaded)] == [2.0, 4.0]
+
+
+def test_head_poolings_of_several_kinds_are_saved(tmp_path: Path):
+    def pooling(name: str, **kwargs: Any) -> SpectralPooling:
+        return SpectralPooling(1.5 if name.endswith("1") else 1.25, name=name, **kwargs)
+
+    saved_and_loaded(built(head_pooling_cls=pooling, head_placement="after_each_block"), tmp_path)
+
+
+@pytest.mark.parametrize("other", ["norm", "norm_1", "norm_2"])
+def test_normalizations_of_several_kinds_are_saved(other: str, tmp_path: Path):
+    def normalization(name: str, **kwargs: Any) -> keras.layers.Layer:
+        return batch_norm(epsilon=0.5 if name == other else 1e-3, name=name, **kwargs)
+
+    saved_and_loaded(built(normalization_cls=normalization), tmp_path)
+
+
+def test_a_network_that_its_arguments_tell_is_saved_by_them_alone():
+    config = built(pooling_cls=DiffStride).get_config()
+    assert not {"layers", "frozen"} & config.keys()
+
+
+def test_a_block_of_layers_that_cannot_be_saved_can_be_used():
+    class Unsaved(keras.layers.Layer):
+        def __init__(self, factor: float, **kwargs: Any):
+            super().__init__(**kwargs)
+            self.factor = factor
+
+        def call(self, inputs: Any) -> Any:
+            return inputs
+
+        def compute_output_shape(self, input_shape: Any) -> Any:
+            return input_shape
+
+    def pooling(strides: Any, data_format: str, **kwargs: Any) -> keras.layers.Layer:
+        return Unsaved(2.0, **kwargs)
+
+    block = ResnetBlock(6, strides=1, pooling_cls=pooling)
+    assert block(images((16, 16))).shape == (2, 16, 16, 6)
+    with pytest.raises(NotImplementedError):
+        block.get_config()

@@ -35,10 +35,10 @@ def share_graph_if_undecided(crossover: Crossover) -> Callable[[Pool], Pool]:
 
 
 def _sharing(crossover: Crossover, pool: Pool) -> Pool:
-    """Lets a pooling share one graph among all calls that differ only in their tensors, if the size is not known.
+    """Lets a pooling share one graph among all calls that differ only in their tensors.
 
-    The same if the choice of the engine waits for the size of the batch. Else the pooling is called as it is: its graph
-    then holds constants that other sizes cannot share.
+    It does so if the size of the maps is not known, if the choice of the engine waits for the size of the batch, or if
+    the maps have a bound. Else the pooling is called as it is: its graph holds constants that other sizes cannot share.
 
     Args:
         crossover: of the pooling's engines.
@@ -58,7 +58,7 @@ def _sharing(crossover: Crossover, pool: Pool) -> Pool:
             return pool(inputs, *arguments, **options)
         engine = engine_in_trace(inputs, method, crossover, data_format, options.get("at_most"))
         if engine is not None:
-            # Where maps have a bound, there are others whose size is not known, and a graph for them.
+            # A network that bounds its maps has maps of unknown size too. Their graph serves these as well.
             shares = options.get("at_most") is not None and options.get("kept") is None
             if None not in lengths.values() and not shares:
                 return pool(inputs, *arguments, **options)
