@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import tensorflow as tf
 from absl import app, flags, logging
@@ -71,19 +74,30 @@ def reporting_errors(
             if len(argv) > 1 and not takes_arguments:
                 raise ValueError(f"Unexpected argument {argv[1]!r}: every option starts with --.")
             main(argv)
+            sys.stdout.flush()
         except signals.Stopped as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(signals.EXIT_CODE)
+            _end(str(stop), signals.EXIT_CODE)
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            _end("interrupted", 128 + signal.SIGINT)
         except _USER_ERRORS as error:
             if FLAGS.traceback:
                 raise
-            print(f"error: {one_line(error)}", file=sys.stderr)
-            sys.exit(1)
+            _end(f"error: {one_line(error)}", 1)
 
     return guarded
+
+
+def _end(message: str, code: int) -> NoReturn:
+    """Prints a last line on standard error and ends the process, even if nobody reads its output any more."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # Python flushes both once more when it ends, and would replace the exit code by one of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
 
 
 def traceback_flag() -> None:
@@ -104,9 +118,26 @@ def gin_flags() -> None:
     )
 
 
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def path_flag(name: str, explanation: str, default: str | None = None, required: bool = False) -> None:
+    """Defines a flag whose value is a path. A '~' stands for the home folder: shells leave it as it is after a '='.
+
+    Args:
+        name: of the flag.
+        explanation: for --help.
+        default: the value if the flag is not given.
+        required: whether the flag must be given.
+    """
+    flags.DEFINE(_PathParser(), name, default, explanation, serializer=flags.ArgumentSerializer(), required=required)
+
+
 def workdir_flag() -> None:
     """Defines `--workdir`, for commands that need a run."""
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    path_flag("workdir", "Folder of the run.", required=True)
 
 
 def model_flag() -> None:
@@ -120,7 +151,7 @@ def data_dir_flag(otherwise: str = "The default of TensorFlow Datasets if not gi
     Args:
         otherwise: a sentence for --help that says which folder is used if the flag is not given.
     """
-    flags.DEFINE_string("data_dir", None, f"Where TensorFlow Datasets keeps prepared sets. {otherwise}")
+    path_flag("data_dir", f"Where TensorFlow Datasets keeps prepared sets. {otherwise}")
 
 
 def strategy_flags() -> None:

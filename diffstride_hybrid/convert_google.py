@@ -23,11 +23,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string(
-        "checkpoint", None, "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
+    command_line.path_flag(
+        "checkpoint", "A SavedModel's folder, or a TensorFlow checkpoint without '.index'.", required=True
     )
     command_line.gin_flags()
-    flags.DEFINE_string("output", None, "The '.keras' file to write.", required=True)
+    command_line.path_flag("output", "The '.keras' file to write.", required=True)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir)
     strategy = distribution.make_strategy(FLAGS.strategy, FLAGS.tpu)
     with strategy.scope(), distribution.naming_lost_workers(strategy, "Start all of them again."):
-        run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir)
+        run = saved_runs.load_run(workdir, FLAGS.model, FLAGS.data_dir, FLAGS.split)
         # A replica cannot read the strides.
         is_alone = strategy.num_replicas_in_sync == 1
         with frozen_poolings(run.model) if is_alone else contextlib.nullcontext():

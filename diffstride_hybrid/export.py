@@ -30,7 +30,7 @@ def define_flags() -> None:
         exporting.QUANTIZATIONS,
         "For litert: float16 keeps the weights in half precision, int8 computes in whole numbers.",
     )
-    flags.DEFINE_string("output", None, "What to write: a folder for saved_model, else a file.", required=True)
+    command_line.path_flag("output", "What to write: a folder for saved_model, else a file.", required=True)
     flags.DEFINE_integer("images", 1000, "How many test images to check with.", lower_bound=1)
     flags.DEFINE_integer("calibration_images", 200, "How many training images set the ranges of int8.", lower_bound=1)
     command_line.data_dir_flag("As in the run if not given.")
@@ -45,6 +45,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     exporting.check_installed(FLAGS.format)
     output = pathlib.Path(FLAGS.output)
+    exporting.check_request(output, FLAGS.format, FLAGS.quantization)
     model, datasets, _ = saved_runs.load_run(pathlib.Path(FLAGS.workdir), FLAGS.model, FLAGS.data_dir)
     calibration = None
     if FLAGS.quantization == "int8":

@@ -7,10 +7,13 @@ python -m diffstride_hybrid.predict --workdir=runs/digits_hybrid --recursive fol
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -18,7 +21,7 @@ import tensorflow as tf
 from absl import flags
 
 from diffstride_hybrid import command_line
-from diffstride_hybrid.common.files import rows_as_text, write_whole
+from diffstride_hybrid.common.files import whole_file
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
 from diffstride_hybrid.data.image_files import find_images, read_image
@@ -39,61 +42,97 @@ def define_flags() -> None:
     command_line.model_flag()
     flags.DEFINE_integer("top", 3, "How many classes to print for an image.", lower_bound=1)
     flags.DEFINE_bool("recursive", False, "Search the folders in a folder too, such as a folder for each class.")
-    flags.DEFINE_string("csv", None, "A file to write with the probability of every class, a row an image.")
+    command_line.path_flag("csv", "A file to write with the probability of every class, a row an image.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Reads the images, fits them to the network, and prints a line for each.
 
-    If images lie in folders with the names of classes, the share of them that the model sees as that class is printed.
+    If images lie in folders with the names of classes, below a folder that is given, the share of them that the model
+    sees as that class is printed.
 
     Args:
         argv: the name of the command, then files or folders of images.
     """
     if len(argv) < 2:
         raise ValueError("No image was given: name files, or folders of them, after the options.")
-    files = find_images(argv[1:], FLAGS.recursive)
+    images = [(file, pathlib.Path(name)) for name in argv[1:] for file in find_images([name], FLAGS.recursive)]
     workdir = pathlib.Path(FLAGS.workdir)
     model, loss = saved_runs.load_model(workdir, FLAGS.model)
     image_format = saved_runs.load_image_format(workdir)
-    names, rows, hits = image_format.class_names, [], []
-    compiles = len(files) > _MANY
+    names, read, hits = image_format.class_names, 0, []
+    compiles = len(images) > _MANY
     outputs_of = (
         inference_function(model, image_format.image_shape) if compiles else functools.partial(model, training=False)
     )
-    for file, values in _predictions(files, _probabilities(outputs_of, loss, image_format), image_format.image_shape):
-        best = np.argsort(-values, kind="stable")[: FLAGS.top]
-        print(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}")
-        if (folder := _class_folder(file, names)) is not None:
-            hits.append(names[best[0]] == folder)
-        rows.append({"file": file, **{name: f"{value:.6f}" for name, value in zip(names, values)}})
-    if FLAGS.csv:
-        write_whole(pathlib.Path(FLAGS.csv), rows_as_text(["file", *names], rows))
+    probabilities = _probabilities(outputs_of, loss, image_format)
+    with _table(FLAGS.csv, names) as write_row:
+        for (file, named), values in _predictions(images, probabilities, image_format.image_shape):
+            read += 1
+            write_row([str(file), *(f"{value:.6f}" for value in values)])
+            best = np.argsort(-values, kind="stable")[: FLAGS.top]
+            # The table does not depend on who reads the lines.
+            with contextlib.suppress(BrokenPipeError) if FLAGS.csv else contextlib.nullcontext():
+                print(_printable(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}"))
+            if (folder := _class_folder(file, named, names)) is not None:
+                hits.append(names[best[0]] == folder)
     if hits:
         print(f"accuracy {np.mean(hits):.2%} of {len(hits)} images in folders with the names of classes")
-    if len(rows) < len(files):
-        raise ValueError(f"{len(files) - len(rows)} of {len(files)} files cannot be read as images.")
+    if read < len(images):
+        raise ValueError(f"{len(images) - read} of {len(images)} files cannot be read as images.")
 
 
-def _class_folder(file: pathlib.Path, names: Sequence[str]) -> str | None:
-    """The class that the nearest folder of a file is named after, if there is one."""
-    return next((folder.name for folder in file.absolute().parents if folder.name in names), None)
+def _class_folder(file: pathlib.Path, named: pathlib.Path, names: Sequence[str]) -> str | None:
+    """The class that the nearest folder of a file is named after, no higher than the folder that the user named.
+
+    Of a file that the user named itself, the folder that it lies in counts alone.
+    """
+    highest = file.parent if file == named else named
+    folders = [*(folder.name for folder in file.relative_to(highest).parents), highest.absolute().name]
+    return next((name for name in folders if name in names), None)
+
+
+@contextlib.contextmanager
+def _table(path: str | None, names: Sequence[str]) -> Iterator[Callable[[Sequence[str]], Any]]:
+    """A context with a function that writes a row of a CSV file, or does nothing if there is no path."""
+    if path is None:
+        yield lambda row: None
+        return
+    with (
+        whole_file(pathlib.Path(path)) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", *names])
+        yield writer.writerow
+
+
+def _printable(line: str) -> str:
+    """A line with escapes for what standard output cannot show: the name of a file need not be UTF-8."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return line.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _predictions(
-    files: Sequence[pathlib.Path], probabilities: Callable[[np.ndarray], np.ndarray], image_shape: Sequence[int]
-) -> Iterator[tuple[pathlib.Path, np.ndarray]]:
-    """Gives each file that can be read with the probabilities of its classes, and names the others as errors."""
-    for first in range(0, len(files), _BATCH):
-        read, images = [], []
-        for file in files[first : first + _BATCH]:
+    images: Sequence[tuple[pathlib.Path, pathlib.Path]],
+    probabilities: Callable[[np.ndarray], np.ndarray],
+    image_shape: Sequence[int],
+) -> Iterator[tuple[tuple[pathlib.Path, pathlib.Path], np.ndarray]]:
+    """Gives each image that can be read with the probabilities of its classes, and names the others as errors.
+
+    An image is a file, and the file or folder that the user named.
+    """
+    for first in range(0, len(images), _BATCH):
+        read, pixels = [], []
+        for file, named in images[first : first + _BATCH]:
             try:
-                images.append(read_image(file, image_shape))
-                read.append(file)
+                pixels.append(read_image(file, image_shape))
+                read.append((file, named))
             except ValueError as error:
-                print(f"error: {error}", file=sys.stderr)
-        if images:
-            yield from zip(read, probabilities(np.stack(images)))
+                with contextlib.suppress(BrokenPipeError):
+                    print(f"error: {error}", file=sys.stderr)
+        if pixels:
+            yield from zip(read, probabilities(np.stack(pixels)))
 
 
 def _probabilities(

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from absl import flags
 
 from diffstride_hybrid import command_line
+from diffstride_hybrid.data.image_folders import is_named_folder
 from diffstride_hybrid.data.local_files import prepare_from_files
-from diffstride_hybrid.data.sources import prepare, tfds_builder
+from diffstride_hybrid.data.sources import DIGITS, prepare, tfds_builder
 
 FLAGS = flags.FLAGS
 
@@ -21,9 +22,8 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     flags.DEFINE_string("name", None, "Name of the data set in TensorFlow Datasets.", required=True)
-    flags.DEFINE_string(
+    command_line.path_flag(
         "source",
-        None,
         "Folder with the files that TensorFlow Datasets would download or asks for; for CIFAR those of Keras and "
         "torchvision do as well. If not given, the files are downloaded.",
     )
@@ -37,11 +37,15 @@ def main(argv: Sequence[str]) -> None:
         argv: the name of the command.
     """
     del argv
+    if FLAGS.name == DIGITS or is_named_folder(FLAGS.name):
+        where = "come with scikit-learn" if FLAGS.name == DIGITS else "are read as they are"
+        print(f"{FLAGS.name} needs no preparation: its images {where}.")
+        return
     builder = tfds_builder(FLAGS.name, FLAGS.data_dir)
     if FLAGS.source is None:
         prepare(builder)
     else:
-        source = pathlib.Path(FLAGS.source).expanduser().resolve()
+        source = pathlib.Path(FLAGS.source).resolve()
         if not source.is_dir():
             raise ValueError(f"--source must be a folder, got {FLAGS.source}.")
         prepare_from_files(builder, source)

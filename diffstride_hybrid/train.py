@@ -24,7 +24,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     command_line.gin_flags()
-    flags.DEFINE_string("workdir", None, "Folder of the run. If not given, runs/<name of the last gin file>.")
+    command_line.path_flag("workdir", "Folder of the run. If not given, runs/<name of the last gin file>.")
     flags.DEFINE_integer(
         "seed",
         None,

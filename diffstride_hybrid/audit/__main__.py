@@ -54,8 +54,8 @@ class Subject(NamedTuple):
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("workdir", None, "Folder of a run. Without it, --model is a file and images are named.")
-    flags.DEFINE_string("model", FINAL_MODEL, f"A .keras file; of a run, {FINAL_MODEL} or {BEST_MODEL}.")
+    command_line.path_flag("workdir", "Folder of a run. Without it, --model is a file and images are named.")
+    command_line.path_flag("model", f"A .keras file; of a run, {FINAL_MODEL} or {BEST_MODEL}.", FINAL_MODEL)
     flags.DEFINE_integer("images", 1000, "How many images at most, spread evenly over all.", lower_bound=1)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of a run's data.")
     flags.DEFINE_integer("seed", 0, "Of shifts and noise.", lower_bound=0)
@@ -65,7 +65,7 @@ def define_flags() -> None:
         "preprocess", None, "Module of keras.applications whose preprocess_input the file's model needs."
     )
     flags.DEFINE_integer("image_size", None, "Height and width if the file's model takes any size.", lower_bound=1)
-    flags.DEFINE_string("output", None, "Folder for the files. The run's own if not given, for its final model.")
+    command_line.path_flag("output", "Folder for the files. The run's own if not given, for its final model.")
     command_line.data_dir_flag("As in the run if not given.")
 
 
@@ -114,7 +114,7 @@ def _of_run(names: Sequence[str]) -> Subject:
         raise ValueError(f"Unexpected argument {names[0]!r}: a run is audited on its own images, --split.")
     if FLAGS.model not in (FINAL_MODEL, BEST_MODEL):
         raise ValueError(f"--model must be {FINAL_MODEL} or {BEST_MODEL} of the run, got {FLAGS.model}.")
-    run = saved_runs.load_run(pathlib.Path(FLAGS.workdir), FLAGS.model, FLAGS.data_dir)
+    run = saved_runs.load_run(pathlib.Path(FLAGS.workdir), FLAGS.model, FLAGS.data_dir, FLAGS.split)
     datasets = run.datasets
     if datasets.splits[FLAGS.split].size == 0:
         raise ValueError(f"The {FLAGS.split} split of {datasets.name} has no images.")

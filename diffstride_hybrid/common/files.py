@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -88,6 +89,21 @@ def _warn_of_lost_safety(reason: str) -> None:
     logging.warning(
         "Files cannot be synced with the disk here (%s): after a power cut the last ones may be lost", reason
     )
+
+
+def remove(path: pathlib.Path) -> None:
+    """Deletes a file, or a folder with all that is in it. Does nothing if there is none.
+
+    Args:
+        path: of the file or folder. Of a link, the link is deleted.
+
+    Raises:
+        OSError: it cannot be deleted.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

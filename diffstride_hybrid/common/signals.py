@@ -50,8 +50,10 @@ class StopRequest:
         if not self.can_wait:
             raise Stopped(f"stopped by {name} while the run was set up: start the same command again.")
         self.signal_name = name
-        # A handler must not write to Python's own streams: it may have interrupted a write to them.
-        os.write(2, f"{name}: ends as soon as the state is saved\n".encode())
+        # A handler must not write to Python's own streams: it may have interrupted a write to them. The same Ctrl-C may
+        # have ended the process that reads standard error, as in `train 2>&1 | tee log`.
+        with contextlib.suppress(OSError):
+            os.write(2, f"{name}: ends as soon as the state is saved\n".encode())
 
 
 @contextlib.contextmanager

@@ -52,6 +52,7 @@ def find_gin_file(name: str) -> str:
         >>> os.path.basename(find_gin_file("digits_hybrid"))
         'digits_hybrid.gin'
     """
+    name = os.path.expanduser(name)
     if pathlib.Path(name).is_file():
         return name
     folder = shipped_configs()

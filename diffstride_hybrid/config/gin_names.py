@@ -5,7 +5,9 @@ The names are those of the code released with DiffStride. Importing this module 
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -90,7 +92,9 @@ _register_subclasses("tf.keras.callbacks", keras.callbacks, keras.callbacks.Call
 
 def bound_workdir() -> str | None:
     """The folder of a run that is bound to 'train.train.workdir', None if none is bound."""
-    return gin.get_bindings("train.train", resolve_references=False).get("workdir")
+    workdir = gin.get_bindings("train.train", resolve_references=False).get("workdir")
+    # Gin resolves a reference to a macro, and nothing else that is bound to `train`, when it is copied.
+    return None if workdir is None else os.path.expanduser(copy.deepcopy(workdir))
 
 
 def bound_shapes() -> tuple[tuple[int, int, int], int]:

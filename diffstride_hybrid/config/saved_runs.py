@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import pathlib
+import re
 import zipfile
 from typing import Any, NamedTuple
 
@@ -84,6 +85,8 @@ def _check_same_config(path: pathlib.Path, config: str) -> None:
         raise OSError(f"{path} is damaged: {error}.") from error
     if begun_with != config and config.startswith(begun_with):
         raise OSError(f"{path} is damaged: it is cut off after {len(begun_with):,} characters.")
+    # Gin wraps long values, and a line of one says nothing by itself.
+    begun_with, config = (re.sub(r"\s*\\?\n[ \t]+", " ", text) for text in (begun_with, config))
     lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
     changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
     changed = [line for line in changed if not _is_new_default(line, begun_with)]
@@ -105,7 +108,7 @@ def _is_new_default(line: str, begun_with: str) -> bool:
     return False
 
 
-def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> Run:
+def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None, split: str = "test") -> Run:
     """Loads the model, the data and the loss of a run, under the current distribution strategy.
 
     Afterwards the run's own config is bound in gin.
@@ -114,6 +117,7 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> 
         workdir: folder of the run.
         model: name of the model's file, such as 'final.keras'.
         data_dir: folder in which TensorFlow Datasets keeps prepared sets. None for the folder that the run used.
+        split: the split that will be measured on.
 
     Returns:
         The run.
@@ -122,12 +126,12 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> 
         FileNotFoundError: the folder does not exist, or the run has not saved that model yet.
         OSError: the model's file, the config or the data is damaged, or the data cannot be downloaded.
         ValueError: the file is no model, or a model that would run code of its own, or the data have other classes or
-            another size now.
+            another size now, or the split has other files.
     """
     network, loss = load_model(workdir, model, data_dir)
     bound = gin.get_bindings("train.train")
     path = workdir / "run.json"
-    datasets = data_as_recorded(bound["load_data_fn"](seed=bound["seed"]), read_json(path), path)
+    datasets = data_as_recorded(bound["load_data_fn"](seed=bound["seed"]), read_json(path), path, [split])
     return Run(network, datasets, loss)
 
 

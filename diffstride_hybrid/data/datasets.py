@@ -37,6 +37,7 @@ class Split:
             None if the set is in memory.
         decode: turns an encoded image of `stream` into a uint8 image `[height, width, channels]`.
         num_classes: every label of `stream` must be at least 0 and below this number.
+        files_digest: a short hash of the names of its files, if it was drawn from the files of a user's own folder.
     """
 
     size: int
@@ -44,6 +45,7 @@ class Split:
     stream: Callable[[int, int], tf.data.Dataset] | None = None
     decode: Callable[[tf.Tensor], tf.Tensor] | None = None
     num_classes: int = 0
+    files_digest: str | None = None
 
 
 class Shard(NamedTuple):
@@ -125,7 +127,8 @@ class Datasets:
             The context `naming_damaged_files`, or one without any effect if the whole set is in memory.
         """
         reads_files = any(split.size and split.arrays is None for split in self.splits.values())
-        return naming_damaged_files(self.name) if reads_files else contextlib.nullcontext()
+        own = any(split.files_digest is not None for split in self.splits.values())
+        return naming_damaged_files(self.name, own=own) if reads_files else contextlib.nullcontext()
 
     def evaluation_steps(self, split_name: str) -> int:
         """Steps in one pass over a split. An incomplete last batch counts as a step.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -59,11 +60,20 @@ def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path]
     Returns:
         The files whose names end as those of images, and those whose names do not, both sorted. Files and folders whose
         names begin with '.' are in neither list: systems and editors keep notes of their own in them.
+
+    Raises:
+        OSError: a folder cannot be read. The message names it.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise OSError(
+            f"The folder {error.filename} cannot be read ({error.strerror}): change its permissions, or move it away."
+        ) from error
+
     images: list[pathlib.Path] = []
     others: list[pathlib.Path] = []
     seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if recursive and not name.startswith(".")]
         real = os.path.realpath(place)
         if real in seen:  # A link leads back.
@@ -142,13 +152,30 @@ def read_image(path: str | os.PathLike[str], image_shape: Sequence[int]) -> np.n
 
 
 @contextlib.contextmanager
+def without_warnings() -> Iterator[None]:
+    """A context in which Pillow does not warn of oddities in files that it can read.
+
+    Outside of the main thread it does nothing: the filters of warnings belong to the whole process, and threads that
+    set and restore them in turn can leave them changed. Threads are started in this context instead.
+
+    Yields:
+        Nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     """A context with an image of Pillow. Whatever fails in it is an error that names the file."""
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore")  # Pillow warns of oddities in files that it can read.
+        with without_warnings(), Image.open(path) as image:
             yield image
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = str(error).replace(repr(os.fspath(path)), "it").rstrip(".")

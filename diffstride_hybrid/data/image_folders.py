@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import hashlib
 import math
 import os
 import pathlib
@@ -14,10 +16,10 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride_hybrid.data.datasets import Split, as_written
-from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image
+from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image, without_warnings
 from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
-_TRAIN, _TEST = "train", ("test", "validation", "val")
+_TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val", "valid")
 
 _NAMED = 5
 """How many files a message names at most."""
@@ -29,7 +31,8 @@ class ClassFolders(NamedTuple):
     Attributes:
         folder: that the user named.
         class_names: names of the labels 0, 1, 2, …, sorted.
-        files: paths and labels of each split. There is no 'test' if the folder does not divide its images.
+        files: paths and labels of each split. There is no 'test' if the folder does not divide its images, and no
+            'validation' if the folder has none beside 'test'.
         image_shape: (height, width, channels) of the images: one channel if all files are gray.
     """
 
@@ -51,8 +54,9 @@ def is_named_folder(name: Any) -> bool:
 def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFolders:
     """Lists the images of a folder and reads the header of each.
 
-    The folder holds `train/CLASS/…` and `test/CLASS/…` ('validation' or 'val' stand in for 'test'), or `CLASS/…`. An
-    image may lie in folders below that of its class. Links are followed, and names that begin with '.' are left out.
+    The folder holds `train/CLASS/…` and `test/CLASS/…`, and may hold `validation/CLASS/…` ('val' or 'valid' are other
+    names for it, and it stands in for 'test' if there is none); or it holds `CLASS/…`. An image may lie in folders
+    below that of its class. Links are followed, and names that begin with '.' are left out.
 
     Args:
         name: of the folder.
@@ -70,13 +74,16 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
         raise ValueError(f"data.load_datasets.name = {os.fspath(name)!r} names a folder that does not exist.")
     roots = {"train": folder}
     if _subfolders(folder / _TRAIN):
-        test = next((folder / split for split in _TEST if (folder / split).is_dir()), None)
+        validation = next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
+        test = folder / _TEST if (folder / _TEST).is_dir() else validation
         if test is None:
             raise ValueError(
                 f"{folder} has a folder 'train' and no 'test': add one, or name {folder / _TRAIN}, of which a share is "
                 "then held out for testing."
             )
         roots = {"train": folder / _TRAIN, "test": test}
+        if validation not in (None, test):
+            roots["validation"] = validation
     class_names = tuple(entry.name for entry in _subfolders(roots["train"]))
     if len(class_names) < 2:
         raise ValueError(
@@ -100,8 +107,9 @@ def folder_splits(
 
     Args:
         name: of the folder.
-        validation_fraction: share of the training images set aside for validation, from 0 to below 1.
-        training_images: how many images of the training split to use, with those for validation. None for all.
+        validation_fraction: share of the training images set aside for validation, from 0 to below 1. Not used if the
+            folder has 'validation' beside 'test'.
+        training_images: how many images of the training split to use, with those set aside. None for all.
         image_size: height and width that images are resized to. None to leave them as they are.
         test_fraction: share of each class that is held out for testing if the folder does not divide its images.
         seed: chooses the images that are held out.
@@ -122,11 +130,17 @@ def folder_splits(
             )
     # Sorted by class they would fill whole batches, and validation, with one class.
     train = [train[index] for index in np.random.default_rng(0).permutation(len(train))]
-    for_training, used = division(name, len(train), training_images, validation_fraction)
-    parts = {"train": train[:for_training], "validation": train[for_training:used], "test": test}
-    in_memory = (used + len(test)) * math.prod(found.image_shape) <= MEMORY_LIMIT_BYTES
-    make = _split_in_memory if in_memory else _streamed_split
-    return {part: make(files, found) for part, files in parts.items()}, found.class_names
+    validation = found.files.get("validation")
+    fraction = validation_fraction if validation is None else 0
+    for_training, used = division(name, len(train), training_images, fraction)
+    parts = {"train": train[:for_training], "validation": validation or train[for_training:used], "test": test}
+    images = sum(len(files) for files in parts.values())
+    make = _split_in_memory if images * math.prod(found.image_shape) <= MEMORY_LIMIT_BYTES else _streamed_split
+    splits = {part: make(files, found) for part, files in parts.items()}
+    for part in splits.keys() - (found.files.keys() - {"train"}):
+        # It is drawn from the names of all files. In a folder of its own a split may get more images.
+        splits[part] = dataclasses.replace(splits[part], files_digest=_digest(parts[part], found.folder))
+    return splits, found.class_names
 
 
 def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -157,17 +171,17 @@ def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -
     return files
 
 
-def _read_all(read: Callable[[str], Any], paths: Sequence[str], folder: pathlib.Path) -> list[Any]:
-    """Reads files side by side. Those that cannot be read are named together."""
+def _read_all(read: Callable[..., Any], paths: Sequence[str], folder: pathlib.Path, *more: Sequence[Any]) -> list[Any]:
+    """Reads files side by side: `read` takes a path and one of each of `more`. Bad files are named together."""
 
-    def attempt(path: str) -> Any:
+    def attempt(path: str, *others: Any) -> Any:
         try:
-            return read(path)
+            return read(path, *others)
         except ValueError as error:
             return error
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        results = list(pool.map(attempt, paths))
+    with without_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
+        results = list(pool.map(attempt, paths, *more))
     errors = [result for result in results if isinstance(result, ValueError)]
     if errors:
         more = f" So cannot {len(errors) - 1:,} more in {folder}: {_some(_paths(results, paths)[1:])}."
@@ -210,11 +224,19 @@ def _held_out(
     return train, test
 
 
+def _digest(files: Sequence[tuple[str, int]], folder: pathlib.Path) -> str:
+    """A short hash of the names of files, in whatever order they are, and wherever the folder is."""
+    names = sorted(os.fsencode(pathlib.Path(path).relative_to(folder).as_posix()) for path, _ in files)
+    return hashlib.sha256(b"\0".join(names)).hexdigest()[:16]
+
+
 def _split_in_memory(files: Sequence[tuple[str, int]], found: ClassFolders) -> Split:
     images = np.empty((len(files), *found.image_shape), np.uint8)
-    read = _read_all(lambda path: read_image(path, found.image_shape), [path for path, _ in files], found.folder)
-    for index, image in enumerate(read):
-        images[index] = image
+
+    def read(path: str, place: np.ndarray) -> None:
+        place[...] = read_image(path, found.image_shape)
+
+    _read_all(read, [path for path, _ in files], found.folder, images)
     return Split(len(files), arrays=(images, np.array([label for _, label in files], np.int64)))
 
 

@@ -35,6 +35,9 @@ _STATISTICS = {
 # So many images are enough to measure the channels of a set that is too large for memory.
 _MEASURED_IMAGES = 1000
 
+_COUNTED_IMAGES = 100
+"""How many images are measured at once."""
+
 
 def load_datasets(
     name: str,
@@ -61,14 +64,15 @@ def load_datasets(
         mixup: 'pairs' mixes each two images into one, as the code released with DiffStride does, so that an epoch has
             half the steps; 'batch' mixes each image with another image of its batch.
         validation_fraction: share of the training images set aside for validation, from 0 to below 1. These are the
-            last ones, whatever the seed.
-        training_images: how many images of the training split to use, with those for validation. These are the first
-            ones, whatever the seed. None for all.
+            last ones, whatever the seed; if `test_fraction` holds images out, they are among those that are left. Not
+            used for a folder that has 'validation' beside 'test'.
+        training_images: how many images of the training split to use, with those set aside for validation. These are
+            the first ones; `validation_fraction` says when the seed counts. None for all.
         image_size: height and width that images are resized to, in pixels. Needed if the images of a set differ in
             size.
         data_dir: folder in which TensorFlow Datasets keeps prepared sets. None for its default.
-        test_fraction: share of each class that is held out for testing, above 0 and below 1. It counts for a folder
-            that has no 'test' alone.
+        test_fraction: share of each class that is held out for testing, above 0 and below 1. Only used for a folder
+            without 'test'.
         seed: of the order of images, augmentation and mixup, and of the images that `test_fraction` holds out.
 
     Returns:
@@ -90,9 +94,10 @@ def load_datasets(
     _check_arguments(batch_size, mixup_alpha, mixup, validation_fraction, training_images, image_size, test_fraction)
     if augment_fn is not None and not callable(augment_fn):
         raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
+    builder = None if name == DIGITS else _builder_of(name, data_dir)
     if name == DIGITS:
         splits, class_names = digits_splits(validation_fraction, training_images, image_size or DIGITS_SIZE)
-    elif (builder := _builder_of(name, data_dir)) is not None:
+    elif builder is not None:
         splits, class_names = tfds_splits(builder, validation_fraction, training_images, image_size)
     else:
         splits, class_names = folder_splits(name, validation_fraction, training_images, image_size, test_fraction, seed)
@@ -100,8 +105,8 @@ def load_datasets(
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
         )
-    with naming_damaged_files(name):
-        image_shape, mean, std = _measure(name, splits["train"])
+    with naming_damaged_files(name, own=splits["train"].files_digest is not None):
+        image_shape, mean, std = _measure(splits["train"], None if builder is None else builder.name)
     datasets = Datasets(
         name=name,
         image_shape=image_shape,
@@ -196,20 +201,27 @@ def _check_trainable(datasets: Datasets) -> None:
         check_augmentation(datasets.augment_fn, (datasets.batch_size, *datasets.image_shape))
 
 
-def _measure(name: str, train: Split) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
-    """Shape of the images, and mean and standard deviation of each channel, of images scaled to 0..1."""
+def _measure(train: Split, published: str | None) -> tuple[tuple[int, int, int], tuple[float, ...], tuple[float, ...]]:
+    """Shape of the images, and mean and standard deviation of each channel, of images scaled to 0..1.
+
+    The statistics are fixed for some sets by the names under which they are published.
+    """
     if train.arrays is not None:
         images = train.arrays[0]
     else:
         decoded = train.stream(0, min(_MEASURED_IMAGES, train.size)).map(decoder_of(train))
         images = np.stack(list(decoded.map(as_written(lambda image, label: image))))
     shape = tuple(images.shape[1:])
-    if name in _STATISTICS:
-        return shape, *_STATISTICS[name]
+    if published in _STATISTICS:
+        return shape, *_STATISTICS[published]
+    # NumPy counts 64-bit numbers, so the whole set at once would take eight times its memory.
+    counts = np.zeros((shape[-1], 256), np.int64)
+    for first in range(0, len(images), _COUNTED_IMAGES):
+        for count, channel in zip(counts, np.moveaxis(images[first : first + _COUNTED_IMAGES], -1, 0)):
+            count += np.bincount(channel.ravel(), minlength=256)
     levels = np.arange(256) / 255
     mean, std = [], []
-    for channel in np.moveaxis(images, -1, 0):
-        share = np.bincount(channel.ravel(), minlength=256) / channel.size
+    for share in counts / (images.size // shape[-1]):
         mean.append(float(share @ levels))
         std.append(max(float(np.sqrt(share @ (levels - mean[-1]) ** 2)), 1 / 255))
     return shape, tuple(mean), tuple(std)

@@ -74,11 +74,15 @@ def _download_and_prepare(builder: Any, files: LocalFiles) -> None:
     make_manager = builder._make_download_manager
     # TensorFlow Datasets has no public way to set what a builder downloads with.
     builder._make_download_manager = lambda **given: files.with_manager(make_manager(**given))
+    is_own = False
     try:
         builder.download_and_prepare(download_dir=files.scratch, download_config=config)
+        # If another process was faster, the builder has made nothing, or failed since the other's folder is in place.
+        is_own = files.serves_builder
         _check_sizes(builder)
     except BaseException:
-        shutil.rmtree(builder.data_dir, ignore_errors=True)
+        if is_own:
+            shutil.rmtree(builder.data_dir, ignore_errors=True)
         raise
     finally:
         del builder._make_download_manager
@@ -122,6 +126,11 @@ class LocalFiles:
         self._manager: Any = None
         self._address_of: dict[pathlib.Path, str] = {}
         self._unpacked_names: dict[str, pathlib.Path] = {}
+
+    @property
+    def serves_builder(self) -> bool:
+        """Whether a builder has asked for files."""
+        return self._manager is not None
 
     def with_manager(self, manager: Any) -> LocalFiles:
         """Sets the download manager that unpacks archives."""

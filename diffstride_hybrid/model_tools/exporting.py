@@ -68,6 +68,28 @@ def check_installed(format: str) -> None:
         )
 
 
+def check_request(path: str | os.PathLike[str], format: str, quantization: str = "float32") -> None:
+    """Checks the arguments of `export` that need no model and no images.
+
+    Args:
+        path: the result. It must not exist.
+        format: 'saved_model', 'litert' or 'onnx'.
+        quantization: 'float32', or for 'litert' also 'float16' and 'int8'.
+
+    Raises:
+        ValueError: an argument is not among the allowed values, or two arguments do not go together.
+        FileExistsError: `path` exists.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"The format must be one of {', '.join(FORMATS)}, got {format!r}.")
+    if quantization not in QUANTIZATIONS:
+        raise ValueError(f"The quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
+    if quantization != "float32" and format != "litert":
+        raise ValueError(f"The quantization {quantization} needs the format litert, got {format}.")
+    if pathlib.Path(path).exists():
+        raise FileExistsError(f"{path} exists: choose another name, or move it away.")
+
+
 def export(
     model: keras.Model,
     path: str | os.PathLike[str],
@@ -103,17 +125,10 @@ def export(
         ...     load_export(pathlib.Path(folder) / "export", "saved_model")(np.zeros([2, 8, 8, 1])).shape
         (2, 3)
     """
-    if format not in FORMATS:
-        raise ValueError(f"The format must be one of {', '.join(FORMATS)}, got {format!r}.")
-    if quantization not in QUANTIZATIONS:
-        raise ValueError(f"The quantization must be one of {', '.join(QUANTIZATIONS)}, got {quantization!r}.")
-    if quantization != "float32" and format != "litert":
-        raise ValueError(f"The quantization {quantization} needs the format litert, got {format}.")
+    check_request(path, format, quantization)
     if quantization == "int8" and calibration is None:
         raise ValueError("The quantization int8 needs images to calibrate with.")
     path = pathlib.Path(path)
-    if path.exists():
-        raise FileExistsError(f"{path} exists: choose another name, or move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
         partial = pathlib.Path(folder) / "model"

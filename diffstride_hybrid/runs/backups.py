@@ -6,14 +6,13 @@ import contextlib
 import os
 import pathlib
 import re
-import shutil
 from typing import NamedTuple
 
 import tensorflow as tf
 from absl import logging
 
 from diffstride_hybrid.common.errors import first_line, one_line
-from diffstride_hybrid.common.files import synced
+from diffstride_hybrid.common.files import remove, synced
 
 KEPT = 2
 """The number of backups kept: if the last one is damaged, the run goes on from the one before."""
@@ -72,16 +71,16 @@ class Backups:
                 os.replace(path, self._folder / path.name)
             synced(self._folder)
         except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError):
-            raise  # The disk is well: another worker is gone.
+            raise  # The disk is fine: another worker is gone.
         except (OSError, tf.errors.OpError) as error:
             with contextlib.suppress(OSError):
                 for path in (partial, *self._files(name)):
-                    _remove(path)
+                    remove(path)
             kept = " The one before is kept." if before and self._names() else ""
             raise OSError(
                 f"The backup {self._folder / str(name)} cannot be written: {_reason(error)}.{kept}"
             ) from error
-        _remove(partial)
+        remove(partial)
         # Any backup newer than the restored one is damaged.
         damaged = [other for other in before if self._last is not None and other > self._last]
         self._last = name
@@ -135,7 +134,7 @@ class Backups:
         whole = {path for name in self._names() for path in self._files(name)}
         for path in self._folder.iterdir():
             if path.name == _PARTIAL or (path.name.startswith("ckpt-") and path not in whole):
-                _remove(path)
+                remove(path)
 
     def _names(self) -> list[_Name]:
         """The names of the complete backups, the last one first."""
@@ -163,10 +162,3 @@ class _Name(NamedTuple):
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or one_line(error)
-
-
-def _remove(path: pathlib.Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

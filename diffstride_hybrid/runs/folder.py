@@ -18,6 +18,7 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.files import (
     PARTIAL,
     read_rows,
+    remove,
     rows_as_text,
     whole_file,
     write_model_whole,
@@ -100,7 +101,7 @@ class RunFolder:
     def tidy(self) -> None:
         """Deletes the unfinished files of a process that was killed while it wrote."""
         for partial in (*self.path.glob(f"{PARTIAL}*"), *self.path.glob(f"*/{PARTIAL}*")):
-            partial.unlink()
+            remove(partial)  # An export leaves a folder.
 
     def has_begun(self) -> bool:
         """Whether a run has reached its first step here."""
@@ -122,7 +123,7 @@ class RunFolder:
         """
         if not self.writes:
             return
-        self._check_there()
+        self.check_there()
         write_whole(self.path / name, text)
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
@@ -163,7 +164,7 @@ class RunFolder:
         """
         if not self.writes:
             return
-        self._check_there()
+        self.check_there()
         write_model_whole(self.path / name, model)
 
     def write_figure(self, name: str, figure: Any) -> None:
@@ -178,7 +179,7 @@ class RunFolder:
         """
         if not self.writes:
             return
-        self._check_there()
+        self.check_there()
         with whole_file(self.path / name) as partial:
             figure.savefig(partial, dpi=150)
 
@@ -232,7 +233,12 @@ class RunFolder:
         if lacking:
             raise OSError(_damaged(path, f"no row of epoch {min(lacking)}"))
 
-    def _check_there(self) -> None:
+    def check_there(self) -> None:
+        """Checks that the folder still is the one in which this run began, before something is written there.
+
+        Raises:
+            FileNotFoundError: the folder is gone, or was made anew by another run.
+        """
         if not self.path.is_dir() or self._lock.is_lost():
             raise FileNotFoundError(f"The workdir {self.path} is gone: nothing more can be written there.")
 

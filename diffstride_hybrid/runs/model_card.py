@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,7 +29,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
     """
     config, audit = folder.path / "operative_config.gin", folder.path / AUDIT
     card = model_card(
-        folder.path.resolve().name,
+        str(folder.path.resolve()),
         folder.read_json("run.json"),
         summary,
         next(iter(folder.read_rows("strides.csv")), {}),
@@ -40,7 +41,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
 
 
 def model_card(
-    name: str,
+    place: str,
     run: Mapping[str, Any],
     summary: Mapping[str, Any],
     strides_at_start: Mapping[str, str],
@@ -51,7 +52,7 @@ def model_card(
     """The card as Markdown.
 
     Args:
-        name: of the run.
+        place: path of the run's folder.
         run: the values of `run.json`.
         summary: the values of `summary.json`.
         strides_at_start: the first row of `strides.csv`.
@@ -65,7 +66,7 @@ def model_card(
     data = run["data"]
     height, width, channels = data["image_shape"]
     sections = [
-        f"# {name}",
+        f"# {os.path.basename(place)}",
         f"A classifier of {height}x{width} images with {channels} channel{'s' * (channels > 1)}, trained on "
         f"`{data['name']}` with diffstride_hybrid at seed {run['seed']}. One run: no spread is known.",
         "## Results",
@@ -77,7 +78,7 @@ def model_card(
         "## Data",
         *_data(data),
         "## Use",
-        *_use(run["seed"], has_config=config is not None),
+        *_use(run, place, has_config=config is not None),
         "## Made by",
         *_origin(run),
     ]
@@ -95,7 +96,7 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _use(seed: int, has_config: bool) -> list[str]:
+def _use(run: Mapping[str, Any], place: str, has_config: bool) -> list[str]:
     """How to load the model. The commands read the run's config, so a card without one has no commands."""
     snippet = (
         "```python\nimport diffstride_hybrid, keras\n\n"
@@ -103,20 +104,31 @@ def _use(seed: int, has_config: bool) -> list[str]:
     )
     if not has_config:
         return [snippet]
+    enter, workdir, config = "", ".", "operative_config.gin"
+    if _needs_its_folder(run):
+        enter, workdir = f"cd {shlex.quote(run['started_in'])}\n", shlex.quote(place)
+        config = shlex.quote(os.path.join(place, config))
     commands = (
-        "```bash\n"
-        "python -m diffstride_hybrid.evaluate --workdir=.\n"
-        "python -m diffstride_hybrid.predict --workdir=. IMAGE_FILES\n"
-        "python -m diffstride_hybrid.export --workdir=. --format=litert --output=model.tflite\n"
-        f"python -m diffstride_hybrid.train --gin_file=operative_config.gin --seed={seed}  # again\n```"
+        f"```bash\n{enter}"
+        f"python -m diffstride_hybrid.evaluate --workdir={workdir}\n"
+        f"python -m diffstride_hybrid.predict --workdir={workdir} IMAGE_FILES\n"
+        f"python -m diffstride_hybrid.export --workdir={workdir} --format=litert --output=model.tflite\n"
+        f"python -m diffstride_hybrid.train --gin_file={config} --seed={run['seed']}  # again\n```"
     )
     return [snippet, commands]
+
+
+def _needs_its_folder(run: Mapping[str, Any]) -> bool:
+    """Whether the images were named by a path from the folder that the run was started in. Older runs do not say."""
+    tells = "files_digests" in run["data"] and bool(run.get("started_in"))
+    return tells and not os.path.isabs(os.path.expanduser(run["data"]["name"]))
 
 
 def _origin(run: Mapping[str, Any]) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in run["versions"].items() if version)
     commit = f", at commit {run['commit']}" if run["commit"] else ""
-    return [f"```bash\n{shlex.join(run['command'])}\n```", f"With {versions}{commit}."]
+    enter = f"cd {shlex.quote(run['started_in'])}\n" if run.get("started_in") else ""
+    return [f"```bash\n{enter}{shlex.join(run['command'])}\n```", f"With {versions}{commit}."]
 
 
 def _results(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:

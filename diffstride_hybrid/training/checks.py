@@ -221,7 +221,13 @@ def resolved_policy(name: str, strategy: tf.distribute.Strategy, folder: RunFold
     if name != "auto":
         return name
     if folder.has_begun():
-        return folder.read_json("run.json")["dtype_policy"]
+        try:
+            return folder.read_json("run.json")["dtype_policy"]
+        except (KeyError, TypeError) as error:
+            raise OSError(
+                f"{folder.path / 'run.json'} is damaged: it does not say in which precision the run was begun. Put it "
+                "right, or choose another workdir."
+            ) from error
     return distribution.default_dtype_policy(strategy)
 
 

@@ -85,6 +85,7 @@ class Listeners:
         check_callbacks(callbacks, loop.optimizer)
         self._callbacks = list(callbacks)
         self._begun: list[dict[str, Any]] = []
+        self._stop_begun = False
         self._watched = WatchedModel(loop)
         shape = {"epochs": epochs, "steps": steps}
         self._lists = [
@@ -113,7 +114,8 @@ class Listeners:
                 callback.append = True
         for listeners in self._lists:
             listeners.on_train_begin()
-        self._begun = [dict(_state_of(callback)) for callback in self._callbacks]
+        self._begun = [{name: np.array(value) for name, value in _state_of(each)} for each in self._callbacks]
+        self._stop_begun = self.stop
         self.restore(state)
 
     def on_epoch_begin(self, epoch: int) -> None:
@@ -154,26 +156,27 @@ class Listeners:
         """What has changed since training began: the rest is as the config, or the user's program, has made it."""
         changed: dict[str, Any] = {}
         for i, (callback, begun) in enumerate(zip(self._callbacks, self._begun)):
-            now = dict(_state_of(callback))
-            differing = (key for key in now if key not in begun or not np.array_equal(now[key], begun[key]))
-            names = {key.split("/")[0] for key in differing}
-            changed |= {f"{i}/{key}": value for key, value in now.items() if key.split("/")[0] in names}
+            changed |= {f"{i}/{key}": value for key, value in _changes(callback, begun).items()}
         return changed
 
     def restore(self, state: str | None) -> None:
         """Gives the user's callbacks the state that they had.
 
         Args:
-            state: from `state`. None if there is none.
+            state: from `state`. None for the state in which training began.
         """
-        if state is None:
-            return
-        with np.load(io.BytesIO(base64.b64decode(state))) as arrays:
-            self._watched.stop_training = bool(arrays["stop"])
-            for i, callback in enumerate(self._callbacks):
-                kept = {name.split("/", 1)[1]: arrays[name] for name in arrays if name.startswith(f"{i}/")}
-                for name, value in _from_arrays(kept).items():
-                    setattr(callback, name, value)
+        kept: list[dict[str, np.ndarray]] = [{} for _ in self._callbacks]
+        self._watched.stop_training = self._stop_begun
+        if state is not None:
+            with np.load(io.BytesIO(base64.b64decode(state))) as arrays:
+                self._watched.stop_training = bool(arrays["stop"])
+                for i, changed in enumerate(kept):
+                    changed |= {name.split("/", 1)[1]: arrays[name] for name in arrays if name.startswith(f"{i}/")}
+        for callback, begun, changed in zip(self._callbacks, self._begun, kept):
+            moved = {key.split("/")[0] for key in _changes(callback, begun)}
+            again = {name: value for name, value in _from_arrays(begun).items() if name in moved}
+            for name, value in (again | _from_arrays(changed)).items():
+                setattr(callback, name, value)
 
 
 def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimizer) -> None:
@@ -237,6 +240,14 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
     return state
 
 
+def _changes(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[str, Any]:
+    """The state of those attributes that are not as they were when training began."""
+    now = dict(_state_of(callback))
+    differing = (key for key in now if key not in begun or not np.array_equal(now[key], begun[key]))
+    names = {key.split("/")[0] for key in differing}
+    return {key: value for key, value in now.items() if key.split("/")[0] in names}
+
+
 def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for key, value in kept.items():
@@ -244,10 +255,10 @@ def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
         if kind == "none":
             state[name] = None
         elif kind == "one":
-            state[name] = value.item() if value.ndim == 0 else value
+            state[name] = value.item() if value.ndim == 0 else value.copy()
         elif kind == "list":
             parts = [kept[f"{name}/{i}"] for i in range(int(value))]
-            state[name] = [part.item() if part.ndim == 0 else part for part in parts]
+            state[name] = [part.item() if part.ndim == 0 else part.copy() for part in parts]
     return state
 
 

@@ -39,7 +39,8 @@ def pace_strides(
         optimizer: of any kind that Keras has.
         strides: the variables concerned.
         relative_rate: factor of the optimizer's learning rate, above 0.
-        rest_steps: updates of the optimizer before the strides first move.
+        rest_steps: training steps before the strides first move. With `gradient_accumulation_steps` an update of the
+            optimizer takes several of them.
 
     Raises:
         ValueError: there are no strides to pace.
@@ -65,11 +66,12 @@ def pace_strides(
     optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     # TensorFlow's variable arrives in place of Keras's, on several replicas that of one of them. All have one key.
     key, update = optimizer._var_key, optimizer.update_step
+    rest_updates = rest_steps // (optimizer.gradient_accumulation_steps or 1)
     paced = {key(variable) for variable in strides}
 
     def update_step(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         if key(variable) in paced:
-            moves = keras.ops.cast(optimizer.iterations >= rest_steps, learning_rate.dtype)
+            moves = keras.ops.cast(optimizer.iterations >= rest_updates, learning_rate.dtype)
             learning_rate = learning_rate * relative_rate * moves
         update(gradient, variable, learning_rate)
 

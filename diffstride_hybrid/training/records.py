@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import pathlib
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import keras
@@ -38,7 +40,8 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "seed": seed,
         "versions": {"python": platform.python_version()} | versions_of(PACKAGES),
         "commit": checkout_commit(),
-        "command": sys.argv,
+        "command": _command(),
+        "started_in": _working_folder(),
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "strategy": distribution.strategy_name(loop.strategy),
         "replicas": loop.strategy.num_replicas_in_sync,
@@ -47,17 +50,21 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "dtype_policy": model.dtype_policy.name,
         "parameters": model.count_params(),
         "macs": loop.cost().macs,
-        "data": _data_record(datasets),
+        "data": _data_record(datasets) | ({"files_digests": digests} if (digests := _files_digests(datasets)) else {}),
     }
 
 
-def data_as_recorded(datasets: Datasets, record: Any, path: pathlib.Path, resumes: bool = False) -> Datasets:
+def data_as_recorded(
+    datasets: Datasets, record: Any, path: pathlib.Path, splits: Collection[str], resumes: bool = False
+) -> Datasets:
     """Makes sure that a run's data are those that it began with, and normalizes them as they were then.
 
     Args:
         datasets: the data, loaded anew.
         record: the values of `run.json`.
         path: of `run.json`, for messages.
+        splits: those that will be used. If the images are a user's own folder, their files must have the names that
+            they had. A record of an earlier version does not say which names.
         resumes: whether training goes on, so that the splits must have as many images as they had.
 
     Returns:
@@ -66,7 +73,8 @@ def data_as_recorded(datasets: Datasets, record: Any, path: pathlib.Path, resume
 
     Raises:
         OSError: the record does not describe any data.
-        ValueError: the classes or the shape of the images, or, with `resumes`, the sizes of the splits have changed.
+        ValueError: the classes or the shape of the images, the files of `splits` or, with `resumes`, the sizes of the
+            splits have changed.
     """
     now = _data_record(datasets)
     begun = recorded_data(record, path, now)
@@ -75,6 +83,15 @@ def data_as_recorded(datasets: Datasets, record: Any, path: pathlib.Path, resume
             raise ValueError(
                 f"The {name.replace('_', ' ')} of {datasets.name} changed since {path.parent} was begun: "
                 f"{_difference(begun[name], now[name])}."
+            )
+    digests, digests_now = record["data"].get("files_digests", {}), _files_digests(datasets)
+    for split in splits:
+        # Images that are held out are drawn from all names: one new name, and others are held out.
+        if split in digests and digests[split] != digests_now.get(split):
+            raise ValueError(
+                f"The {split} images of {datasets.name} are not the files with which {path.parent} was begun, so "
+                "images that it was trained on may be among those held out: put the files back as they were, or train "
+                "anew in another workdir."
             )
     return dataclasses.replace(datasets, mean=tuple(begun["mean"]), std=tuple(begun["std"]))
 
@@ -111,6 +128,24 @@ def _data_record(datasets: Datasets) -> dict[str, Any]:
     }
 
 
+def _command() -> list[str]:
+    """The command as it can be given again. Of a module that it runs, Python gives the path in place of the name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return sys.argv if spec is None else ["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+
+
+def _working_folder() -> str | None:
+    """The folder that the process works in; None if it was deleted."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.getcwd()
+    return None
+
+
+def _files_digests(datasets: Datasets) -> dict[str, str]:
+    """The hashes of the splits' file names, by the names of the splits. Only sets in a user's own folder have them."""
+    return {name: split.files_digest for name, split in datasets.splits.items() if split.files_digest is not None}
+
+
 def _difference(before: Any, after: Any) -> str:
     if isinstance(before, list) and isinstance(before[0], str):
         gone, new = ([name for name in one if name not in other] for one, other in ((before, after), (after, before)))
@@ -132,6 +167,7 @@ def summarize(
 
     Returns:
         Accuracies and losses as fractions, times in seconds, MACs for one image, and strides and sizes of the poolings.
+        `steps` counts updates of the weights: fewer than the batches if gradients are accumulated or batches left out.
     """
     model, cost = loop.model, loop.cost()
     strides = strides_by_path(model)

@@ -19,7 +19,7 @@ from diffstride_hybrid.model_tools.crop_refresh import CropRefresh, held_crops
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.runs import figures, model_card
-from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder
+from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder, read_json
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
 from diffstride_hybrid.training.checks import (
     check_budget,
@@ -98,8 +98,9 @@ def train(
             there is no budget.
         macs_budget_epoch: number of epochs after which the target is reached. If None, half of `num_epochs`, at least
             1 and after `stride_warmup_epochs`.
-        check_folder: called with the run's folder after data, model and optimizer are made, and before anything in the
-            folder is read or changed. It raises an error if the run must not go on there.
+        check_folder: called with the run's folder after data, model and optimizer are made, and before its backups are
+            read and anything in it is changed. Only `run.json` has been read by then. It raises an error if the run
+            must not go on there.
 
     Returns:
         The values of `summary.json`: test accuracy and loss, MACs, strides and sizes, parameters, time.
@@ -135,7 +136,8 @@ def train(
     ):
         datasets = load_data_fn(seed=seed)
         if folder.has_begun():
-            datasets = data_as_recorded(datasets, folder.read_json("run.json"), folder.path / "run.json", resumes=True)
+            path = folder.path / "run.json"
+            datasets = data_as_recorded(datasets, read_json(path), path, datasets.splits, resumes=True)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         stack.enter_context(held_crops(loop.model))
         strides = [layer.strides for layer in diffstride_layers(loop.model) if layer.trainable]

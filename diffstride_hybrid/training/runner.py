@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -35,8 +36,8 @@ class Schedule:
         steps_per_execution: training steps in one call of the compiled loop.
         backup_every: training steps between two backups within an epoch; None for backups after each epoch only.
         rolls_back: whether the run goes back to its last backup after a step that is not finite. If not, it stops.
-        best_from: number of the epoch, counted from 1, from which on the best model is chosen. If it is above 1, the
-            best one of the epochs before is kept until then.
+        best_from: number of the epoch, counted from 1, from which on the best model is chosen. Until then, the best
+            model of the epochs before it is kept; afterwards, that model no longer counts.
     """
 
     num_epochs: int
@@ -94,9 +95,9 @@ class Runner:
         if restored is None:
             if self._schedule.rolls_back:
                 self._save()  # The first epoch goes back to this one.
-        elif self._folder.writes:
+        else:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
-            print(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}", flush=True)
+            self._tell(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}")
         _check_workers_agree(self._loop, self.step)
         if self.step:
             self._loop.start(self.step)
@@ -129,8 +130,7 @@ class Runner:
             self._loop.metrics.reset()
             progress.epochs_done, progress.steps_done, progress.epoch_seconds = epoch + 1, 0, 0.0
             self._save()
-            if self._folder.writes:
-                print(_epoch_line(epoch + 1, num_epochs, logs), flush=True)
+            self._tell(_epoch_line(epoch + 1, num_epochs, logs))
             if progress.epochs_done < num_epochs and not listeners.stop:
                 self._leave_if_asked(saved=True)
 
@@ -244,6 +244,8 @@ class Runner:
         if len(self.progress.left_out) == MOST_LEFT_OUT:
             raise not_finite.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")
         self.progress.left_out = sorted([*self.progress.left_out, step])
+        if self._folder.writes:
+            self._folder.check_there()
         self._backups.restore()
         if self._listeners is not None:
             self._listeners.restore(self.progress.callbacks)
@@ -269,7 +271,14 @@ class Runner:
         if self._listeners is not None:
             self.progress.callbacks = self._listeners.state()
         if self._folder.writes:
+            self._folder.check_there()
             self._backups.save(self.step)
+
+    def _tell(self, line: str) -> None:
+        """Prints a line. A run goes on if nobody can read its lines any more."""
+        if self._folder.writes:
+            with contextlib.suppress(OSError):
+                print(line, flush=True)
 
 
 def _check_workers_agree(loop: TrainingLoop, next_step: int) -> None:

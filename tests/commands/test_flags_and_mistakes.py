@@ -7,11 +7,13 @@ from typing import Any
 
 import gin
 import pytest
+from absl import flags
 from support.commands import assert_one_clear_line, contents, options_of, parsed_command, run_here
 
 from diffstride_hybrid import __main__, command_line
 from diffstride_hybrid.common import signals
-from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.config import gin_files, gin_names, saved_runs
+from diffstride_hybrid.model_tools import exporting
 
 pytestmark = pytest.mark.long
 
@@ -69,6 +71,47 @@ def test_the_folder_of_the_data_is_that_of_the_flag(started: Any, tmp_path: Path
     folder = "/some/folder with 'quotes'"
     started("--gin_file=base", f"--workdir={tmp_path}", f"--data_dir={folder}")
     assert gin.query_parameter("data.load_datasets.data_dir") == folder
+
+
+def test_a_path_may_begin_with_the_home_folder(started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Bash does not expand '~' after a '='."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine.gin").write_text("include 'base.gin'\ntrain.train.workdir = '~/bound'\n")
+    assert started("--gin_file=~/mine.gin")["workdir"] == f"{tmp_path}/bound"
+    assert started("--gin_file=base", "--workdir=~/runs/x", "--data_dir=~/data")["workdir"] == f"{tmp_path}/runs/x"
+    assert gin.query_parameter("data.load_datasets.data_dir") == f"{tmp_path}/data"
+
+
+PATHS = {
+    "train": ["--gin_file=base"],
+    "evaluate": ["--workdir=~/x"],
+    "predict": ["--workdir=~/x", "--csv=~/x"],
+    "export": ["--workdir=~/x", "--output=~/x", "--format=onnx"],
+    "prepare": ["--name=cifar10", "--source=~/x"],
+    "convert_google": ["--checkpoint=~/x", "--output=~/x", "--gin_file=base"],
+    "audit.__main__": ["--workdir=~/x", "--output=~/x", "--model=~/x"],
+}
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_every_flag_of_a_path_knows_the_home_folder(command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with_data_dir = [] if command in ("predict", "convert_google") else ["--data_dir=~/x"]
+    options = [*PATHS[command], *with_data_dir]
+    with parsed_command(command, *options):
+        for option in options:
+            name, value = option.removeprefix("--").split("=")
+            if value == "~/x":
+                assert getattr(flags.FLAGS, name) == f"{tmp_path}/x"
+        paths = {
+            name for name in ("workdir", "data_dir", "output", "source", "csv", "checkpoint") if name in flags.FLAGS
+        }
+        assert paths <= {option.removeprefix("--").split("=")[0] for option in options} | {"workdir"}
+
+
+def test_a_workdir_may_be_a_macro(started: Any, tmp_path: Path):
+    bindings = ["--gin_bindings=place = 'runs/of a macro'", "--gin_bindings=train.train.workdir = %place"]
+    assert started("--gin_file=base", *bindings)["workdir"] == "runs/of a macro"
 
 
 @pytest.mark.parametrize("name", ["digits_hybrid", "digits_hybrid.gin"])
@@ -235,6 +278,23 @@ def test_a_command_that_is_stopped_has_an_exit_code_of_its_own(
     monkeypatch.setattr(gin_names, "configured_train", train)
     result = run_here("train", "--gin_file=digits_hybrid", f"--workdir={tmp_path}")
     assert (result.code, result.err, result.out) == (code, line, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "culprits"),
+    [
+        (["--format=saved_model", "--output={}/there"], ["there exists", "choose another name"]),
+        (["--format=onnx", "--quantization=int8", "--output={}/new"], ["int8 needs the format litert"]),
+    ],
+)
+def test_an_export_that_cannot_be_written_is_refused_before_the_data_are_loaded(
+    options: list[str], culprits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exporting, "check_installed", lambda format: None)
+    monkeypatch.setattr(saved_runs, "load_run", lambda *args: pytest.fail("it is loaded"))
+    (tmp_path / "there").mkdir()
+    options = [option.format(tmp_path) for option in options]
+    assert_one_clear_line(run_here("export", "--workdir=run", *options), *culprits)
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])

@@ -11,7 +11,7 @@ import pytest
 from support.configured_runs import metrics_of, train
 from support.paths import REFERENCE
 
-from diffstride_hybrid.config import gin_files, gin_names
+from diffstride_hybrid.config import gin_files, gin_names, saved_runs
 from diffstride_hybrid.training.run import evaluate
 
 # The bindings of the release's cifar10.gin, by the names that it uses.
@@ -76,6 +76,38 @@ def test_the_config_of_the_release_works_without_its_imports(tmp_path: Path, tin
     assert pooling.smoothness_factor == 3
     assert pooling.initial_strides == (3, 3)
     assert run.model.get_layer("conv").kernel_regularizer.l2 == pytest.approx(5e-4)
+
+
+LONG = [f"'block_{number}/pooling'" for number in range(8)]
+
+
+@pytest.mark.parametrize("change", ["more", "other", "fewer"])
+def test_a_change_within_a_value_of_several_lines_is_a_change(tmp_path: Path, change: str):
+    begun, now = (
+        LONG,
+        {"more": [*LONG[:3], "'new'", *LONG[3:]], "other": ["'new'", *LONG[1:]], "fewer": LONG[1:]}[change],
+    )
+    texts = []
+    for names in (begun, now):
+        gin_files.parse([], [f"train.train.callbacks = [{', '.join(names)}]", "train.train.seed = 3"])
+        texts.append(gin.config_str())
+    assert "\\\n" in texts[0]
+    path = tmp_path / "run" / "operative_config.gin"
+    path.parent.mkdir()
+    path.write_text(texts[0])
+    saved_runs._check_same_config(path, texts[0])
+    with pytest.raises(ValueError, match=r"was begun with another config: .*callbacks = \["):
+        saved_runs._check_same_config(path, texts[1])
+
+
+def test_a_new_default_of_several_lines_is_no_change(tmp_path: Path):
+    gin_files.parse([], ["train.train.seed = 3"])
+    begun = gin.config_str()
+    new = "train.train.something = \\\n    ['a',\n     'b']\n"
+    (tmp_path / "operative_config.gin").write_text(begun)
+    saved_runs._check_same_config(
+        tmp_path / "operative_config.gin", begun.replace("train.train.seed", f"{new}train.train.seed")
+    )
 
 
 def test_files_include_shipped_ones_and_their_neighbours(tmp_path: Path):

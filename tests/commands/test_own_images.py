@@ -1,5 +1,8 @@
 """A folder of a user's own images: it trains, resumes, evaluates, predicts and exports."""
 
+import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -89,6 +92,82 @@ def test_it_resumes_only_with_the_same_images(photos: Path, tmp_path: Path, unco
     (photos / "train/dunkel/neu.png").unlink()
     trained(tmp_path / "stopped", **options)
     assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+@pytest.fixture(scope="module")
+def undivided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of classes, of which a share is held out for testing, and a run."""
+    root = tmp_path_factory.mktemp("undivided")
+    fill(root / "photos", 40)
+    bindings = {"data.load_datasets.name": repr(str(root / "photos")), "data.load_datasets.batch_size": 12}
+    result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={root / 'run'}")
+    assert result.code == 0, result.err
+    return root / "photos", root / "run"
+
+
+@pytest.mark.parametrize(
+    ("command", "split"),
+    [
+        (["evaluate"], "test"),
+        (["evaluate", "--split=validation"], "validation"),
+        (["evaluate", "--split=train"], "train"),
+        (["audit.__main__", "--split=validation"], "validation"),
+        (["export", "--format=saved_model", "--output=exported"], "test"),
+    ],
+)
+def test_images_that_were_trained_on_are_not_taken_for_others(
+    command: list[str], split: str, undivided: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One more image, and others are held out."""
+    photos, run = undivided
+    monkeypatch.chdir(tmp_path)
+    new = photos / "dunkel/a.png"
+    Image.new("RGB", (16, 16)).save(new)
+    try:
+        result = run_here(command[0], f"--workdir={run}", *command[1:])
+    finally:
+        new.unlink()
+    assert_one_clear_line(result, f"The {split} images of {photos} are not the files", str(run), "put the files back")
+
+
+def test_the_folder_of_a_run_may_move_and_an_older_record_says_less(undivided: tuple[Path, Path], tmp_path: Path):
+    photos, run = undivided
+    before = run_here("evaluate", f"--workdir={run}").out
+    assert "test accuracy" in before
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    older = shutil.copytree(run, tmp_path / "run")
+    config = older / "operative_config.gin"
+    config.write_text(re.sub(r"(load_datasets\.name = )(\\\s+)?\S+", rf"\1{str(moved)!r}", config.read_text()))
+    words = before.split(", /")[0]
+    assert words in run_here("evaluate", f"--workdir={older}").out
+    Image.new("RGB", (16, 16)).save(moved / "dunkel/a.png")
+    assert_one_clear_line(run_here("evaluate", f"--workdir={older}"), "are not the files")
+    record = json.loads((older / "run.json").read_text())
+    assert record["data"].pop("files_digests").keys() == {"train", "validation", "test"}
+    (older / "run.json").write_text(json.dumps(record))
+    assert "test accuracy" in run_here("evaluate", f"--workdir={older}").out
+
+
+def test_a_divided_folder_may_get_more_images_to_test_on(run: tuple[Path, Result], photos: Path):
+    folder, _ = run
+    extra = photos / "test/dunkel/mehr.png"
+    Image.new("RGB", (16, 16)).save(extra)
+    try:
+        assert "test accuracy" in run_here("evaluate", f"--workdir={folder}").out
+    finally:
+        extra.unlink()
+
+
+def test_a_run_does_not_resume_with_other_files_of_the_same_number(photos: Path, tmp_path: Path, uncompiled: None):
+    options = {"load_data_fn": partial(load_datasets, str(photos), batch_size=12), "backup_every": 2}
+    stopped_at(3, tmp_path / "stopped", **options)
+    path = next((photos / "train/dunkel").iterdir())
+    path.rename(path.with_name(f"a{path.suffix}"))
+    try:
+        with pytest.raises(ValueError, match=r"The (train|validation) images of .* are not the files"):
+            trained(tmp_path / "stopped", **options)
+    finally:
+        path.with_name(f"a{path.suffix}").rename(path)
 
 
 def test_a_run_is_evaluated_with_the_normalization_that_it_was_trained_with(run: tuple[Path, Result], photos: Path):

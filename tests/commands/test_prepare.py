@@ -22,6 +22,16 @@ def test_preparing_from_a_folder_needs_no_network(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
+    ("name", "words"), [("digits", "digits needs no preparation: its images come with"), ("./photos", "are read as")]
+)
+def test_what_needs_no_preparation_is_told(name: str, words: str, tmp_path: Path):
+    result = run_here("prepare", f"--name={name}", f"--data_dir={tmp_path}")
+    assert (result.code, result.err) == (0, "")
+    assert words in result.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("arguments", "culprits"),
     [
         (["--name=fashion_minst"], ["'fashion_minst'", "did you mean", "'fashion_mnist'"]),

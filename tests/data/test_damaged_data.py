@@ -120,6 +120,11 @@ def test_what_the_machine_lacks_is_not_taken_for_damage(error: type[tf.errors.Op
         raise error(None, None, "out of it [[{{node IteratorGetNext}}]]")
 
 
+def test_what_a_gpu_cannot_compute_is_not_taken_for_damage():
+    with pytest.raises(tf.errors.NotFoundError), naming_damaged_files(NAME):
+        raise tf.errors.NotFoundError(None, None, "No algorithm worked! [[{{node conv/Conv2D}}]]")
+
+
 @pytest.mark.parametrize("error", [RuntimeError("Failed to get url. HTTP code: 404."), AssertionError()])
 def test_a_download_that_fails_is_named(error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     builder = tfds_builder(NAME, str(tmp_path))

@@ -1,14 +1,23 @@
 """Folders of a user's own images, with the odd files that such folders have."""
 
+import errno
+import os
+import shutil
+import threading
+import tracemalloc
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from absl import logging
 from PIL import Image
 
-from diffstride_hybrid.data import image_folders
+from diffstride_hybrid.data import image_files, image_folders, loading
+from diffstride_hybrid.data.datasets import Split
+from diffstride_hybrid.data.image_files import read_image
 from diffstride_hybrid.data.loading import load_datasets, shapes
 
 COLORS = {"blau grün": (10, 20, 200), "red": (200, 30, 20)}
@@ -64,6 +73,23 @@ def test_a_folder_with_train_and_test(tmp_path: Path, monkeypatch: pytest.Monkey
         assert_labels_fit(pixels, labels.argmax(-1))
     images, labels = next(iter(datasets.training()))
     assert_labels_fit((images.numpy() * datasets.std + datasets.mean) * 255, labels.numpy().argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_folder_with_train_validation_and_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool, name: str
+):
+    for split, count in (("train", 6), (name, 3), ("test", 2)):
+        fill(tmp_path / split, count)
+    if not in_memory:
+        monkeypatch.setattr(image_folders, "MEMORY_LIMIT_BYTES", 0)
+    splits = loaded(tmp_path).splits
+    assert {name: split.size for name, split in splits.items()} == {"train": 12, "validation": 6, "test": 4}
+    assert loaded(tmp_path, training_images=5).splits["train"].size == 5
+    shutil.rmtree(tmp_path / "test")
+    splits = loaded(tmp_path).splits
+    assert {name: split.size for name, split in splits.items()} == {"train": 9, "validation": 3, "test": 6}
 
 
 def test_both_ways_of_reading_give_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -201,7 +227,8 @@ def test_a_streamed_file_that_is_cut_off_is_named_when_it_is_read(tmp_path: Path
     make_cut_off(tmp_path / "test")
     monkeypatch.setattr(image_folders, "MEMORY_LIMIT_BYTES", 0)
     datasets = loaded(tmp_path)
-    with pytest.raises(OSError, match=r"cut\.png cannot be read as an image"), datasets.naming_damage():
+    cure = r"cut\.png cannot be read as an image.* Put back the file, or remove it\.$"
+    with pytest.raises(OSError, match=cure), datasets.naming_damage():
         datasets.first_images("test", 20)
 
 
@@ -253,6 +280,89 @@ def test_a_name_is_a_folder_only_if_it_is_no_data_set(tmp_path: Path, monkeypatc
 def test_the_share_for_testing_is_checked(tmp_path: Path, fraction: object):
     with pytest.raises(ValueError, match="test_fraction must be above 0 and below 1"):
         loaded(tmp_path, test_fraction=fraction)
+
+
+def test_a_set_in_memory_is_not_held_twice_while_it_is_measured(tmp_path: Path):
+    """NumPy's `bincount` makes 64-bit numbers of what it counts."""
+    images = np.zeros((2000, 64, 64, 3), np.uint8)
+    images[1234] = 255
+    tracemalloc.start()
+    try:
+        shape, mean, std = loading._measure(Split(len(images), arrays=(images, np.zeros(2000, np.int64))), None)
+        assert tracemalloc.get_traced_memory()[1] < images.nbytes
+    finally:
+        tracemalloc.stop()
+    assert shape == (64, 64, 3)
+    assert mean == pytest.approx([1 / 2000] * 3)
+    assert std == pytest.approx([np.sqrt(1 / 2000 - 1 / 2000**2)] * 3)
+
+
+def test_a_folder_is_not_held_twice_while_it_is_read(tmp_path: Path):
+    for i, name in enumerate(COLORS):
+        for j in range(40):
+            draw(tmp_path / name / f"{j}.png", (i, j, 0), (200, 200))
+    tracemalloc.start()
+    try:
+        splits, _ = image_folders.folder_splits(str(tmp_path), 0.25, None, None, 0.2, seed=1)
+        size = sum(split.arrays[0].nbytes for split in splits.values())
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * size
+    finally:
+        tracemalloc.stop()
+    for split in splits.values():
+        assert split.arrays[0][:, 0, 0, 0].tolist() == split.arrays[1].tolist()
+
+
+def test_reading_in_threads_leaves_the_filters_of_warnings_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The second thread enters before the first one leaves, and leaves after it."""
+    path = tmp_path / "a.png"
+    draw(path, (1, 2, 3))
+    both, first_left = threading.Barrier(2), threading.Event()
+
+    def read(leaves_first: bool) -> None:
+        with image_files._opened(path):
+            both.wait(10)
+            if not leaves_first:
+                first_left.wait(10)
+        first_left.set()
+
+    before = warnings.filters[:]
+    threads = [threading.Thread(target=read, args=(first,)) for first in (True, False)]
+    with warnings.catch_warnings():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert warnings.filters == before
+
+
+def test_oddities_in_files_are_no_warnings(tmp_path: Path):
+    """The filters of these tests make errors of warnings."""
+    fill(tmp_path)
+
+    def odd(path: str, *more: object) -> np.ndarray:
+        warnings.warn("odd", UserWarning, stacklevel=1)
+        return read_image(path, (8, 8, 3))
+
+    paths = [str(path) for path in (tmp_path / "red").iterdir()]
+    assert len(image_folders._read_all(odd, paths, tmp_path)) == 6
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path)
+    closed = tmp_path / "red/closed"
+    closed.mkdir()
+    scan = os.scandir
+
+    def refuse(path: str) -> Any:
+        if Path(path) == closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(OSError, match=rf"The folder {closed} cannot be read \(Permission denied\): change"):
+        loaded(tmp_path)
+    with pytest.raises(OSError, match=rf"The folder {closed} cannot be read"):
+        image_files.find_images([tmp_path], recursive=True)
 
 
 def test_a_share_that_holds_out_nothing_is_told(tmp_path: Path):

@@ -1,10 +1,12 @@
 """Preparing sets of TensorFlow Datasets from small archives in the layouts of the real ones."""
 
+import errno
 import io
 import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,6 +248,30 @@ def test_archives_without_images_leave_nothing(tmp_path: Path):
     with pytest.raises(OSError, match="cannot be prepared from"):
         prepared("rock_paper_scissors", tmp_path / "source", tmp_path / "data")
     assert_nothing_left(tmp_path / "data")
+
+
+@pytest.mark.parametrize("after_it_was_asked", [False, True])
+def test_a_set_that_another_process_has_just_prepared_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after_it_was_asked: bool
+):
+    """The folder of the other process is in place before this one moves its own there, or begins."""
+    extract(tmp_path / "source", cifar_files("cifar10", "binary"))
+    builder = tfds_builder("cifar10", str(tmp_path / "data"))
+    theirs = Path(builder.data_dir) / "theirs.tfrecord"
+
+    def download_and_prepare(**options: Any) -> None:
+        if after_it_was_asked:
+            builder._make_download_manager(download_dir=options["download_dir"], download_config=None)
+        theirs.parent.mkdir()
+        theirs.touch()
+        if after_it_was_asked:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(type(builder), "_make_download_manager", lambda self, **options: None)
+    monkeypatch.setattr(builder, "download_and_prepare", download_and_prepare)
+    with pytest.raises(OSError, match="cannot be prepared from"):
+        prepare_from_files(builder, tmp_path / "source")
+    assert theirs.exists()
 
 
 def test_a_prepared_set_is_left_as_it_is(tmp_path: Path):

@@ -17,6 +17,7 @@ from support.tiny_runs import rows_of
 from diffstride_hybrid.common import files
 from diffstride_hybrid.runs import lock
 from diffstride_hybrid.runs.folder import RunFolder
+from diffstride_hybrid.training.loop import TrainingLoop
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("uncompiled")]
 
@@ -118,6 +119,36 @@ def test_a_workdir_that_is_gone_stops_a_run(tmp_path: Path, backup_every: int | 
     with pytest.raises(OSError, match=rf"{run}.* (is gone|cannot be written)"):
         trained(run, callbacks=[At(2, lambda: shutil.rmtree(run))], backup_every=backup_every, num_epochs=1)
     assert not run.exists()
+
+
+@pytest.mark.parametrize("on_not_finite", ["stop", "roll_back"])
+def test_a_run_leaves_the_backups_alone_that_another_run_keeps_in_its_folder(
+    on_not_finite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = tmp_path / "run"
+    names = {f"ckpt-9-1.{suffix}" for suffix in ("index", "data-00000-of-00001")}
+
+    def begin_another() -> None:
+        shutil.rmtree(run)
+        (run / "backup").mkdir(parents=True)
+        for name in names:
+            (run / "backup" / name).touch()
+        if on_not_finite == "roll_back":
+            monkeypatch.setattr(TrainingLoop, "train_steps", lambda *args: False)
+
+    with pytest.raises(FileNotFoundError, match=rf"{run} is gone"):
+        trained(run, callbacks=[At(2, begin_another)], on_not_finite=on_not_finite, backup_every=3)
+    assert {path.name for path in (run / "backup").iterdir()} == names
+
+
+def test_what_a_killed_export_has_left_does_not_keep_a_run_from_going_on(tmp_path: Path):
+    stopped_at(3, tmp_path, backup_every=2)
+    for folder in (tmp_path / ".partial.a1b2", tmp_path / "figures/.partial.c3"):
+        (folder / "model").mkdir(parents=True)
+        (folder / "model/saved_model.pb").touch()
+    (tmp_path / ".partial.final.keras").touch()
+    trained(tmp_path)
+    assert not list(tmp_path.rglob(".partial*"))
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ import pytest
 from support.interrupted_runs import TIMES, At, Fault, assert_same_run, fail
 from support.tiny_runs import json_of, load, rows_of, train
 
+from diffstride_hybrid.training.loop import TrainingLoop
+
 Make = Callable[[Path], list[keras.callbacks.Callback]]
 
 pytestmark = pytest.mark.usefixtures("uncompiled")
@@ -83,6 +85,47 @@ def test_a_stopped_run_ends_as_one_left_alone(step: int, tmp_path: Path):
     assert rates[-1] < rates[0]
     assert list((tmp_path / "stopped/board").rglob("*tfevents*"))
     assert (tmp_path / "stopped/best_1.keras").exists()
+
+
+class Counts(keras.callbacks.Callback):
+    """Counts batches, and keeps the count beside an array that does not change."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = 0
+        self.seen: list[int] = []
+        self.fixed = np.arange(3)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.batches += 1
+        self.seen.append(batch)
+
+
+@pytest.mark.parametrize("backup_every", [None, 2])
+def test_a_run_that_rolls_back_takes_its_callbacks_along(
+    backup_every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """To the state in which it began, or to that of a backup within the epoch. The failing step comes once."""
+    train_steps, calls = TrainingLoop.train_steps, []
+
+    def fails_once(loop: TrainingLoop, count: int) -> bool:
+        calls.append(count)
+        return len(calls) != 4 and train_steps(loop, count)
+
+    monkeypatch.setattr(TrainingLoop, "train_steps", fails_once)
+    counts = Counts()
+    fixed = counts.fixed
+    run(
+        tmp_path,
+        num_epochs=1,
+        steps_per_epoch=5,
+        callbacks=[counts],
+        on_not_finite="roll_back",
+        backup_every=backup_every,
+    )
+    assert counts.batches == len(counts.seen) == 5
+    assert counts.seen == [0, 1, 2, 3, 4]
+    assert counts.fixed is fixed
 
 
 class WaitsForEvaluation(keras.callbacks.Callback):

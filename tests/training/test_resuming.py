@@ -114,6 +114,13 @@ def test_a_finished_folder_is_refused_and_kept(small_run: Path):
     assert contents(small_run) == before
 
 
+@pytest.mark.parametrize("record", ["{}", "[]", "null"])
+def test_a_record_that_says_nothing_is_named(record: str, tmp_path: Path):
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(OSError, match=rf"{tmp_path}/run\.json is damaged: .* or choose another workdir\.$"):
+        train(tmp_path)
+
+
 @pytest.mark.parametrize("below", ["", "run", "run/1"])
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path: Path, below: str):
     file = tmp_path / "file"

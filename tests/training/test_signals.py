@@ -1,15 +1,21 @@
 """Signals to a run."""
 
+import contextlib
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from absl import flags
+from support.command_flags import defined_flags
 from support.interrupted_runs import At, assert_same_run, backups_in, trained
 
+from diffstride_hybrid import command_line
 from diffstride_hybrid.common import signals
 
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("uncompiled")]
@@ -65,6 +71,63 @@ def test_who_presses_twice_does_not_wait(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         trained(tmp_path, callbacks=[At(1, press_twice)])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@contextlib.contextmanager
+def without_readers() -> Iterator[None]:
+    """Standard output and error are a pipe whose reader is gone, as after Ctrl-C in `train 2>&1 | tee log`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    kept = os.dup(2)
+    os.dup2(writer, 2)
+    with pytest.MonkeyPatch.context() as patch, open(writer, "w") as out, open(os.dup(2), "w", 1) as err:
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(sys, "stderr", err)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            for stream in (out, err):  # What they still hold is written when they are closed.
+                os.dup2(kept, stream.fileno())
+            os.close(kept)
+
+
+def test_a_signal_saves_first_though_nobody_reads_the_output(tmp_path: Path):
+    with without_readers(), pytest.raises(signals.Stopped, match="stopped by SIGINT after 3 steps"):
+        trained(tmp_path, callbacks=[At(3, lambda: os.kill(os.getpid(), signal.SIGINT))])
+    assert backups_in(tmp_path) == [3]
+
+
+def test_a_run_goes_on_if_nobody_reads_the_output(tmp_path: Path):
+    with without_readers():
+        trained(tmp_path, num_epochs=1, steps_per_epoch=1)
+    assert (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(signals.Stopped("stopped"), signals.EXIT_CODE), (KeyboardInterrupt(), 130), (OSError("x"), 1)]
+)
+def test_a_command_ends_with_its_code_though_nobody_reads_the_output(error: BaseException, code: int):
+    def main(argv: list[str]) -> None:
+        print("half a line", end="")
+        raise error
+
+    with defined_flags(command_line.traceback_flag):
+        flags.FLAGS(["command"])
+        with without_readers():
+            with pytest.raises(SystemExit) as ended:
+                command_line.reporting_errors(main)(["command"])
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # As Python does at its end.
+    assert ended.value.code == code
+
+
+def test_a_command_whose_output_nobody_reads_has_failed():
+    with defined_flags(command_line.traceback_flag):
+        flags.FLAGS(["command"])
+        with without_readers(), pytest.raises(SystemExit) as ended:
+            command_line.reporting_errors(lambda argv: print("half a line", end=""))(["command"])
+    assert ended.value.code == 1
 
 
 @SLOW

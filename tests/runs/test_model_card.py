@@ -1,0 +1,80 @@
+"""The commands in the card of a run: they must work as they stand."""
+
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffstride_hybrid.runs.model_card import model_card
+from diffstride_hybrid.training import records
+
+
+def card(place: str, name: str, **more: Any) -> str:
+    data = {
+        "name": name,
+        "image_shape": [8, 8, 1],
+        "class_names": ["a", "b"],
+        "mean": [0.5],
+        "std": [0.5],
+        "split_sizes": {"train": 1, "validation": 1, "test": 1},
+    }
+    summary = {"best_validation_accuracy": None, "poolings": []}
+    numbers = (
+        "test_accuracy",
+        "test_loss",
+        "macs",
+        "pooling_macs",
+        "parameters",
+        "epochs",
+        "steps",
+        "training_seconds",
+    )
+    run = {
+        "seed": 3,
+        "data": data | ({} if name == "digits" else {"files_digests": {"test": "0"}}),
+        "versions": {},
+        "commit": None,
+        "command": ["python", "-m", "diffstride_hybrid.train", "--gin_file=base"],
+        "dtype_policy": "float32",
+        "devices": [],
+        "strategy": "one",
+        "replicas": 1,
+        **more,
+    }
+    return model_card(place, run, summary | dict.fromkeys(numbers, 1), {}, "config", [])
+
+
+@pytest.mark.parametrize("name", ["photos", "./photos", "../photos"])
+def test_a_run_with_a_relative_folder_of_images_is_used_from_where_it_was_started(name: str):
+    text = card("/runs/my run", name, started_in="/home/my images")
+    use, made_by = text.split("## Use")[1].split("## Made by")
+    assert use.count("cd '/home/my images'") == 1
+    assert use.index("cd ") < use.index("diffstride_hybrid.evaluate")
+    assert use.count("--workdir='/runs/my run'") == 3
+    assert "--gin_file='/runs/my run/operative_config.gin'" in use
+    assert "cd '/home/my images'\npython -m diffstride_hybrid.train --gin_file=base\n" in made_by
+    assert text.startswith("# my run\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("digits", {"started_in": "/x"}), ("/photos", {"started_in": "/x"}), ("~/p", {"started_in": "/x"}), ("./p", {})],
+)
+def test_any_other_run_is_used_from_its_own_folder(name: str, more: dict[str, str]):
+    use = card("/runs/x", name, **more).split("## Use")[1].split("## Made by")[0]
+    assert "cd " not in use
+    assert use.count("--workdir=.") == 3
+
+
+@pytest.mark.parametrize(
+    ("module", "name"), [("diffstride_hybrid.train", "diffstride_hybrid.train"), ("a.b.__main__", "a.b"), (None, None)]
+)
+def test_a_command_is_recorded_as_it_can_be_given_again(
+    module: str | None, name: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    spec = None if module is None else ModuleSpec(module, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    monkeypatch.setattr(sys, "argv", ["/long/path.py", "--flag"])
+    assert records._command() == (["/long/path.py"] if name is None else ["python", "-m", name]) + ["--flag"]
