@@ -58,6 +58,7 @@ def test_the_error_says_what_was_found_and_what_hides_the_card():
     assert len(devices.no_card(everything, {"CUDA_VISIBLE_DEVICES": "-1"})) < 500  # More would be cut off.
 
 
+@pytest.mark.slow
 def test_without_a_card_the_benchmark_ends_with_one_line(tmp_path: Path):
     output = tmp_path / "rows.csv"
     ended = subprocess.run(
