@@ -45,7 +45,7 @@ def needs_static_shapes() -> bool:
     return True
 
 
-def watch(variable: keras.Variable, value: np.ndarray) -> None:
+def watch(variable: keras.Variable, value: np.ndarray, changed: Callable[[np.ndarray], None]) -> None:
     """Lets `value_of` know the values that a variable gets from now on.
 
     While `fit`, `evaluate` or `predict` runs, Keras takes the value of a variable away from it.
@@ -53,6 +53,7 @@ def watch(variable: keras.Variable, value: np.ndarray) -> None:
     Args:
         variable: of Keras.
         value: its initial value. The variable may get it later, if it is made while a function is traced.
+        changed: called with each new value.
     """
     assign = variable._direct_assign
 
@@ -60,6 +61,7 @@ def watch(variable: keras.Variable, value: np.ndarray) -> None:
         assign(value)
         if not isinstance(value, jax.core.Tracer):
             variable.noted = np.array(value)
+            changed(variable.noted)
 
     variable._direct_assign = noting
     variable.noted = value
@@ -108,6 +110,8 @@ def checked_when_run(inputs: Any, least_shape: Sequence[int], message: str) -> A
 def check_beside_graph(condition: Callable[[], jax.Array], advice: str) -> None:
     """Lets a condition be checked whenever the function runs that is being traced. Does nothing if none is.
 
+    `jax.vmap` alone traces no function, but gives `stateless_call` values that nobody can read.
+
     Args:
         condition: makes a boolean scalar.
         advice: the warning if the condition does not hold.
@@ -117,8 +121,10 @@ def check_beside_graph(condition: Callable[[], jax.Array], advice: str) -> None:
         if not holds:
             warnings.warn(advice, stacklevel=2)
 
-    if is_tracing():
-        jax.debug.callback(warn, condition())
+    if is_tracing() or get_stateless_scope() is not None:
+        holds = condition()
+        if isinstance(holds, jax.core.Tracer):
+            jax.debug.callback(warn, holds)
 
 
 def bring_weights_back(model: keras.Model) -> None:

@@ -47,12 +47,13 @@ def is_tracing() -> bool:
     return not tf.executing_eagerly()
 
 
-def watch(variable: keras.Variable, value: np.ndarray) -> None:
-    """Does nothing: `value_of` can read a variable without it.
+def watch(variable: keras.Variable, value: np.ndarray, changed: Callable[[np.ndarray], None]) -> None:
+    """Does nothing: `value_of` can read a variable without it, and graphs notice a change themselves.
 
     Args:
         variable: of Keras.
         value: its initial value.
+        changed: would be called with each new value.
     """
 
 
@@ -63,13 +64,18 @@ def value_of(variable: keras.Variable) -> np.ndarray | None:
         variable: of Keras.
 
     Returns:
-        The value. None if it cannot be read: on one of several replicas, or while the variable gets a value.
+        The value. None if it cannot be read: on one of several TPU cores, or while the variable gets a value.
     """
     strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1 and not tf.distribute.in_cross_replica_context():
+    is_alone = strategy.num_replicas_in_sync == 1 or tf.distribute.in_cross_replica_context()
+    if not is_alone and isinstance(strategy, tf.distribute.TPUStrategy):
         return None
     with tf.init_scope():
-        value = np.array(variable.numpy())
+        # In a graph of `stateless_call` the value is a tensor of that graph.
+        readable = variable if hasattr(variable.value, "numpy") else variable._value
+        if not is_alone:
+            readable = strategy.experimental_local_results(variable.value)[0]
+        value = np.array(readable.numpy())
     return value if value.size else None
 
 

@@ -48,12 +48,13 @@ def needs_static_shapes() -> bool:
     return torch.compiler.is_compiling()
 
 
-def watch(variable: keras.Variable, value: np.ndarray) -> None:
-    """Does nothing: `value_of` can read a variable without it.
+def watch(variable: keras.Variable, value: np.ndarray, changed: Callable[[np.ndarray], None]) -> None:
+    """Does nothing: `value_of` can read a variable without it, and what is called follows the strides.
 
     Args:
         variable: of Keras.
         value: its initial value.
+        changed: would be called with each new value.
     """
 
 

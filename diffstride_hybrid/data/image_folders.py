@@ -21,6 +21,9 @@ from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
 _TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val", "valid")
 
+_SPLIT_NAMES = {_TRAIN, "training", _TEST, "testing", *_VALIDATION}
+"""Names of folders that divide images, in lower case. Two of them are no classes."""
+
 _NAMED = 5
 """How many files a message names at most."""
 
@@ -85,6 +88,12 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
         if validation not in (None, test):
             roots["validation"] = validation
     class_names = tuple(entry.name for entry in _subfolders(roots["train"]))
+    splits = [name for name in class_names if name.lower() in _SPLIT_NAMES]
+    if _TEST not in roots and len(splits) > 1:
+        raise ValueError(
+            f"{folder} seems to be divided, but its folders {' and '.join(splits)} would be taken for classes: name "
+            f"them '{_TRAIN}', '{_TEST}' and '{_VALIDATION[0]}', with a folder for each class in each of them."
+        )
     if len(class_names) < 2:
         raise ValueError(
             f"{roots['train']} must have a folder of images for each of at least two classes, and has "

@@ -24,7 +24,7 @@ from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.layers.static_crop import Crop, StaticCrop
-from diffstride_hybrid.layers.stride_constraint import StrideConstraint
+from diffstride_hybrid.layers.stride_constraint import StrideConstraint, held_limits
 
 _LARGEST_STRIDE = 2.0**31 - 1
 """The greatest stride that an argument may have."""
@@ -151,7 +151,7 @@ class DiffStride(FourierPooling):
             dtype="float32",
             autocast=False,
         )
-        current.watch(self.strides, initial)
+        current.watch(self.strides, initial, self._warn_of_outdated_graphs)
         if self.crop_is_static and (self.static_crop or None not in size):
             self._crop.at(size, initial)
 
@@ -172,14 +172,21 @@ class DiffStride(FourierPooling):
 
     def _check_crop_when_run(self, size: Size, kept: Crop) -> None:
         """Makes a graph compare its crop with the strides whenever it runs: it may run on after they have changed."""
-        advice = (
-            f"The strides of {self.path} have changed since a graph was traced that keeps {kept[0]} x {kept[1]} bins. "
-            "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does the callback CropRefresh "
-            "in fit."
-        )
+        advice = self._advice(f" that keeps {kept[0]} x {kept[1]} bins")
         # A crop from a file is not always what the strides ask for. XLA makes the comparison later.
         asked = self._crop.asked(size) if current.is_tracing() else kept
         current.check_beside_graph(lambda: self._asks_for(size, asked), advice)
+
+    def _warn_of_outdated_graphs(self, strides: np.ndarray) -> None:
+        """Warns if the strides of a frozen layer change, whose graphs do not compare their crops: see `_pool`."""
+        if not self.trainable and self._crop.is_outdated_by(strides):
+            warnings.warn(self._advice(""), stacklevel=2)
+
+    def _advice(self, which: str) -> str:
+        return (
+            f"The strides of {self.path} have changed since a graph was traced{which}. "
+            "diffstride_hybrid.refresh_crops(model) lets Keras trace it anew, and so does CropRefresh in fit."
+        )
 
     def _asks_for(self, size: Size, kept: Crop) -> spectral.Tensor:
         """Whether the strides ask for this crop, as a scalar in the current graph."""
@@ -350,7 +357,7 @@ class DiffStride(FourierPooling):
         if self.static_crop is not False and self.cropping and "crops" in store:
             self._crop.restore(np.array(store["crops"]), self._read_strides())
         else:
-            self.refresh_crop()
+            self._crop.set_anew(hysteresis=0.0)  # A graph that was traced before is outdated still.
 
     def _unequal_frequencies(self) -> int | None:
         return spectral.unequal_frequencies(self.smoothness_factor) if self.mask == "released" else None
@@ -367,8 +374,8 @@ class DiffStride(FourierPooling):
     def _window_options(self) -> dict[str, Any]:
         return {
             "smoothness_factor": self.smoothness_factor,
-            "lower_limit_stride": self.lower_limit_stride,
-            "upper_limit_stride": self.upper_limit_stride,
+            "lower_limit_stride": held_limits(self.lower_limit_stride),
+            "upper_limit_stride": held_limits(self.upper_limit_stride),
             "mask": self.mask,
         }
 

@@ -8,6 +8,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+# Keras has no public name for the scope of `stateless_call`, whose values are others than those of the variables.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
 
 def normalized(
     layer: keras.layers.BatchNormalization,
@@ -187,7 +190,12 @@ def _update_averages(
     # Keras averages the biased variance.
     mean, variance = _mean_over_replicas([mean, variance * _share_of_biased(layer, inputs)])
     for average, batch_value in zip((layer.moving_mean, layer.moving_variance), (mean, variance)):
-        average.value.assign_sub((tf.convert_to_tensor(average) - batch_value) * (1.0 - layer.momentum))
+        before = tf.convert_to_tensor(average)
+        step = (before - batch_value) * (1.0 - layer.momentum)
+        if get_stateless_scope() is None:
+            average.value.assign_sub(step)
+        else:
+            average.assign(before - step)  # The scope keeps the new value.
 
 
 def _share_of_biased(layer: keras.layers.BatchNormalization, inputs: tf.Tensor) -> tf.Tensor:

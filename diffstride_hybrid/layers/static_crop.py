@@ -142,12 +142,33 @@ class StaticCrop:
         Returns:
             Whether a crop changed, or differs from that in a graph traced before.
         """
+        return self.differs(self.set_anew(hysteresis))
+
+    def set_anew(self, hysteresis: float) -> dict[Size, Crop]:
+        """As `refresh`, but what is known of traced graphs stays known.
+
+        Args:
+            hysteresis: as for `refresh`.
+
+        Returns:
+            The crops before.
+        """
         before = self.set_crops()
         self.forget(hysteresis)
         with self.being_set():
             for size in before:
                 self.at(size)
-        return self.differs(before)
+        return before
+
+    def is_outdated_by(self, strides: np.ndarray) -> bool:
+        """Tells whether a graph for inference that was traced before keeps another crop than strides ask for.
+
+        Args:
+            strides: the new strides.
+        """
+        return any(
+            crops - {self._asked(size, strides)} for (size, training), crops in self._traced.items() if not training
+        )
 
     @contextlib.contextmanager
     def being_set(self) -> Iterator[None]:

@@ -184,13 +184,19 @@ def replaced_calls(
     Yields:
         Nothing.
     """
-    for layer in layers:
-        object.__setattr__(layer, "call", replacement(layer))
+    own: list[tuple[keras.layers.Layer, Callable[..., Any] | None]] = []  # Not the class's, but an outer context's.
     try:
+        for layer in layers:
+            replaced = replacement(layer)
+            own.append((layer, vars(layer).get("call")))
+            object.__setattr__(layer, "call", replaced)
         yield
     finally:
-        for layer in layers:
-            object.__delattr__(layer, "call")
+        for layer, call in reversed(own):
+            if call is None:
+                object.__delattr__(layer, "call")
+            else:
+                object.__setattr__(layer, "call", call)
 
 
 def first_argument(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

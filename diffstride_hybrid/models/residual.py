@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
 from diffstride_hybrid.backends import current
-from diffstride_hybrid.common.arguments import validated_strides
+from diffstride_hybrid.common.arguments import validated_strides, validated_whole
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.recomputing import activated_convolution, recomputed_pooling
+from diffstride_hybrid.models.layer_templates import LayerFactory, layer_factory, layer_template
 from diffstride_hybrid.models.saved_layers import (
     are_alike,
     description,
@@ -24,9 +25,6 @@ from diffstride_hybrid.models.saved_layers import (
     without,
 )
 from diffstride_hybrid.spectral.options import Tensor
-
-LayerFactory = Callable[..., keras.layers.Layer]
-"""Makes a layer from keyword arguments: a layer class, or a function."""
 
 
 def batch_norm(
@@ -165,6 +163,12 @@ class ResidualLayer(keras.layers.Layer):
         return {name: part for name, part in parts.items() if part is not None}
 
     def build(self, input_shape: Sequence[int | None]) -> None:
+        channels = input_shape[channel_axis(self.channels_first)]
+        if not self.project and channels != self.filters:
+            raise ValueError(
+                f"{self.name} has project=False and so keeps the number of channels, but gets {channels} and has "
+                f"filters={self.filters}: let it project, or take its block out of id_only."
+            )
         self._norms[0].build(input_shape)
         self._strided_conv.build(input_shape)
         shape = self._strided_conv.compute_output_shape(input_shape)
@@ -209,13 +213,14 @@ class ResidualLayer(keras.layers.Layer):
         return shape if self._pooling is None else self._pooling.compute_output_shape(shape)
 
     def get_config(self) -> dict[str, Any]:
-        norms = [layer_template(norm, without=("axis",)) for norm in self._norms]
+        policy, data_format = self.dtype_policy, image_data_format(self.channels_first)
+        norms = [layer_template(norm, axis=channel_axis(self.channels_first), dtype=policy) for norm in self._norms]
         config = {
             **super().get_config(),
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "pooling_cls": layer_template(self._pooling, without=("strides", "data_format")),
+            "pooling_cls": layer_template(self._pooling, strides=self.strides, data_format=data_format, dtype=policy),
             "project": self.project,
             "channels_first": self.channels_first,
             "weight_decay": self.weight_decay,
@@ -248,7 +253,8 @@ class ResnetBlock(keras.Sequential):
         **kwargs: further arguments of `ResidualLayer`.
 
     Raises:
-        ValueError: strided convolutions are given strides that are not whole, or a stride is less than 1.
+        ValueError: strided convolutions are given strides that are not whole, a stride is less than 1, or `num_layers`
+            is no whole number of at least 1.
         TypeError: an argument that makes layers is neither a class nor a function.
 
     Example:
@@ -266,6 +272,7 @@ class ResnetBlock(keras.Sequential):
         name: str | None = None,
         **kwargs: Any,
     ):
+        validated_whole("num_layers", num_layers, least=1)
         super().__init__(
             [
                 ResidualLayer(
@@ -355,46 +362,3 @@ def whole_strides(strides: float | Sequence[float]) -> tuple[int, int]:
     if any(stride != int(stride) for stride in pair):
         raise ValueError(f"Strided convolutions need whole strides of at least 1, got {strides!r}; poolings take any.")
     return int(pair[0]), int(pair[1])
-
-
-def layer_template(layer: keras.layers.Layer | None, without: Sequence[str]) -> dict[str, Any] | None:
-    """Describes how to make layers like a given one, in a form that a config can hold.
-
-    Args:
-        layer: the layer. None if there is none.
-        without: arguments to leave out, beside 'name' and 'dtype': `layer_factory` gets them when it makes a layer.
-
-    Returns:
-        The argument of `layer_factory`, or None if there is no layer.
-    """
-    if layer is None:
-        return None
-    saved = keras.saving.serialize_keras_object(layer)
-    config = {k: v for k, v in saved["config"].items() if k not in ("name", "dtype", *without)}
-    return {**{k: saved[k] for k in ("module", "class_name", "registered_name")}, "config": config}
-
-
-def layer_factory(source: LayerFactory | dict[str, Any]) -> LayerFactory:
-    """Turns an argument such as `pooling_cls` into a function that makes layers.
-
-    Args:
-        source: a layer class, a function that makes a layer, or what `layer_template` has returned.
-
-    Returns:
-        A function that takes keyword arguments and returns a new layer.
-
-    Raises:
-        TypeError: the argument is something else.
-    """
-    if callable(source):
-        return source
-    if not isinstance(source, dict):
-        raise TypeError(
-            "pooling_cls, head_pooling_cls and normalization_cls must be layer classes or functions that make a layer; "
-            f"got {source!r}."
-        )
-
-    def create(**arguments: Any) -> keras.layers.Layer:
-        return keras.saving.deserialize_keras_object({**source, "config": {**source["config"], **arguments}})
-
-    return create

@@ -16,11 +16,8 @@ from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides, validated_factor
-from diffstride_hybrid.models.residual import (
-    LayerFactory,
-    batch_norm,
-    layer_template,
-)
+from diffstride_hybrid.models.layer_templates import LayerFactory, layer_template
+from diffstride_hybrid.models.residual import batch_norm, channel_axis, image_data_format
 from diffstride_hybrid.models.resnet_parts import (
     made_activation,
     made_blocks,
@@ -111,7 +108,7 @@ class Resnet(keras.Sequential):
         dtype: Any = None,
         name: str | None = None,
     ):
-        _check(filters, strides, pooling_placement, head_placement)
+        _check(filters, strides, id_only, pooling_placement, head_placement)
         layers_of_blocks = _layers_of_blocks(num_layers, len(filters) - 1)
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
         shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": policy}
@@ -126,13 +123,15 @@ class Resnet(keras.Sequential):
         head = made_classifier(num_output_classes, output_activation, **shared)
         super().__init__([*stem, *body, *head], name=name)
         self.dtype_policy = policy
-        of_stem = layer_template(pooling, without=("strides", "data_format"))
+        given = {"data_format": image_data_format(channels_first), "dtype": policy}
+        of_stem = layer_template(pooling, strides=strides[0], **given)
         of_blocks = [block.get_config() for block in blocks]
         of_poolings = [config["pooling_cls"] for config in of_blocks if config["pooling_cls"] is not None]
         if pooling_placement != "blocks":
             of_poolings = [of_stem, *of_poolings]
-        of_heads = [layer_template(each, without=("data_format",)) for each in poolings]
-        of_norms = [layer_template(norm, without=("axis",)), *(config["normalization_cls"] for config in of_blocks)]
+        of_heads = [layer_template(each, **given) for each in poolings]
+        of_norm = layer_template(norm, axis=channel_axis(channels_first), dtype=policy)
+        of_norms = [of_norm, *(config["normalization_cls"] for config in of_blocks)]
         is_one_kind = all(map(are_alike, (of_poolings, of_heads, of_norms)))
         is_told = is_one_kind and not any("layers" in config for config in of_blocks)
         self._made = description(self.layers) if is_told else None
@@ -160,7 +159,8 @@ class Resnet(keras.Sequential):
         # Keras also calls this before the shape is known; the layers are not built then.
         if self.layers[-1].built:
             self._bound_maps(input_shape)
-            regularize_strides(self, self._config["stride_complexity"])
+            if self._config["stride_complexity"]:  # A penalty that a user has set stays, if layers change.
+                regularize_strides(self, self._config["stride_complexity"])
 
     def _bound_maps(self, input_shape: Sequence[int | None] | None) -> None:
         """Tells the poolings that no map of this network is larger than its images."""
@@ -294,7 +294,7 @@ def _resnet(
     return resnet_cls([width * multiple for multiple in multiples], strides, kernel_size=3, **options, **kwargs)
 
 
-def _check(filters: Sequence[int], strides: Any, pooling_placement: str, head_placement: str) -> None:
+def _check(filters: Sequence[int], strides: Any, id_only: Any, pooling_placement: str, head_placement: str) -> None:
     if not isinstance(strides, Sequence) or isinstance(strides, str):
         raise TypeError(
             f"strides must list those of the first convolution and of each block, {len(filters)} in all, got "
@@ -305,12 +305,17 @@ def _check(filters: Sequence[int], strides: Any, pooling_placement: str, head_pl
             f"filters and strides must have one entry for the first convolution and one for each block, got "
             f"{len(filters)} filters and {len(strides)} strides."
         )
+    blocks = range(len(filters) - 1)
+    if not isinstance(id_only, Sequence) or any(block not in blocks for block in id_only):
+        raise ValueError(
+            f"id_only must list blocks by their numbers, counted from 0 to {len(blocks) - 1}, got {id_only!r}."
+        )
     validated_choice("pooling_placement", pooling_placement, POOLING_PLACEMENTS)
     validated_choice("head_placement", head_placement, HEAD_PLACEMENTS)
 
 
 def _layers_of_blocks(num_layers: int | Sequence[int], blocks: int) -> list[int]:
-    layers_of_blocks = [num_layers] * blocks if isinstance(num_layers, int) else list(num_layers)
+    layers_of_blocks = list(num_layers) if isinstance(num_layers, Sequence) else [num_layers] * blocks
     if len(layers_of_blocks) != blocks:
         raise ValueError(f"num_layers must be one number or one for each of the {blocks} blocks, got {num_layers}.")
     return layers_of_blocks

@@ -10,14 +10,13 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.models.layer_templates import LayerFactory, layer_factory
 from diffstride_hybrid.models.residual import (
-    LayerFactory,
     ResnetBlock,
     WeightDecay,
     channel_axis,
     conv2d,
     image_data_format,
-    layer_factory,
     whole_strides,
 )
 

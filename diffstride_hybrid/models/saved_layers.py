@@ -112,6 +112,9 @@ _NOT_DESCRIBED = ("trainable", "frozen", "build_config", "shared_object_id")
 def _with_paths(layer: keras.layers.Layer, path: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
     """The layer itself by the given path, then the layers inside."""
     yield path, layer
-    inside = layer.parts().values() if hasattr(layer, "parts") else getattr(layer, "layers", ())
-    for each in inside:
-        yield from _with_paths(each, f"{path}/{each.name}".lstrip("/"))
+    if hasattr(layer, "parts"):  # A factory may name its layer as it likes.
+        inside = layer.parts().items()
+    else:
+        inside = ((each.name, each) for each in getattr(layer, "layers", ()))
+    for name, each in inside:
+        yield from _with_paths(each, f"{path}/{name}".lstrip("/"))

@@ -175,9 +175,16 @@ def check_replicas(
 
     Raises:
         ValueError: the batch cannot be split evenly; or several replicas are to use XLA on CPUs, float64, or clipped
-            gradients.
+            gradients; or gradients are to be accumulated under a strategy that mirrors variables.
     """
     replicas = strategy.num_replicas_in_sync
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    merges = isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
+    if merges and getattr(inner, "gradient_accumulation_steps", None):
+        raise ValueError(
+            "gradient_accumulation_steps needs --strategy=one_device: TensorFlow cannot add up gradients over several "
+            "steps where variables are mirrored. Give a greater data.load_datasets.batch_size in its place."
+        )
     if batch_size % replicas:
         raise ValueError(
             f"data.load_datasets.batch_size must be a multiple of the {replicas} replicas, got {batch_size}."
@@ -194,7 +201,6 @@ def check_replicas(
             "train.train.dtype_policy = 'float64' needs one replica: strides stay float32, and TensorFlow adds up the "
             "gradients of replicas in one precision only."
         )
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
     clips = [name for name in ("clipnorm", "global_clipnorm", "clipvalue") if getattr(inner, name, None)]
     if clips:
         raise ValueError(

@@ -82,7 +82,7 @@ class Listeners:
         epochs: int,
         steps: int,
     ):
-        check_callbacks(callbacks, loop.optimizer)
+        check_callbacks(callbacks, loop.optimizer, epochs)
         self._callbacks = list(callbacks)
         self._begun: list[dict[str, Any]] = []
         self._stop_begun = False
@@ -179,18 +179,20 @@ class Listeners:
                 setattr(callback, name, value)
 
 
-def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimizer) -> None:
+def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimizer, epochs: int) -> None:
     """Checks that callbacks can work in a run.
 
     Args:
         callbacks: of the user.
         optimizer: of the run.
+        epochs: of the run.
 
     Raises:
         TypeError: one is no Keras callback, as an instance.
-        ValueError: one is of no use in a run, waits for events that never come, or sets a learning rate that follows a
-            schedule.
+        ValueError: one is of no use in a run, waits for events that never come, sets a learning rate that follows a
+            schedule, or may bring back weights from before a budget was met.
     """
+    met = max((each.last_epoch_of(epochs) for each in callbacks if isinstance(each, MacsBudget)), default=1)
     for callback in callbacks:
         name = type(callback).__name__
         if not isinstance(callback, keras.callbacks.Callback):
@@ -214,6 +216,13 @@ def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimi
             raise ValueError(
                 f"train.train.callbacks cannot have {name}: the optimizer's learning rate follows "
                 f"{type(inner._learning_rate).__name__}. Give it a number."
+            )
+        brings_back = isinstance(callback, keras.callbacks.EarlyStopping) and callback.restore_best_weights
+        if brings_back and callback.start_from_epoch < met - 1:
+            raise ValueError(
+                f"train.train.callbacks cannot have {name} with restore_best_weights = True, which may bring back the "
+                f"weights of an epoch before {met}, whose end meets the budget of MACs: let its start_from_epoch be at "
+                f"least {met - 1}, got {callback.start_from_epoch}."
             )
 
 

@@ -120,8 +120,15 @@ class TrainingLoop:
             self.settle_crops()
 
     def finalize_weights(self) -> None:
-        """Gives the weights the values that the optimizer ends with: their moving averages if it has `use_ema`."""
-        self.optimizer.finalize_variable_values(self.model.trainable_variables)
+        """Gives the weights the values that the optimizer ends with: their moving averages if it has `use_ema`.
+
+        Keras averages the weights of a step before it applies their constraints.
+        """
+        weights = self.model.trainable_variables
+        self.optimizer.finalize_variable_values(weights)
+        for weight in weights:
+            if weight.constraint is not None:
+                weight.assign(weight.constraint(weight))
 
     @contextlib.contextmanager
     def following_crops(self) -> Iterator[None]:
@@ -302,7 +309,9 @@ class TrainingLoop:
         return self._finite.count
 
     def _weights_are_finite(self) -> bool:
-        weights = self.model.trainable_variables
+        """Whether the weights are finite, and the gradients that the optimizer adds up for a later update of them."""
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        weights = [*self.model.trainable_variables, *getattr(inner, "_accumulated_gradients", ())]
         return bool(tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight.value)) for weight in weights]))
 
     def _state(self) -> list[keras.Variable]:

@@ -32,8 +32,8 @@ def pace_strides(
 ) -> None:
     """Gives strides a learning rate of their own, and lets them rest in the first steps.
 
-    Call it before the first step is traced. Replicas, loss scaling, gradient accumulation and schedules of the learning
-    rate work as before.
+    Call it before the first step is traced. Replicas, loss scaling, schedules of the learning rate and, on one device,
+    gradient accumulation work as before.
 
     Args:
         optimizer: of any kind that Keras has.

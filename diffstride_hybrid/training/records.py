@@ -76,13 +76,14 @@ def data_as_recorded(
         ValueError: the classes or the shape of the images, the files of `splits` or, with `resumes`, the sizes of the
             splits have changed.
     """
+    cure = " If nothing has changed there, bind data.load_datasets as when the run was begun." if resumes else ""
     now = _data_record(datasets)
     begun = recorded_data(record, path, now)
     for name in ("class_names", "image_shape", *(["split_sizes"] if resumes else [])):
         if begun[name] != now[name]:
             raise ValueError(
                 f"The {name.replace('_', ' ')} of {datasets.name} changed since {path.parent} was begun: "
-                f"{_difference(begun[name], now[name])}."
+                f"{_difference(begun[name], now[name])}.{cure}"
             )
     digests, digests_now = record["data"].get("files_digests", {}), _files_digests(datasets)
     for split in splits:
@@ -90,10 +91,29 @@ def data_as_recorded(
         if split in digests and digests[split] != digests_now.get(split):
             raise ValueError(
                 f"The {split} images of {datasets.name} are not the files with which {path.parent} was begun, so "
-                "images that it was trained on may be among those held out: put the files back as they were, or train "
-                "anew in another workdir."
+                f"images that it was trained on may be among those held out: put the files back as they were, or train "
+                f"anew in another workdir.{cure}"
             )
     return dataclasses.replace(datasets, mean=tuple(begun["mean"]), std=tuple(begun["std"]))
+
+
+def check_seed(record: Any, path: pathlib.Path, seed: int) -> None:
+    """Makes sure that a run goes on with the seed that it began with: it decides which images are held out.
+
+    Args:
+        record: the values of `run.json`.
+        path: of `run.json`, for the message.
+        seed: given now.
+
+    Raises:
+        ValueError: the run began with another seed.
+    """
+    begun = record.get("seed", seed) if isinstance(record, dict) else seed
+    if begun != seed:
+        raise ValueError(
+            f"{path.parent} was begun with another seed, {begun}, got {seed}: give the first one again, or choose "
+            "another workdir."
+        )
 
 
 def recorded_data(record: Any, path: pathlib.Path, names: Iterable[str]) -> dict[str, Any]:

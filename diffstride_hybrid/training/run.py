@@ -36,7 +36,7 @@ from diffstride_hybrid.training.fused_updates import fuse_updates
 from diffstride_hybrid.training.listeners import Listeners
 from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.optimizers import keep_from_decay, pace_strides
-from diffstride_hybrid.training.records import data_as_recorded, run_record, summarize
+from diffstride_hybrid.training.records import check_seed, data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
 
 
@@ -137,7 +137,9 @@ def train(
         datasets = load_data_fn(seed=seed)
         if folder.has_begun():
             path = folder.path / "run.json"
-            datasets = data_as_recorded(datasets, read_json(path), path, datasets.splits, resumes=True)
+            record = read_json(path)
+            check_seed(record, path, seed)
+            datasets = data_as_recorded(datasets, record, path, datasets.splits, resumes=True)
         loop = make_loop(datasets, model_cls, optimizer_cls, loss_cls, jit_compile=jit_compile)
         stack.enter_context(held_crops(loop.model))
         strides = [layer.strides for layer in diffstride_layers(loop.model) if layer.trainable]
@@ -162,8 +164,8 @@ def train(
         request.can_wait = True
         runner.train()
         with loop.following_crops():
-            listeners.on_train_end()
             loop.finalize_weights()
+            listeners.on_train_end()  # As in Keras, a callback may bring other weights back.
             if budget is not None:
                 budget.finish()
         summary = _write_results(loop, folder, runner, budget)

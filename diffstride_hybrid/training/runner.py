@@ -69,8 +69,8 @@ class Runner:
         self._request = request
         self._listeners: Listeners | None = None
         # A list of all variables: `tf.train.Checkpoint` does not find all variables of nested Keras models by itself.
-        state = [*loop.model.variables, *loop.optimizer.variables]
-        checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in state], progress=self.progress)
+        self._state = [*loop.model.variables, *loop.optimizer.variables]
+        checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in self._state], progress=self.progress)
         self._backups = Backups(folder.backup, checkpoint)
 
     @property
@@ -123,7 +123,7 @@ class Runner:
         progress.tick()
         while progress.epochs_done < num_epochs and not listeners.stop:
             epoch = progress.epochs_done
-            listeners.on_epoch_begin(epoch)
+            self._begin_epoch()
             self._train_epoch()
             logs = self._training_logs() | self._validate()
             listeners.on_epoch_end(epoch, logs)
@@ -148,6 +148,16 @@ class Runner:
         """
         leave = functools.partial(self._leave_if_asked, saved=True)
         return self._loop.evaluate(split, self._schedule.steps_per_execution, leave)
+
+    def _begin_epoch(self) -> None:
+        """Tells the callbacks that an epoch begins or goes on. What they change then was changed when it began."""
+        progress = self.progress
+        state = [tf.convert_to_tensor(variable.value) for variable in self._state] if progress.steps_done else []
+        self._listeners.on_epoch_begin(progress.epochs_done)
+        if state:
+            for variable, value in zip(self._state, state, strict=True):
+                variable.assign(value)
+            self._listeners.restore(progress.callbacks)
 
     def _train_epoch(self) -> None:
         progress, steps_per_epoch, listeners = self.progress, self._schedule.steps_per_epoch, self._listeners
@@ -246,9 +256,16 @@ class Runner:
         self.progress.left_out = sorted([*self.progress.left_out, step])
         if self._folder.writes:
             self._folder.check_there()
+        epochs_done = self.progress.epochs_done
         self._backups.restore()
-        if self._listeners is not None:
-            self._listeners.restore(self.progress.callbacks)
+        if self.progress.epochs_done != epochs_done:
+            raise OSError(
+                f"{happened} The last backup in {self._folder.backup} is damaged: start the same command again to go "
+                "on from the one before."
+            )
+        self._listeners.restore(self.progress.callbacks)
+        if self.progress.steps_done == 0:
+            self._begin_epoch()
         loop.start(self.step)
         logging.warning("%s Going back to step %d and leaving its batch out.", happened, self.step)
 

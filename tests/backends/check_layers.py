@@ -23,6 +23,7 @@ from diffstride_hybrid import (
     SpectralPooling1D,
     SpectralResizing,
     StrideConstraint,
+    refresh_crops,
 )
 from diffstride_hybrid.spectral.matrices import waves
 
@@ -31,6 +32,8 @@ CASES = {case["key"]: case for case in json.loads(bytes(RELEASE["meta"]))}
 SLOW_ON_JAX = [pytest.mark.slow] if keras.backend.backend() == "jax" else []  # It compiles each operation anew.
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"  # Its average pooling has no channels_first on a CPU.
 RANDOM = np.random.default_rng(0)
+
+on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="is about JAX")
 
 
 def assert_close(actual: Any, expected: Any, share: float) -> None:
@@ -57,7 +60,7 @@ def test_no_other_backend_is_imported():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX")
+@on_jax
 def test_a_frozen_model_is_exported_by_jax():
     import jax
 
@@ -80,7 +83,32 @@ def test_a_stateless_call_has_the_size_that_its_strides_ask_for(static_crop: boo
     assert outputs.shape == DiffStride(strides)(images).shape
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="takes gradients of JAX")
+@on_jax
+def test_compiled_functions_of_a_frozen_layer_are_outdated_by_new_strides():
+    """They do not compare their crop with the strides, so that they can be exported."""
+    images = maps(2, 16, 16, 3)
+    model = keras.Sequential([keras.Input(images.shape[1:]), DiffStride(2.0), keras.layers.GlobalMaxPooling2D()])
+    model.trainable = False
+    model.predict(images, verbose=0)
+    with pytest.warns(UserWarning, match=r"have changed since a graph was traced.*refresh_crops"):
+        model.set_weights([np.array([4.0, 3.2], "float32")])
+    assert refresh_crops(model)
+    np.testing.assert_allclose(model.predict(images, verbose=0), model(images), rtol=1e-5)
+
+
+@on_jax
+def test_a_batch_of_strides_is_warned_of():
+    """Each member is cut to the size of the layer's own strides."""
+    import jax
+
+    layer, images = DiffStride(2.0), keras.ops.convert_to_tensor(maps(2, 16, 16, 3))
+    layer.build(images.shape)
+    strides = keras.ops.convert_to_tensor([[2.0, 2.0], [4.0, 3.2]])
+    with pytest.warns(UserWarning, match="have changed since a graph was traced"):
+        jax.block_until_ready(jax.vmap(lambda each: layer.stateless_call([each], [], images)[0])(strides))
+
+
+@on_jax
 def test_a_gradient_is_taken_at_the_size_that_its_strides_ask_for():
     import jax
 

@@ -28,23 +28,22 @@ def run_on(backend: str, *arguments: str) -> str:
     return done.stdout
 
 
-def checked(backend: str, file: str, *options: str) -> None:
+def checked(backend: str, files: str, *options: str) -> None:
     settings = ("-c", "checks.ini", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q")
-    out = run_on(backend, "-m", "pytest", *settings, *options, file)
+    out = run_on(backend, "-m", "pytest", *settings, *options, *files.split())
     assert " passed" in out
 
 
 @pytest.mark.parametrize(
-    ("file", "backend"),
+    ("files", "backend"),
     [
         ("check_layers.py", "jax"),
-        ("check_layers.py", "torch"),
-        ("check_models.py", "torch"),
+        ("check_layers.py check_models.py", "torch"),
         pytest.param("check_models.py", "jax", marks=pytest.mark.slow),
     ],
 )
-def test_the_checks_pass(file: str, backend: str):
-    checked(backend, file, "-m", "not slow")
+def test_the_checks_pass(files: str, backend: str):
+    checked(backend, files, "-m", "not slow")
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import re
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,10 +38,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(photos: Path) -> tuple[Path, Result]:
+def run(photos: Path, eager_steps: Any) -> tuple[Path, Result]:
     folder = photos.parent / "run"
     bindings = {"data.load_datasets.name": repr(str(photos)), "data.load_datasets.batch_size": 12}
-    result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={folder}")
+    with eager_steps():
+        result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={folder}")
     assert result.code == 0, result.err
     return folder, result
 
@@ -95,12 +97,13 @@ def test_it_resumes_only_with_the_same_images(photos: Path, tmp_path: Path, unco
 
 
 @pytest.fixture(scope="module")
-def undivided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def undivided(tmp_path_factory: pytest.TempPathFactory, eager_steps: Any) -> tuple[Path, Path]:
     """A folder of classes, of which a share is held out for testing, and a run."""
     root = tmp_path_factory.mktemp("undivided")
     fill(root / "photos", 40)
     bindings = {"data.load_datasets.name": repr(str(root / "photos")), "data.load_datasets.batch_size": 12}
-    result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={root / 'run'}")
+    with eager_steps():
+        result = run_here("train", "--gin_file=digits_hybrid", *options_of(bindings), f"--workdir={root / 'run'}")
     assert result.code == 0, result.err
     return root / "photos", root / "run"
 
@@ -164,10 +167,20 @@ def test_a_run_does_not_resume_with_other_files_of_the_same_number(photos: Path,
     path = next((photos / "train/dunkel").iterdir())
     path.rename(path.with_name(f"a{path.suffix}"))
     try:
-        with pytest.raises(ValueError, match=r"The (train|validation) images of .* are not the files"):
+        with pytest.raises(
+            ValueError, match=r"The (train|validation) images of .* are not the files.* as when the run"
+        ):
             trained(tmp_path / "stopped", **options)
     finally:
         path.with_name(f"a{path.suffix}").rename(path)
+
+
+def test_a_run_does_not_resume_with_another_seed(photos: Path, tmp_path: Path, uncompiled: None):
+    """The seed decides which images are held out, so that the files seem to have changed."""
+    options = {"load_data_fn": partial(load_datasets, str(photos), batch_size=12), "backup_every": 2}
+    stopped_at(3, tmp_path, seed=3, **options)
+    with pytest.raises(ValueError, match=r"was begun with another seed, 3, got 1: give the first one again"):
+        trained(tmp_path, **options)
 
 
 def test_a_run_is_evaluated_with_the_normalization_that_it_was_trained_with(run: tuple[Path, Result], photos: Path):

@@ -128,6 +128,21 @@ def test_a_class_may_be_named_train(tmp_path: Path):
     assert loaded(tmp_path).class_names == ("boat", "train")
 
 
+@pytest.mark.parametrize(
+    "names", [("Training", "Testing"), ("Train", "Test", "readme"), ("train", "test"), ("training", "valid")]
+)
+def test_folders_that_divide_images_are_not_taken_for_classes(names: tuple[str, ...], tmp_path: Path):
+    """Otherwise the model would learn to tell the test images from the others."""
+    for name in names:
+        for i in range(5):
+            folder = tmp_path / name if name.islower() else tmp_path / name / "boat"
+            draw(folder / f"{i}.png", (1, 2, 3))
+    splits = " and ".join(sorted(set(names) - {"readme"}))
+    message = f"its folders {splits} would be taken for classes: name them 'train', 'test' and 'validation'"
+    with pytest.raises(ValueError, match=message):
+        loaded(tmp_path)
+
+
 def test_gray_files_make_gray_images(tmp_path: Path):
     for name in COLORS:
         for i in range(5):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.layer_cases import POLICIES, SHAPE, Case, every_case, every_policy, images, model_of, result
+from support.layer_cases import CASES, POLICIES, SHAPE, Case, every_case, every_policy, images, model_of, result
 
 from diffstride_hybrid import DiffStride
 
@@ -33,6 +33,28 @@ def test_dtype_policies(case: Case, policy: str):
     np.testing.assert_allclose(np.asarray(y, "float64"), expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
+@every_policy
+@pytest.mark.parametrize("limits", [{"lower_limit_stride": 1.3}, {"upper_limit_stride": (None, 2.2)}], ids=str)
+def test_a_stride_at_its_limit_has_a_gradient(limits: dict[str, Any], policy: str):
+    """Its weight is float32 under every policy, which holds neither 1.3 nor 2.2."""
+    at = (1.3, 1.3) if "lower_limit_stride" in limits else (1.5, 2.2)
+    layer = DiffStride(at, dtype=policy, **limits)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.cast(layer(images()), tf.float32) ** 2)
+    assert np.all(tape.gradient(loss, layer.strides.value).numpy() != 0)
+
+
+@pytest.mark.parametrize("static_crop", [None, True])
+def test_a_stateless_call_in_a_graph_takes_the_strides_that_it_is_given(static_crop: bool | None):
+    """A static crop has the size of the layer's own strides there: a graph cannot read others."""
+    layer = DiffStride(2.0, static_crop=static_crop)
+    layer.build(SHAPE)
+    given = tf.constant([2.1, 2.05])
+    others = [weight.value for weight in layer.non_trainable_variables]
+    outputs, _ = tf.function(lambda strides: layer.stateless_call([strides], others, tf.constant(images())))(given)
+    np.testing.assert_allclose(outputs, DiffStride((2.1, 2.05))(images()), rtol=1e-4, atol=1e-5)
+
+
 @every_case
 def test_sequential_functional_and_subclassed_models_agree(case: Case):
     class Subclassed(keras.Model):
@@ -52,7 +74,9 @@ def test_sequential_functional_and_subclassed_models_agree(case: Case):
         assert len(model.weights) == (case.cls is DiffStride)
 
 
-@every_case
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CASES.items() if case.cls is DiffStride]
+)
 def test_call_assigns_nothing(case: Case):
     model = model_of(case)
     for weight in model.weights:

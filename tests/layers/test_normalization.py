@@ -74,6 +74,23 @@ def test_a_layer_that_is_not_trainable_keeps_its_averages():
         np.testing.assert_array_equal(weight, value)
 
 
+def test_a_stateless_call_changes_no_variable():
+    layer, inputs = both((4, 5, 5, 2))[1], tf.random.normal([4, 5, 5, 2], seed=0)
+    before = [weight.numpy() for weight in layer.weights]
+    trained, others = (
+        [weight.value for weight in weights] for weights in (layer.trainable_weights, layer.non_trainable_weights)
+    )
+    outputs, moved = layer.stateless_call(trained, others, inputs, training=True)
+    with keras.StatelessScope() as scope:
+        layer(inputs, training=True)
+    for weight, value in zip(layer.weights, before):
+        np.testing.assert_array_equal(weight, value)
+    np.testing.assert_array_equal(outputs, layer(inputs, training=True))
+    for weight, value in zip(layer.non_trainable_weights, moved):
+        np.testing.assert_allclose(weight, value, rtol=1e-6)
+        np.testing.assert_allclose(weight, scope.get_current_value(weight), rtol=1e-6)
+
+
 def test_the_fused_kernel_is_what_runs():
     layer = both((4, 5, 5, 2), "mixed_bfloat16")[1]
     graph = tf.function(lambda x: layer(x, training=True)).get_concrete_function(

@@ -10,6 +10,7 @@ import tensorflow as tf
 from support.layer_cases import SHAPE, images, result
 
 from diffstride_hybrid import CropRefresh, DiffStride, refresh_crops, spectral
+from diffstride_hybrid.model_tools.inspection import diffstride_layers
 
 
 # --- Static crop -----------------------------------------------------------------------------------------------------
@@ -108,10 +109,14 @@ def test_saving_keeps_the_crop(nesting: str, refresh: bool, tmp_path: Path):
     layer.strides.assign([3.5, 2.0])
     if refresh:
         assert layer.refresh_crop()
+    else:
+        layer.crops = {SHAPE[1:3]: (10, 6)}
     expected = result(model, images())
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(result(loaded, images()), expected)
+    (other,) = diffstride_layers(loaded)
+    assert other.crops == layer.crops
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import tensorflow as tf
 from diffstride_hybrid import DiffStride, SpectralPooling, resnet18
 from diffstride_hybrid.model_tools.frozen import frozen_poolings, inference_function
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.macs import macs
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype("float32")
 CHANGES_WITH_STRIDES = {"Range", "RFFT2D", "FFT2D", "Cos", "If", "StatelessIf", "PartitionedCall"}
@@ -51,6 +52,19 @@ def test_afterwards_the_model_follows_its_strides_again():
     with frozen_poolings(model):
         traced = tf.function(model, autograph=False)(tf.constant(IMAGES))
     np.testing.assert_allclose(traced, model(IMAGES, training=False), rtol=1e-5, atol=1e-5)
+
+
+def test_calls_may_be_watched_within_the_context():
+    """As a run is evaluated whose crops are static: they are settled within it, by counting."""
+    model = network()
+    before = model(IMAGES, training=False)
+    pooling = model.get_layer("pooling")
+    with frozen_poolings(model):
+        frozen = pooling.call
+        assert macs(model, (16, 16, 3)).macs > 0
+        assert pooling.call is frozen
+    assert "call" not in vars(pooling)
+    np.testing.assert_array_equal(model(IMAGES, training=False), before)
 
 
 def test_an_error_within_the_context_leaves_the_model_as_it_was():

@@ -71,6 +71,17 @@ def test_the_penalty_makes_strides_grow_under_fit_and_is_saved_with_a_resnet(tmp
     assert float(sum(loaded.losses)) == pytest.approx(float(sum(model.losses)), rel=1e-6)
 
 
+def test_a_new_head_leaves_the_penalty():
+    model = resnet18(width=4, num_output_classes=10, pooling_cls=DiffStride)
+    model.build((None, 16, 16, 3))
+    regularize_strides(model, 0.1)
+    penalties = [layer.strides.regularizer for layer in diffstride_layers(model)]
+    model.pop()
+    model.add(keras.layers.Dense(5))
+    assert None not in penalties
+    assert [layer.strides.regularizer for layer in diffstride_layers(model)] == penalties
+
+
 def test_a_factor_of_zero_adds_no_loss():
     model = keras.Sequential([keras.Input((24, 24, 2)), DiffStride(2.0)])
     regularize_strides(model, 1.0)

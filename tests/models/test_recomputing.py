@@ -40,10 +40,23 @@ def results(made: ResidualLayer, run: Any, **options: Any) -> list[np.ndarray]:
     return [tf.cast(each, tf.float64).numpy() for each in found]
 
 
-@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "eager"])
+POLICIES = {"float32": 1e-5, "mixed_bfloat16": 3e-2, "mixed_float16": 4e-3, "float64": 1e-12}
+"""Each with its tolerance."""
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "inference"])
 @pytest.mark.parametrize(
-    ("policy", "tolerance"), [("float32", 1e-5), ("mixed_bfloat16", 3e-2), ("mixed_float16", 4e-3), ("float64", 1e-12)]
+    ("policy", "tolerance", "is_compiled"),
+    [
+        pytest.param(
+            *each,
+            is_compiled,
+            id=f"{each[0]}-{'compiled' if is_compiled else 'eager'}",
+            marks=[pytest.mark.slow] if is_compiled and each[0] in ("mixed_float16", "float64") else [],
+        )
+        for each in POLICIES.items()
+        for is_compiled in (True, False)
+    ],
 )
 def test_it_gives_the_same_numbers(policy: str, tolerance: float, training: bool, is_compiled: bool):
     run = tf.function(step, autograph=False) if is_compiled else step

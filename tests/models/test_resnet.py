@@ -197,6 +197,10 @@ def test_head_placement_without_a_head_pooling_changes_nothing():
     [
         ({"strides": (1, 2, 2)}, "filters and strides must .*got 2 filters and 3 strides"),
         ({"num_layers": [2, 2]}, r"num_layers must be one number or one for each of the 1 blocks, got \[2, 2\]"),
+        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, got 0"),
+        ({"num_layers": [1.5]}, r"num_layers must be a whole number of at least 1, got 1\.5"),
+        ({"id_only": [1]}, r"id_only must list blocks by their numbers, counted from 0 to 0, got \[1\]"),
+        ({"id_only": 0}, "id_only must list blocks by their numbers, counted from 0 to 0, got 0"),
         ({"head_placement": "end"}, "head_placement must be one of 'before_gap', .*'after_each_block', got 'end'"),
         (
             {"pooling_placement": "stem"},
@@ -217,6 +221,12 @@ def test_head_placement_without_a_head_pooling_changes_nothing():
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Resnet(**{"filters": [4, 4], "strides": (1, 2), "num_output_classes": 10, **kwargs})
+
+
+def test_a_block_that_would_change_the_channels_without_projecting_is_named():
+    model = Resnet([4, 6], (1, 2), 10, id_only=[0])
+    with pytest.raises(ValueError, match=r"project=False .*gets 4 and has filters=6: .* take its block out of id_only"):
+        model.build((None, 16, 16, 3))
 
 
 def test_poolings_know_the_largest_map_and_a_step_holds_products_alone(tmp_path: Path):

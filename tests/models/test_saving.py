@@ -237,6 +237,43 @@ def test_poolings_of_several_kinds_are_saved(tmp_path: Path):
     assert [layer.upper_limit_stride for layer in diffstride_layers(loaded)] == [2.0, 4.0]
 
 
+def along_one_axis(strides: Any, **kwargs: Any) -> SpectralPooling:
+    return SpectralPooling((strides, 1.0), **kwargs)
+
+
+def to_a_size(strides: Any, **kwargs: Any) -> SpectralPooling:
+    return SpectralPooling(output_size=(5, 7), **kwargs)
+
+
+def in_full_precision(dtype: Any, **kwargs: Any) -> DiffStride:
+    return DiffStride(dtype="float32", **kwargs)
+
+
+def of_its_own_name(name: str, **kwargs: Any) -> DiffStride:
+    return DiffStride(**kwargs)
+
+
+def test_a_frozen_pooling_whose_function_names_it_otherwise_stays_frozen(tmp_path: Path):
+    model = built(pooling_cls=of_its_own_name)
+    model.get_layer("block_2").layers[0].parts()["pooling"].trainable = False
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert [layer.trainable for layer in diffstride_layers(loaded)] == [True, False]
+
+
+@pytest.mark.parametrize("pooling_cls", [along_one_axis, to_a_size, in_full_precision])
+def test_what_a_function_decides_itself_is_saved(pooling_cls: Any, tmp_path: Path):
+    model = built(pooling_cls=pooling_cls, dtype="mixed_bfloat16")
+    assert policies(saved_and_loaded(model, tmp_path)) == policies(model)
+    layer = ResidualLayer(6, strides=2, project=True, pooling_cls=pooling_cls, dtype="mixed_bfloat16")
+    copy = ResidualLayer.from_config(layer.get_config())
+    for each in (layer, copy):
+        each.build((None, 16, 16, 6))
+    copy.set_weights(layer.get_weights())
+    x = keras.ops.cast(np.ones([1, 16, 16, 6]), "bfloat16")
+    np.testing.assert_array_equal(keras.ops.cast(copy(x), "float32"), keras.ops.cast(layer(x), "float32"))
+
+
 def test_head_poolings_of_several_kinds_are_saved(tmp_path: Path):
     def pooling(name: str, **kwargs: Any) -> SpectralPooling:
         return SpectralPooling(1.5 if name.endswith("1") else 1.25, name=name, **kwargs)

@@ -110,10 +110,12 @@ def test_a_run_that_ends_before_its_summary_resumes_there(alone: Path, tmp_path:
     assert_same_run(tmp_path, alone)
 
 
-@SLOW
-def test_a_run_that_rolls_back_knows_the_epoch_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The first step of the second epoch fails once. The backup is that of the end of the first one."""
-    train_steps, failures = TrainingLoop.train_steps, [6]
+@pytest.mark.parametrize("step", [1, pytest.param(6, marks=SLOW)])
+def test_a_run_that_rolls_back_knows_the_epoch_and_its_place(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A step of an epoch fails once. The backup is that of the end of the epoch before, or of the beginning."""
+    train_steps, failures = TrainingLoop.train_steps, [step]
 
     def failing(loop: TrainingLoop, count: int) -> bool:
         if loop._batches.next_step in failures:

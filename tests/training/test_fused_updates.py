@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from support.replicas import two_cpus
 
 from diffstride_hybrid.training.fused_updates import fuse_updates
 from diffstride_hybrid.training.optimizers import pace_strides
@@ -153,15 +154,21 @@ def test_a_pace_of_the_strides_and_loss_scaling_work_as_before():
 
 
 def test_replicas_keep_the_updates_of_keras():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
-    assert strategy.num_replicas_in_sync == 1  # The test of two replicas is in test_replicas.py.
+    strategy = two_cpus()
     with strategy.scope():
         weights = variables()
         optimizer = fused(FUSED["momentum"])
         optimizer.build(weights)
-        plain, of_keras = variables(), FUSED["momentum"]()
-        of_keras.build(plain)
-    strategy.run(lambda: optimizer.apply(gradients()[0], weights))
+    plain, of_keras = variables(), FUSED["momentum"]()
+    of_keras.build(plain)
+
+    @tf.function(autograph=False)
+    def step() -> None:
+        strategy.run(lambda: optimizer.apply([gradient / 2 for gradient in gradients()[0]], weights))
+
+    operations = {node.op for node in step.get_concrete_function().graph.as_graph_def().node}
+    assert not KERNELS & operations
+    step()
     of_keras.apply(gradients()[0], plain)
     for one, other in zip(weights, plain):
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6)

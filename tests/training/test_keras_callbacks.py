@@ -8,9 +8,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from support.interrupted_runs import TIMES, At, Fault, assert_same_run, fail
+from support.damage import truncate
+from support.interrupted_runs import DATA, TIMES, At, Fault, assert_same_run, fail
 from support.tiny_runs import json_of, load, rows_of, train
 
+from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.training.loop import TrainingLoop
 
 Make = Callable[[Path], list[keras.callbacks.Callback]]
@@ -50,11 +52,85 @@ def test_rates_are_set(tmp_path: Path):
     assert rates == pytest.approx([0.05, 0.025, 0.0125, 0.00625])
 
 
+halved = functools.partial(keras.callbacks.LearningRateScheduler, lambda epoch, rate: rate / 2)
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_rate_that_is_set_relative_to_the_last_is_set_once_in_an_epoch(step: int, tmp_path: Path):
+    """The epoch that a stopped run goes on with has begun before."""
+    options = {"num_epochs": 2, "backup_every": 1}
+    run(tmp_path / "alone", callbacks=[halved()], **options)
+    with pytest.raises(Fault):
+        run(tmp_path / "stopped", callbacks=[halved(), At(step, fail)], **options)
+    run(tmp_path / "stopped", callbacks=[halved()], **options)
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets a training step fail at its first try."""
+    train_steps, failures = TrainingLoop.train_steps, [step]
+
+    def failing(loop: TrainingLoop, count: int) -> bool:
+        if loop._batches.next_step in failures:
+            failures.clear()
+            loop.finite_steps = 0
+            return False
+        return train_steps(loop, count)
+
+    monkeypatch.setattr(TrainingLoop, "train_steps", failing)
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_run_that_rolls_back_to_the_beginning_of_an_epoch_sets_its_rate(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    failing_once(monkeypatch, step)
+    rates = keras.callbacks.LearningRateScheduler(lambda epoch: [0.01, 0.02][epoch])
+    run(tmp_path, num_epochs=2, callbacks=[rates], on_not_finite="roll_back")
+    assert [float(row["learning_rate"]) for row in rows_of(tmp_path / "metrics.csv")] == pytest.approx([0.01, 0.02])
+
+
+def test_a_run_does_not_roll_back_past_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The last backup, that of the end of the second epoch, is damaged while the third one is trained."""
+    failing_once(monkeypatch, 7)
+
+    def damage() -> None:
+        truncate(tmp_path / "backup" / DATA.format(6))
+
+    with pytest.raises(
+        OSError, match=r"is not finite, .*The last backup in .* is damaged: start the same command again"
+    ):
+        run(tmp_path, callbacks=[At(7, damage)], on_not_finite="roll_back")
+    run(tmp_path, on_not_finite="roll_back")
+    assert [row["epoch"] for row in rows_of(tmp_path / "metrics.csv")] == ["1", "2", "3", "4"]
+
+
+def test_the_weights_that_a_callback_brings_back_are_kept_beside_moving_averages(tmp_path: Path):
+    averaging = functools.partial(keras.optimizers.SGD, 0.1, use_ema=True)
+    stop = keras.callbacks.EarlyStopping("val_loss", min_delta=10.0, patience=1, restore_best_weights=True)
+    run(tmp_path, optimizer_cls=averaging, callbacks=[stop])
+    for weight, best in zip(load(tmp_path).get_weights(), stop.best_weights, strict=True):
+        np.testing.assert_array_equal(weight, best)
+
+
+def test_weights_from_before_a_budget_was_met_are_not_brought_back(tmp_path: Path):
+    def stop(first: int) -> keras.callbacks.EarlyStopping:
+        return keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True, start_from_epoch=first)
+
+    message = r"EarlyStopping with restore_best_weights = True.* start_from_epoch be at least 2, got 1"
+    for options in ({"macs_budget": 0.5, "macs_budget_epoch": 3}, {}):
+        own = [] if options else [MacsBudget(0.5, 3, input_shape=(16, 16, 1))]
+        with pytest.raises(ValueError, match=message):
+            run(tmp_path, callbacks=[*own, stop(1), At(1, fail)], **options)
+        with pytest.raises(Fault):
+            run(tmp_path, callbacks=[*own, stop(2), At(1, fail)], **options)
+
+
 def everything(folder: Path) -> list[keras.callbacks.Callback]:
-    """All that keep a state. The loss never falls by 10, so the rate falls at every second epoch."""
+    """All that keep a state. The loss never falls by 10, so the rate falls after every epoch but the first."""
     return [
-        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=2, min_delta=10.0),
-        keras.callbacks.EarlyStopping("loss", patience=3, min_delta=10.0, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=10.0),
+        keras.callbacks.EarlyStopping("loss", patience=2, min_delta=10.0, restore_best_weights=True),
         keras.callbacks.CSVLogger(folder / "log.csv"),
         keras.callbacks.TensorBoard(folder / "board"),
         keras.callbacks.ModelCheckpoint(folder / "best_{epoch}.keras", "loss", save_best_only=True),
@@ -71,7 +147,7 @@ def test_a_stopped_run_ends_as_one_left_alone(step: int, tmp_path: Path):
                 run(folder, num_epochs=6, callbacks=[*everything(folder), At(step, fail)])
         runs.append(run(folder, num_epochs=6, callbacks=everything(folder)))
     assert_same_run(tmp_path / "stopped", tmp_path / "alone")
-    assert runs[0]["epochs"] == runs[1]["epochs"] == 4
+    assert runs[0]["epochs"] == runs[1]["epochs"] == 3
     logs = [
         [
             {name: value for name, value in row.items() if name not in TIMES}
@@ -80,7 +156,7 @@ def test_a_stopped_run_ends_as_one_left_alone(step: int, tmp_path: Path):
         for name in ("stopped", "alone")
     ]
     assert logs[0] == logs[1]
-    assert len(logs[0]) == 4
+    assert len(logs[0]) == 3
     rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "alone/metrics.csv")]
     assert rates[-1] < rates[0]
     assert list((tmp_path / "stopped/board").rglob("*tfevents*"))

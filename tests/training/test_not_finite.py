@@ -110,6 +110,15 @@ def test_a_gradient_that_is_not_finite_is_found_at_its_step(tmp_path: Path, step
         trained(tmp_path, model_cls=model_cls, steps_per_execution=steps_per_execution)
 
 
+@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(6, marks=SLOW)])
+def test_a_gradient_that_is_only_added_up_is_found_at_its_step(tmp_path: Path, steps_per_execution: int):
+    """The weights take it in two steps later."""
+    model_cls = partial(overflowing, layer_cls=WithoutGradient, last=4)
+    accumulating = partial(keras.optimizers.SGD, 0.01, gradient_accumulation_steps=3)
+    with pytest.raises(not_finite.NotFiniteError, match=r"^Step 4 .* first the gradient of net/before/beta; "):
+        trained(tmp_path, model_cls=model_cls, optimizer_cls=accumulating, steps_per_execution=steps_per_execution)
+
+
 def test_a_step_that_cannot_be_repeated_stops_the_run_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def first_not_finite(*args: Any) -> str:
         raise RuntimeError("a model of the user's own\nfails here")

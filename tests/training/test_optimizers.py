@@ -50,7 +50,8 @@ def test_moving_averages_are_what_is_saved_and_evaluated(tmp_path: Path, policy:
     for momentum in (None, 0.0, 0.999):
         options = {} if momentum is None else {"use_ema": True, "ema_momentum": momentum}
         optimizer_cls = partial(keras.optimizers.SGD, 0.5, **options)
-        summary = train(tmp_path / str(momentum), optimizer_cls=optimizer_cls, dtype_policy=policy)
+        options = {"optimizer_cls": optimizer_cls, "dtype_policy": policy, "num_epochs": 1}
+        summary = train(tmp_path / str(momentum), **options)
         runs[momentum] = (load(tmp_path / str(momentum)), summary)
     for weight, other in zip(runs[None][0].trainable_weights, runs[0.0][0].trainable_weights, strict=True):
         np.testing.assert_array_equal(weight, other)

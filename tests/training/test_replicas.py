@@ -65,6 +65,20 @@ def test_what_several_cpus_cannot_do_is_named(tmp_path: Path):
         clipped = {**options, "optimizer_cls": functools.partial(keras.optimizers.SGD, clipnorm=1.0)}
         with pytest.raises(ValueError, match=r"clipnorm needs one replica: Keras would clip .* of each of the 2"):
             train(**clipped)
+        accumulating = functools.partial(keras.optimizers.SGD, gradient_accumulation_steps=2)
+        with pytest.raises(ValueError, match=r"gradient_accumulation_steps needs --strategy=one_device"):
+            train(**{**options, "optimizer_cls": accumulating})
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_static_crop_follows_strides_that_were_set_before_replicas_trace(training: bool):
+    strategy, images = two_cpus(), tf.random.normal([2, 24, 20, 2])
+    with strategy.scope():
+        model = keras.Sequential([keras.Input((24, 20, 2)), DiffStride(2.0, static_crop=True)])
+        model.set_weights([np.array([1.3, 3.1], "float32")])
+    outputs = tf.function(lambda: strategy.run(lambda: model(images, training=training)), autograph=False)()
+    for of_replica in strategy.experimental_local_results(outputs):
+        np.testing.assert_allclose(of_replica, DiffStride((1.3, 3.1))(images), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("broken", [0, 1])
@@ -95,26 +109,51 @@ def test_no_replica_takes_a_step_where_the_gradients_of_one_overflow(broken: int
 
 
 class WithoutGradient(keras.losses.CategoricalCrossentropy):
-    """The cross-entropy, whose gradient is no number in the third step of two replicas, and when that is repeated."""
+    """The cross-entropy, whose gradient is no number in some calls."""
 
-    calls = 0
+    calls, broken = 0, (5, 6, 7)
 
     def call(self, labels: tf.Tensor, outputs: tf.Tensor) -> tf.Tensor:
         type(self).calls += 1
-        broken = type(self).calls in (5, 6, 7)
-        return super().call(labels, outputs) + (tf.sqrt(0.0 * outputs[:, 0]) if broken else 0.0)
+        return super().call(labels, outputs) + (self.broken_part(outputs) if self.calls in self.broken else 0.0)
+
+    def broken_part(self, outputs: tf.Tensor) -> tf.Tensor:
+        return tf.sqrt(0.0 * outputs[:, 0])
 
 
-def test_replicas_go_back_together_when_a_gradient_is_not_finite(
-    tmp_path: Path, uncompiled: None, caplog: pytest.LogCaptureFixture
+class Infinite(WithoutGradient):
+    """The cross-entropy, infinite in some calls, with the gradient that it always has."""
+
+    def broken_part(self, outputs: tf.Tensor) -> tf.Tensor:
+        return tf.fill(tf.shape(outputs)[:1], np.inf)
+
+
+@pytest.mark.parametrize(
+    ("loss_cls", "broken", "culprit"),
+    [
+        (WithoutGradient, (5, 6, 7), "the gradient of "),
+        (Infinite, (5, 7), "the loss of finite outputs"),
+        (Infinite, (6, 7), "the loss of finite outputs"),
+    ],
+)
+def test_replicas_go_back_together_when_a_step_is_not_finite(
+    loss_cls: type[WithoutGradient],
+    broken: tuple[int, ...],
+    culprit: str,
+    tmp_path: Path,
+    uncompiled: None,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ):
-    WithoutGradient.calls = 0
+    """The third step of two replicas, which makes the calls 5 and 6 of the loss; call 7 repeats it to find out."""
+    monkeypatch.setattr(loss_cls, "calls", 0)
+    monkeypatch.setattr(loss_cls, "broken", broken)
     with two_cpus().scope():
         summary = train(
             functools.partial(load_datasets, "digits", image_size=16, batch_size=32),
             functools.partial(Resnet, [4, 6], [1, 2], output_activation="softmax", num_layers=1),
             functools.partial(keras.optimizers.SGD, 0.01),
-            WithoutGradient,
+            loss_cls,
             num_epochs=1,
             steps_per_epoch=4,
             steps_per_execution=1,
@@ -122,7 +161,7 @@ def test_replicas_go_back_together_when_a_gradient_is_not_finite(
             workdir=str(tmp_path),
         )
     (warning,) = [record.getMessage() for record in caplog.records if "leaving its batch out" in record.getMessage()]
-    assert warning.startswith("Step 3 (step 3 of epoch 1) is not finite, first the gradient of ")
+    assert warning.startswith("Step 3 (step 3 of epoch 1) is not finite, first " + culprit)
     assert summary["steps"] == 3
 
 
