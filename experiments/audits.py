@@ -31,7 +31,7 @@ def define_flags() -> None:
     """Defines the options of the command."""
     define_study_flags()
     flags.DEFINE_integer("images", 2000, "How many test images, spread evenly over all.", lower_bound=1)
-    flags.DEFINE_string("data_dir", None, "Where TensorFlow Datasets keeps prepared sets. As in the runs if not given.")
+    command_line.path_flag("data_dir", "Where TensorFlow Datasets keeps prepared sets. As in the runs if not given.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -24,6 +24,10 @@ from experiments.studies import drawings, records
 from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.studies.study import Cell, Study
 
+IN_CURVES = ("strided", "diffstride", "hybrid")
+"""The methods whose curves are drawn, if the study has them: DiffStride and the hybrid as in figures 4 and 5 of arXiv
+2401.09008, and strided convolution. The first two methods stand in if it has none of them."""
+
 IMAGES = 64
 """How many test images the spectra are averaged over."""
 
@@ -46,13 +50,11 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
     Raises:
         ValueError: there is no CSV file of the study.
     """
-    runs, epochs = (
-        read_rows(records.runs_path(study, results)),
-        read_rows(records.epochs_path(study, results)),
-    )
-    if not runs:
+    paths = records.runs_path(study, results), records.epochs_path(study, results)
+    runs, epochs = map(records.read_whole_rows, paths)
+    if not runs or not epochs:
         raise ValueError(
-            f"There is no {records.runs_path(study, results)}: start python -m experiments.sweep and then "
+            f"There is no {paths[bool(runs)]}, or it is empty: start python -m experiments.sweep and then "
             f"python -m experiments.tables, both with --study={study.name}."
         )
     for data in study.data:
@@ -60,7 +62,7 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
         of_data = [row for row in runs if row["data"] == data]
         epochs_of_data = [row for row in epochs if row["data"] == data]
         methods = list(dict.fromkeys(row["method"] for row in of_data))
-        shown = [name for name in ("strided", "hybrid") if name in methods] or methods[:2]
+        shown = [name for name in IN_CURVES if name in methods] or methods[:2]
         yield f"curves{suffix}", drawings.curves(study, epochs_of_data, shown)
         for method in methods:
             if any(row["method"] == method and row["strides_at_end"] for row in of_data):

@@ -104,10 +104,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     tf.config.set_visible_devices([], "GPU")  # The trainings need the GPU memory.
     study = chosen_study()
+    if study.timed and FLAGS.jobs > 1:
+        raise ValueError(f"{study.name} reports how long each run trains, so --jobs must be 1, got {FLAGS.jobs}.")
     cells = shard_of(study.cells(), *parse_shard(FLAGS.shard))
-    for cell in cells:
-        fingerprint.check_unchanged(cell, FLAGS.runs)
     recorded = records.recorded_costs(study, pathlib.Path(FLAGS.results)) if FLAGS.skip_recorded else {}
+    for cell in cells:
+        fingerprint.check_unchanged(cell, FLAGS.runs, recorded)
     if FLAGS.list or FLAGS.dry_run:
         lines = dry_run(cells, FLAGS.runs) if FLAGS.dry_run else listing(cells, FLAGS.runs, study.measure, recorded)
         for line in lines:

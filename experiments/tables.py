@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import types
 from collections.abc import Sequence
 
 from absl import flags
@@ -57,7 +58,7 @@ def define_flags() -> None:
     """Defines the options of the command."""
     define_study_flags()
     flags.DEFINE_bool("write", False, f"Put all tables into their pages in {os.path.relpath(RESULTS)}.")
-    flags.DEFINE_string("readme", None, "Put the study's tables into this Markdown file instead.")
+    command_line.path_flag("readme", "Put the study's tables into this Markdown file instead.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,6 +91,9 @@ def standing_tables() -> dict[str, str]:
 
     Returns:
         Markdown tables by name.
+
+    Raises:
+        ValueError: a CSV file is missing, or does not have all rows.
     """
     reports = {
         "exports": export_report,
@@ -99,11 +103,22 @@ def standing_tables() -> dict[str, str]:
         "speech": speech_report,
         "transfer": transfer_report,
     }
-    measured = {name: report.table(read_rows(report.CSV)) for name, report in reports.items()}
+    measured = {name: _table_of(report) for name, report in reports.items()}
     audits = audited.standing_tables({name: load_study(name) for name in audited.STUDIES}, RESULTS)
     benchmark = benchmark_report.standing_tables(RESULTS)
     tpu = tpu_report.tables(tpu_report.read_lines(tpu_report.LINES))
     return {"published": published.table(), **measured, **benchmark, **tpu, **audits}
+
+
+def _table_of(report: types.ModuleType) -> str:
+    """The table of an experiment from its CSV file."""
+    rows = read_rows(report.CSV)
+    if not rows:
+        raise ValueError(f"{report.CSV} is missing, or has no rows: restore it, or run its experiment again.")
+    try:
+        return report.table(rows)
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{report.CSV} does not have all rows of its table: run its experiment again.") from error
 
 
 def replace_table(text: str, name: str, table: str) -> str:

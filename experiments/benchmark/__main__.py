@@ -39,14 +39,12 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("against", None, "A checkout of google-research/diffstride to compare with.")
+    command_line.path_flag("against", "A checkout of google-research/diffstride to compare with.")
     flags.DEFINE_list("parts", list(cases.PARTS), f"Parts to measure, separated by commas: {', '.join(cases.PARTS)}.")
     flags.DEFINE_integer("repeats", 9, "How often each case is timed.", lower_bound=1)
     flags.DEFINE_integer("batch", 64, "Batch size.", lower_bound=1)
-    flags.DEFINE_string(
-        "output", None, "The CSV file to write, with a figure beside it. Named after the device if None."
-    )
-    flags.DEFINE_string("tables_of", None, "Print the tables and constants of this CSV file, and measure nothing.")
+    command_line.path_flag("output", "The CSV file to write, with a figure beside it. Named after the device if None.")
+    command_line.path_flag("tables_of", "Print the tables and constants of this CSV file, and measure nothing.")
     devices.define_device_flags()
 
 

@@ -12,9 +12,15 @@ import keras
 import tensorflow as tf
 
 import diffstride_hybrid
-from diffstride_hybrid import command_line
 from experiments.benchmark.cases import CHANNELS_FIRST, FIXED, RESAMPLED, Case, is_map, pooling_of
-from experiments.benchmark.worker import Built, compiled, forward_and_backward, training_step, work
+from experiments.benchmark.worker import (
+    Built,
+    compiled,
+    forward_and_backward,
+    keep_freed_memory,
+    training_step,
+    work,
+)
 
 DIFFSTRIDE_SIZES = {(32, 1.0): 32, (32, 2.0): 24, (24, 2.0): 20, (20, 2.0): 18}
 """The size that DiffStride cuts a map to before training, by the map's size and the stride."""
@@ -79,7 +85,7 @@ def _engine(case: Case) -> Built:
 
 
 def _step(case: Case) -> Built:
-    command_line.keep_freed_memory()
+    keep_freed_memory()
     options = {
         "diffstride": {"pooling_cls": diffstride_hybrid.DiffStride},
         "recomputing": {"pooling_cls": diffstride_hybrid.DiffStride, "recompute_pooling": True},

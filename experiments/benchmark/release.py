@@ -13,7 +13,7 @@ import tf_keras
 from diffstride import pooling, resnet
 
 from experiments.benchmark.cases import Case
-from experiments.benchmark.worker import Built, forward_and_backward, training_step, work
+from experiments.benchmark.worker import Built, forward_and_backward, keep_freed_memory, training_step, work
 
 
 def build(case: Case) -> Built:
@@ -26,6 +26,7 @@ def build(case: Case) -> Built:
         The case without its MACs.
     """
     if case.part == "step":
+        keep_freed_memory()
         model = resnet.resnet18(
             num_output_classes=10,
             output_activation="softmax",

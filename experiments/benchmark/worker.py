@@ -6,6 +6,7 @@ release needs Keras 2 under the name tf_keras, so nothing here may import Keras 
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import sys
@@ -30,6 +31,19 @@ class Built:
 
     run: Callable[..., None]
     macs: int | None = None
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library reuse freed memory, for both sides of the comparison.
+
+    The commands of this package do so by `command_line.keep_freed_memory`, which the release's process cannot import.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # There is no glibc.
+        return
+    for option, value in ((-4, 0), (-1, 2**31 - 1), (-2, 2**28)):  # M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+        mallopt(option, value)
 
 
 def work(build: Callable[[Case], Built]) -> None:

@@ -26,7 +26,7 @@ def define_flags() -> None:
     """Defines the options of the command."""
     command_line.workdir_flag()
     flags.DEFINE_integer("images", 1000, "How many test images to compare on.", lower_bound=1)
-    flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
+    command_line.path_flag("csv", "The CSV file to write.", str(report.CSV))
 
 
 def main(argv: Sequence[str]) -> None:

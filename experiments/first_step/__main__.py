@@ -43,10 +43,10 @@ ONE_STEP = "--gin_bindings=train.train.steps_per_execution = 1"
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("against", None, "A checkout of another version to compare with.")
+    command_line.path_flag("against", "A checkout of another version to compare with.")
     flags.DEFINE_list("networks", ["digits", "CIFAR-10"], "What to train: digits, CIFAR-10. CIFAR-10 must be prepared.")
     flags.DEFINE_integer("repeats", 5, "How often each network is started.", lower_bound=1)
-    flags.DEFINE_string("csv", str(RESULTS / "first_step.csv"), "The CSV file to write.")
+    command_line.path_flag("csv", "The CSV file to write.", str(RESULTS / "first_step.csv"))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> None:
     if not rows:
         raise RuntimeError(" ".join(notes))
     csv = pathlib.Path(FLAGS.csv or (report.CSV if FLAGS.device == "cpu" else RESULTS / "frameworks_gpu.csv"))
-    write_whole(csv, rows_as_text(list(rows[0]), rows))
+    write_whole(csv.expanduser(), rows_as_text(list(rows[0]), rows))
     for text in (*notes, report.table(rows), *report.comparisons(rows)):
         print(text)
 

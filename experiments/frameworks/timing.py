@@ -32,7 +32,7 @@ MAPS_ON_GPU = (*MAPS, (224, 224, 16), (512, 512, 8), (1024, 1024, 2))
 
 
 class ByTransform(keras.layers.Layer):
-    """Spectral pooling at stride 2 by the backend's own transforms of two dimensions, on even sizes."""
+    """Spectral pooling at stride 2 by the backend's own complex transforms of two dimensions, on even sizes."""
 
     def call(self, inputs: Any) -> Any:
         ops = keras.ops

@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the options of the command."""
     command_line.workdir_flag()
-    flags.DEFINE_string("output", str(RESULTS / "picture.png"), "The PNG file to write.")
+    command_line.path_flag("output", "The PNG file to write.", str(RESULTS / "picture.png"))
 
 
 def main(argv: Sequence[str]) -> None:

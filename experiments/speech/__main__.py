@@ -22,10 +22,10 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the options of the command."""
-    flags.DEFINE_string("source", "/usr/share/asterisk/sounds", "Folder with a folder of wav files for each voice.")
+    command_line.path_flag("source", "Folder with a folder of wav files for each voice.", "/usr/share/asterisk/sounds")
     flags.DEFINE_integer("seeds", 3, "How many runs of each pooling.", lower_bound=1)
     flags.DEFINE_integer("epochs", 6, "Epochs of a run.", lower_bound=1)
-    flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
+    command_line.path_flag("csv", "The CSV file to write.", str(report.CSV))
 
 
 def main(argv: Sequence[str]) -> None:

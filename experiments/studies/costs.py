@@ -84,7 +84,8 @@ def matched_bindings(cell: Cell, runs: str, recorded: Mapping[Cell, Cost] | None
     """
     if cell.reference is None:
         return ()
-    reference = (recorded or {}).get(cell.reference) or cell_cost(cell.reference, runs)
+    is_here = recorded is None or cell.reference not in recorded or cell.reference.is_finished(runs)
+    reference = cell_cost(cell.reference, runs) if is_here else recorded[cell.reference]
     model = cell.model
     if cell.method.match == "maps":
         strides = _strides_of_sizes(reference.pooling_sizes, blocks=len(cell.strides) + 1)

@@ -55,7 +55,7 @@ def curves(study: Study, epochs: Sequence[Row], methods: Sequence[str]) -> Figur
             label_plainly(axes.yaxis)
         if row == 0:
             axes.set_title(column_title(axis, value), fontsize=10)
-    _legend_below(figure, grid[0][0], columns=2)
+    _legend_below(figure, grid[0][0], columns=len(methods))
     return figure
 
 
@@ -131,7 +131,9 @@ def accuracy_against_macs(study: Study, rows: Sequence[Row]) -> Figure:
     if most > 4 * least:
         axes.set_xscale("log")
         label_plainly(axes.xaxis)
-    _finish(axes, "million MACs an image, after training", f"{study.measure} accuracy (%)", whole_x=False)
+    _finish(
+        axes, "million MACs of convolutions an image, after training", f"{study.measure} accuracy (%)", whole_x=False
+    )
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
     return figure
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gin
@@ -12,6 +13,7 @@ import gin
 from diffstride_hybrid.common.files import write_whole
 from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.runs.folder import read_json
+from experiments.studies import costs
 from experiments.studies.study import Cell, format_strides
 
 CELL_FILE = "cell.json"
@@ -47,17 +49,25 @@ def description(cell: Cell) -> dict[str, Any]:
     }
 
 
-def write_description(cell: Cell, runs: str) -> None:
-    """Writes the description of a cell into its folder, under the folder `runs` of all studies."""
-    write_whole(cell.folder(runs) / CELL_FILE, json.dumps(description(cell), indent=2) + "\n")
-
-
-def check_unchanged(cell: Cell, runs: str) -> None:
-    """Refuses the folder of a cell that another version of its study or of its config has made.
+def write_description(cell: Cell, runs: str, matched: Sequence[str] = ()) -> None:
+    """Writes the description of a cell into its folder.
 
     Args:
         cell: of a study.
         runs: the folder that holds a folder for each study.
+        matched: the bindings that match it to its reference, if it has one.
+    """
+    described = description(cell) | ({"matched": list(matched)} if matched else {})
+    write_whole(cell.folder(runs) / CELL_FILE, json.dumps(described, indent=2) + "\n")
+
+
+def check_unchanged(cell: Cell, runs: str, recorded: Mapping[Cell, costs.Cost] | None = None) -> None:
+    """Refuses the folder of a cell that another version of its study, its config or its reference has made.
+
+    Args:
+        cell: of a study.
+        runs: the folder that holds a folder for each study.
+        recorded: the costs of cells that are finished elsewhere.
 
     Raises:
         ValueError: the folder describes another cell than this one.
@@ -67,6 +77,9 @@ def check_unchanged(cell: Cell, runs: str) -> None:
     if not path.exists():
         return
     before, now = read_json(path), description(cell)
+    if "matched" in before:
+        is_known = cell.reference in (recorded or {}) or cell.reference.is_finished(runs)
+        now["matched"] = list(costs.matched_bindings(cell, runs, recorded)) if is_known else before["matched"]
     changed = [f"{name} was {value}, is {now[name]}" for name, value in before.items() if value != now[name]]
     if changed:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from diffstride_hybrid import command_line
 from experiments import RESULTS
 from experiments.studies.study import Study, load_study, study_names
 
@@ -15,8 +16,8 @@ flags.disclaim_key_flags()
 def define_study_flags() -> None:
     """Defines `--study`, `--runs` and `--results`."""
     flags.DEFINE_string("study", None, "Name of the study: a module of experiments/studies/grids.")
-    flags.DEFINE_string("runs", "runs", "Folder of the runs, with a folder for each study.")
-    flags.DEFINE_string("results", str(RESULTS), "Folder of the CSV files and of the figures.")
+    command_line.path_flag("runs", "Folder of the runs, with a folder for each study.", "runs")
+    command_line.path_flag("results", "Folder of the CSV files and of the figures.", str(RESULTS))
 
 
 def chosen_study() -> Study:

@@ -43,14 +43,15 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
         The rows of the runs and the rows of the epochs.
 
     Raises:
-        ValueError: a run was made by another version of the study, or the study compares validation images and a run
-            has none.
-        OSError: a file of a run is damaged, or a CSV file cannot be written.
+        ValueError: a run was made by another version of the study, or matched to another run than the present one; or
+            the study compares validation images and a run has none.
+        OSError: a file of a run or a CSV file is damaged, or a CSV file cannot be written.
     """
     cells = study.cells()
     finished = [cell for cell in cells if cell.is_finished(runs)]
+    recorded = recorded_costs(study, results)
     for cell in finished:
-        fingerprint.check_unchanged(cell, runs)
+        fingerprint.check_unchanged(cell, runs, recorded)
     places = {key_of(cell): place for place, cell in enumerate(cells)}
     configs = {key_of(cell): config_of(cell) for cell in cells}
     here = {key_of(cell) for cell in finished}
@@ -59,8 +60,8 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
         (runs_path(study, results), lambda cell: [_run_row(study, cell, runs)]),
         (epochs_path(study, results), lambda cell: _epoch_rows(cell, runs)),
     ):
-        kept = [row for row in read_rows(path) if configs.get(key_of_row(row)) == row.get("config")]
-        kept = [row for row in kept if key_of_row(row) not in here]
+        kept = [row for row in read_whole_rows(path) if key_of_row(row) in places]
+        kept = [row for row in kept if configs[key_of_row(row)] == row["config"] and key_of_row(row) not in here]
         rows = [*kept, *(row for cell in finished for row in rows_of(cell))]
         rows.sort(key=lambda row: (places[key_of_row(row)], int(row.get("epoch", 0))))
         if finished:
@@ -80,11 +81,11 @@ def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
     Returns:
         The cost after training of each such cell, to which other cells may be matched.
     """
-    rows = {key_of_row(row): row for row in read_rows(runs_path(study, results))}
+    rows = {key_of_row(row): row for row in read_whole_rows(runs_path(study, results))}
     return {
         cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
         for cell in study.cells()
-        if (row := rows.get(key_of(cell))) is not None and row.get("config") == config_of(cell)
+        if (row := rows.get(key_of(cell))) is not None and row["config"] == config_of(cell)
     }
 
 
@@ -114,6 +115,25 @@ def key_of(cell: Cell) -> tuple[str, ...]:
 def key_of_row(row: Mapping[str, str]) -> tuple[str, ...]:
     """Returns the values of the columns `KEY` in a row."""
     return tuple(row[name] for name in KEY)
+
+
+def read_whole_rows(path: pathlib.Path) -> list[Row]:
+    """Reads the rows of one of both files.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The rows; none if the file does not exist.
+
+    Raises:
+        OSError: a line is cut off, or is no row.
+    """
+    rows = read_rows(path)
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not {*KEY, "config"} <= row.keys():
+            raise OSError(f"{path} is damaged: line {number} is no row of it. Restore the file, or take the line out.")
+    return rows
 
 
 def _run_row(study: Study, cell: Cell, runs: str) -> Row:

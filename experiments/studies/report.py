@@ -41,7 +41,8 @@ def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
 
     The MACs are those of convolutions and dense layers for one image after training, as a mean over the runs. A second
     figure after a plus sign is the MACs of the poolings. The column 'mean' averages over the choices of strides, for
-    the seeds that have run with all of them; its deviation is the one between seeds.
+    the seeds that have run with all of them; its deviation is the one between seeds. The column 'training' is the mean
+    time of a run's training, if the study is timed.
 
     Args:
         study: the study whose methods, strides and variants the table has.
@@ -55,7 +56,7 @@ def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
     published = {method.name: study.published.get((data, method.name), "") for method in study.methods}
     has_mean, has_published = axis == "strides" and len(values) > 1, any(published.values())
     head = ["method", *(column_title(axis, value) for value in values)]
-    head += ["mean"] * has_mean + ["runs", "parameters"] + ["published"] * has_published
+    head += ["mean"] * has_mean + ["runs", "parameters"] + ["training"] * study.timed + ["published"] * has_published
     lines = []
     for method in study.methods:
         of_method = [row for row in rows if row["method"] == method.name]
@@ -65,6 +66,7 @@ def accuracy_table(study: Study, data: str, rows: Sequence[Row]) -> str:
         line = [f"`{method.name}`", *(_cell(study, cell) for cell in cells)]
         line += [_mean_over_columns(study, cells)] * has_mean
         line += [_counts(cells), _span_of_parameters(of_method)]
+        line += [f"{statistics.fmean(float(row['training_seconds']) for row in of_method) / 60:.1f} min"] * study.timed
         lines.append(line + [published[method.name] or "none"] * has_published)
     return markdown.table(head, lines)
 

@@ -122,10 +122,10 @@ class Sweep:
 
     def _start(self, cell: Cell, lock: IO[str]) -> Running:
         folder = cell.folder(self._runs)
-        fingerprint.write_description(cell, self._runs)
         matched: Sequence[str] = ()
         if cell.reference is not None:
             matched = costs.matched_bindings(cell, self._runs, self._recorded)
+        fingerprint.write_description(cell, self._runs, matched)
         command = [*TRAIN, f"--gin_file={cell.gin_file}"]
         command += [f"--gin_bindings={binding}" for binding in (*cell.gin_bindings, *matched)]
         command += [f"--workdir={folder}", f"--seed={cell.seed}", *self._train_flags]

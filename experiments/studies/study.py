@@ -132,6 +132,7 @@ class Study:
         model: the network's name in gin.
         measure: the accuracy that the tables compare after training, on the 'test' or on the 'validation' images.
         baseline: the method that the others are compared with, run by run, or None.
+        timed: whether the tables show how long the training took. Its runs must then have the machine to themselves.
         published: accuracies from publications, by data set and method, as the tables show them.
 
     Raises:
@@ -151,6 +152,7 @@ class Study:
     model: str = "resnet.resnet18"
     measure: str = "test"
     baseline: str | None = None
+    timed: bool = False
     published: Mapping[tuple[str, str], str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

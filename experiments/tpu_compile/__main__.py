@@ -41,8 +41,8 @@ def define_flags() -> None:
     flags.DEFINE_multi_string("topology", ["v5e:2x2"], "The TPU, in JAX's notation. Repeat it for more.")
     flags.DEFINE_multi_string("dtype_policy", ["float32", "mixed_bfloat16"], "Dtype policy. Repeat it for more.")
     flags.DEFINE_multi_enum("part", ["step"], ["step", "layer"], "What to compile. Repeat it for both.")
-    flags.DEFINE_string("output", None, "A file to which the JSON lines are appended as well.")
-    flags.DEFINE_string("tables_of", None, "Print tables of the lines in this file, and compile nothing.")
+    command_line.path_flag("output", "A file to which the JSON lines are appended as well.")
+    command_line.path_flag("tables_of", "Print tables of the lines in this file, and compile nothing.")
 
 
 GIB = 2**30

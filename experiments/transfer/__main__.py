@@ -27,7 +27,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data", "fashion_mnist", "Name of the data set, as for data.load_datasets.name.")
     flags.DEFINE_integer("epochs", 3, "Epochs of each of the two trainings.", lower_bound=1)
     flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
-    flags.DEFINE_string("csv", str(report.CSV), "The CSV file to write.")
+    command_line.path_flag("csv", "The CSV file to write.", str(report.CSV))
 
 
 def main(argv: Sequence[str]) -> None:

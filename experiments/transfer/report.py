@@ -27,6 +27,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
     Returns:
         A Markdown table with a row for each model. That of the network that was not swapped has its accuracy before.
+        A second figure of MACs after a plus sign is that of the poolings.
     """
 
     def of(name: str, stage: str, measure: str | None = None) -> list[Mapping[str, Any]]:
@@ -39,11 +40,15 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for name in dict.fromkeys(row["model"] for row in rows):
         after, baseline = accuracies(name, "after"), accuracies(ORIGINAL, "after")
-        cost = statistics.fmean(float(row["macs"]) for row in of(name, "after"))
+        cost, of_poolings = (
+            statistics.fmean(float(row[column]) for row in of(name, "after")) / 1e6
+            for column in ("macs", "pooling_macs")
+        )
         if name == ORIGINAL:
             start, compared = [f"{spread(accuracies(name, 'before'))} % before", "", "", ""], ""
         else:
             start = [f"{spread(accuracies(name, 'swapped', measure))} %" for measure in MEASURES]
             compared = spread([one - other for one, other in zip(after, baseline)], signed=True)
-        lines.append([name, *start, f"{spread(after)} %", compared, f"{cost / 1e6:.1f} M"])
+        price = f"{cost:.1f} M" + f" + {of_poolings:.1f} M" * (of_poolings > 0)
+        lines.append([name, *start, f"{spread(after)} %", compared, price])
     return markdown.table(HEAD, lines)

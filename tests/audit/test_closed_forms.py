@@ -351,7 +351,7 @@ def test_the_attack_on_a_linear_classifier_moves_its_margin_by_the_sum_of_weight
     )
     dense.kernel.assign(np.stack([np.zeros(64), weights], 1))
     labels = (differences > 0).astype(int)
-    results = audit(model, images, labels)
+    results = audit(model, images, labels, batch_size=500)
     for strength in (1, 4):
         expected = np.mean(np.abs(differences) > strength / 255 * np.abs(weights).sum())
         assert results.attacks[f"{strength}/255"] == pytest.approx(expected, abs=(5 if "16" in policy else 1) / 500)

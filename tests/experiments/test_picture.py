@@ -1,14 +1,15 @@
 """The picture at the top of the README: its numbers are those of the run and of the layer."""
 
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
 import pytest
+from absl import flags
+from support.command_flags import defined_flags
 
+from diffstride_hybrid import command_line
 from experiments.picture import __main__, contents, drawing
 
 STRIDES = """epoch,pooling/vertical_stride,pooling/horizontal_stride,pooling/height,pooling/width,\
@@ -131,12 +132,14 @@ def test_the_command_draws_and_prints(workdir, tmp_path, monkeypatch, capsys):
     assert output.is_file()
 
 
-def test_the_command_refuses_a_folder_that_does_not_exist(tmp_path):
+def test_the_command_refuses_a_folder_that_does_not_exist(tmp_path, capsys):
     options = [f"--workdir={tmp_path / 'nowhere'}", f"--output={tmp_path / 'picture.png'}"]
-    command = [sys.executable, "-m", "experiments.picture", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert line == f"error: There is no folder {tmp_path / 'nowhere'}: --workdir must be the folder of a finished run."
+    with defined_flags(__main__.define_flags, command_line.traceback_flag), pytest.raises(SystemExit) as ended:
+        flags.FLAGS(["picture", *options])
+        command_line.reporting_errors(__main__.main)(["picture"])
+    assert ended.value.code == 1
+    error = capsys.readouterr().err
+    assert (
+        error == f"error: There is no folder {tmp_path / 'nowhere'}: --workdir must be the folder of a finished run.\n"
+    )
     assert not (tmp_path / "picture.png").exists()
-    assert "Traceback" not in done.stderr

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from support.damage import truncate
 from support.small_study import SMALL
-from support.study_folders import finish
+from support.study_folders import POOLING, finish
 
 from experiments import tables
-from experiments.studies import fingerprint, records
+from experiments.studies import costs, fingerprint, records
 from experiments.studies import report as study_report
 from experiments.studies.study import Cell, Method, Variant
+from experiments.transfer import report as transfer_report
 
 
 # --- Records ---------------------------------------------------------------------------------------------------------
@@ -88,6 +89,40 @@ def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
         records.record(SMALL, str(tmp_path), tmp_path)
 
 
+def test_a_run_that_was_matched_to_another_run_than_the_present_one_is_refused(tmp_path: Path):
+    _, learned, matched, *_ = SMALL.cells()
+    finish(learned, tmp_path / "runs")
+    finish(matched, tmp_path / "runs")
+    runs = str(tmp_path / "runs")
+    fingerprint.write_description(matched, runs, costs.matched_bindings(matched, runs))
+    records.record(SMALL, runs, tmp_path)
+    larger = {**POOLING, "output_size": [24, 30]}
+    finish(learned, runs, poolings=[larger])
+    with pytest.raises(ValueError, match=r"another version of the study: matched was .*, is .*Move it away"):
+        records.record(SMALL, runs, tmp_path)
+
+
+def test_what_is_here_counts_before_what_is_recorded(tmp_path: Path):
+    _, learned, matched, *_ = SMALL.cells()
+    finish(learned, tmp_path / "runs")
+    here = costs.matched_bindings(matched, str(tmp_path / "runs"))
+    recorded = {learned: costs.Cost(1, {"pooling": ((32, 32), (16, 16))})}
+    assert costs.matched_bindings(matched, str(tmp_path / "runs"), recorded) == here
+    assert costs.matched_bindings(matched, str(tmp_path / "nowhere"), recorded) != here
+
+
+@pytest.mark.parametrize("name", ["small.csv", "small_epochs.csv"])
+@pytest.mark.parametrize("damage", ["<<<<<<< HEAD", "digits,strided", 'digits,strided,,"2,2,2",1'])
+def test_a_damaged_line_of_a_csv_file_is_named(name: str, damage: str, tmp_path: Path):
+    for cell in SMALL.cells()[:3]:
+        finish(cell, tmp_path / "runs")
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    lines = (tmp_path / name).read_text().splitlines()
+    (tmp_path / name).write_text("\n".join([*lines[:2], damage, *lines[2:]]) + "\n")
+    with pytest.raises(OSError, match=rf"{name} is damaged: line 3 is no row of it"):
+        records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)
+
+
 @pytest.mark.parametrize("name", ["run.json", "summary.json", fingerprint.CELL_FILE])
 def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, name: str):
     (cell, *_) = SMALL.cells()
@@ -110,6 +145,7 @@ def rows_of(accuracies: dict[tuple[str, str], list[float]]) -> list[records.Row]
             "macs": str(1_000_000 * (seed + 1) if method == "learned" else 2_000_000),
             "pooling_macs": "0" if method == "strided" else "250000",
             "parameters": "1234",
+            "training_seconds": str(90 * (seed + 1)),
         }
         for (method, strides), values in accuracies.items()
         for seed, accuracy in enumerate(values)
@@ -149,6 +185,13 @@ def test_published_figures_have_a_column_of_their_own():
     assert strided.endswith("| none |") and learned.endswith("| 99 % |")
 
 
+def test_a_timed_study_shows_the_mean_time_of_training():
+    study = dataclasses.replace(SMALL, timed=True)
+    head, _, strided, _ = study_report.accuracy_table(study, "digits", ROWS).splitlines()
+    assert head.endswith("| parameters | training |")
+    assert strided.endswith(f"| {statistics.fmean([1.5, 3, 4.5, 1.5]):.1f} min |")
+
+
 def test_differences_are_those_of_runs_of_the_same_strides_and_seed():
     (line,) = study_report.difference_table(SMALL, ROWS).splitlines()[2:]
     assert line == "| `strided` | -20.00 ± 10.00 | -10.00 | -20.00 | 4 |"
@@ -160,6 +203,19 @@ def test_the_mean_difference_has_the_deviation_of_the_seeds():
         SMALL, rows_of(strided | {("learned", "2,2,2"): [0.4, 0.6], ("learned", "3,2,3"): [0.3, 0.7]})
     ).splitlines()[2:]
     assert line.endswith(f"| {statistics.fmean([-5, -20]):.2f} ± {statistics.stdev([-5, -20]):.2f} | 4 |")
+
+
+@pytest.mark.parametrize("lines", [None, 1, 2])
+def test_an_experiment_without_all_its_rows_is_named(
+    lines: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Otherwise its table on the page would be replaced by an empty one."""
+    path = tmp_path / "transfer.csv"
+    if lines is not None:
+        path.write_text("".join(transfer_report.CSV.read_text().splitlines(keepends=True)[:lines]))
+    monkeypatch.setattr(transfer_report, "CSV", path)
+    with pytest.raises(ValueError, match=rf"{path} (is missing, or has no rows|does not have all rows)"):
+        tables.standing_tables()
 
 
 def test_a_table_is_put_between_its_marks():

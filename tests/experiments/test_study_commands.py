@@ -1,6 +1,7 @@
 """The commands of studies."""
 
 import csv
+import dataclasses
 import itertools
 import statistics
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_figures_are_written_and_those_without_a_run_left_out(
     assert "no run with learned strides is in" in command(figures, runs=str(tmp_path / "nowhere"))
 
 
+def test_figures_name_the_file_that_is_missing(command: Any, tmp_path: Path):
+    finish(SMALL.cells()[0], tmp_path / "runs")
+    command(tables)
+    (tmp_path / "results" / "small_epochs.csv").unlink()
+    with pytest.raises(ValueError, match=r"There is no .*small_epochs\.csv, or it is empty"):
+        command(figures)
+
+
+def test_a_path_may_begin_with_the_home_folder():
+    """The training takes it so, and a sweep must look for the run where it is."""
+    with defined_flags(study_flags.define_study_flags):
+        flags.FLAGS(["sweep", "--runs=~/runs", "--results=~/results"])
+        assert (flags.FLAGS.runs, flags.FLAGS.results) == (str(Path.home() / "runs"), str(Path.home() / "results"))
+
+
 @pytest.mark.parametrize("module", [sweep, tables, figures])
 def test_a_study_must_be_named(command: Any, module: Any):
     with pytest.raises(ValueError, match="--study must name a study: there are budget_small, cifar10, cifar100"):
@@ -108,6 +124,12 @@ def test_the_sweep_lists_its_shard_and_says_what_it_is_for(command: Any, tmp_pat
     assert total.startswith(f"{len(lines)} runs, 1 finished: ")
     assert lines[0].startswith("finished  digits-strided-2,2,2-seed1  90.00%")
     assert all(line.startswith("to do     ") for line in lines[1:])
+
+
+def test_runs_whose_times_are_reported_do_not_share_the_machine(command: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sweep, "chosen_study", lambda: dataclasses.replace(SMALL, timed=True))
+    with pytest.raises(ValueError, match="small reports how long each run trains, so --jobs must be 1, got 2"):
+        command(sweep, jobs=2)
 
 
 # --- Figures ---------------------------------------------------------------------------------------------------------

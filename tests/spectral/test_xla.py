@@ -43,7 +43,17 @@ def with_gradients(x: tf.Tensor, strides: tf.Tensor, **options: Any) -> list[tf.
 
 @pytest.mark.parametrize(
     ("method", "data_format", "dtype"),
-    [(method, data_format, tf.float32) for method in ENGINES for data_format in DATA_FORMATS]
+    [
+        # The transforms of channels_first are those of channels_last between two transpositions.
+        pytest.param(
+            method,
+            data_format,
+            tf.float32,
+            marks=[pytest.mark.slow] if (method, data_format) == ("fft", "channels_first") else [],
+        )
+        for method in ENGINES
+        for data_format in DATA_FORMATS
+    ]
     + [("matmul", "channels_last", tf.bfloat16)],
     ids=lambda value: getattr(value, "name", value),
 )

@@ -15,4 +15,5 @@ STUDY = dataclasses.replace(
     seeds=(1,),
     bindings=(*cifar_small.recipe(epochs=30, width=16), "train.train.dtype_policy = 'mixed_bfloat16'"),
     baseline="hybrid",
+    timed=True,
 )
