@@ -23,6 +23,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def untuned_datasets() -> Iterator[None]:
+    """Spares the datasets of Keras and of replicas what `datasets.untuned` spares those of this package."""
+    from tensorflow.python.data.ops import dataset_ops
+
+    def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset_ops._OptionsDataset(dataset, options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset_ops.DatasetV2, "_apply_debug_options", untuned)  # TensorFlow calls it for each iterator.
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_keras() -> Iterator[None]:
     keras.config.set_dtype_policy("float32")

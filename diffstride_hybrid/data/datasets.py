@@ -174,7 +174,7 @@ class Datasets:
         dataset = batches(split, first_step, shard).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
         # Unless TensorFlow knows that a dataset is infinite, it asks all machines in each step whether data is left.
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY))
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        return untuned(dataset.prefetch(tf.data.AUTOTUNE))
 
     def evaluation(self, split_name: str, shard: Shard = ALL) -> tf.data.Dataset:
         """Makes a dataset of each image of a split once, in order, in batches of equal size.
@@ -213,7 +213,7 @@ class Datasets:
         dataset = dataset.map(finish, num_parallel_calls=tf.data.AUTOTUNE)
         filling = tuple(tf.zeros(spec.shape, spec.dtype) for spec in dataset.element_spec)
         dataset = dataset.concatenate(tf.data.Dataset.from_tensors(filling).repeat())
-        return dataset.take(self.evaluation_steps(split_name)).prefetch(tf.data.AUTOTUNE)
+        return untuned(dataset.take(self.evaluation_steps(split_name)).prefetch(tf.data.AUTOTUNE))
 
     def first_images(self, split_name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The first images of a split, normalized, and their labels.
@@ -249,7 +249,7 @@ class Datasets:
         chosen = numbered.filter(lambda i, image_and_label: tf.reduce_any(i == indices))
         chosen = chosen.map(lambda i, image_and_label: image_and_label).map(decoder_of(split))
         with self.naming_damage():
-            images, labels = zip(*chosen.as_numpy_iterator())
+            images, labels = zip(*untuned(chosen).as_numpy_iterator())
         return np.stack(images), np.array(labels)
 
     def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
@@ -291,6 +291,23 @@ class Datasets:
         dataset = dataset.map(decoder_of(split), num_parallel_calls=tf.data.AUTOTUNE)
         dataset = dataset.batch(images_per_step, drop_remainder=True)
         return dataset.enumerate(first_step).map(as_written(lambda step, batch: (step, *batch)))
+
+
+def untuned(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Turns off what tunes a dataset while it is read.
+
+    The end of an iterator may miss the thread that tunes it in TensorFlow 2.21, and then waits for it, for up to a
+    minute. Without tuning these datasets are read as fast or faster, and small ones begin sooner.
+
+    Args:
+        dataset: of any kind.
+
+    Returns:
+        The same dataset.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def decoder_of(split: Split) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from diffstride_hybrid.common.errors import did_you_mean, first_line, one_line
 from diffstride_hybrid.data.damage import naming_damaged_files
-from diffstride_hybrid.data.datasets import Split, as_written, decoder_of
+from diffstride_hybrid.data.datasets import Split, as_written, decoder_of, untuned
 from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
 from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
@@ -120,10 +120,8 @@ class _TfdsReader:
             signature = (tf.TensorSpec(self.image_shape, tf.uint8), label_spec)
             return tf.map_fn(lambda pair: decode(*pair), (images, labels), fn_output_signature=signature)
 
-        # With small images a call for each one, and tuning the pipeline, take longer than decoding them.
-        options = tf.data.Options()
-        options.autotune.enabled = False
-        decoded = encoded.batch(500).map(decode_batch, num_parallel_calls=tf.data.AUTOTUNE).with_options(options)
+        # With small images a call for each one takes longer than decoding it.
+        decoded = untuned(encoded.batch(500).map(decode_batch, num_parallel_calls=tf.data.AUTOTUNE))
         images, labels = (np.concatenate(arrays) for arrays in zip(*decoded.as_numpy_iterator()))
         return Split(size, arrays=(images, labels))
 

@@ -32,6 +32,13 @@ def test_the_same_seed_gives_the_same_batches_to_the_bit(load: Any, storage: str
     assert_same(first, again)
 
 
+def test_no_dataset_is_tuned_while_it_is_read(load: Any, storage: str):
+    """The end of an iterator that is tuned may take a minute."""
+    datasets = load()
+    for dataset in (datasets.training(), datasets.evaluation("test")):
+        assert dataset.options().autotune.enabled is False
+
+
 def test_only_the_seed_given_matters(load: Any, storage: str):
     if storage == "streamed":
         pytest.skip("tf.data's shuffle depends on TensorFlow's global seed as well, which a run sets to the same")
