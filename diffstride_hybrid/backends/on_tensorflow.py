@@ -103,7 +103,14 @@ def clipped(values: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
     @tf.custom_gradient  # TensorFlow's own needs four times as many operations.
     def clip(values: tf.Tensor) -> tuple[tf.Tensor, Any]:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            is_inside = values >= low if high is None else tf.logical_and(values >= low, values <= high)
+            least, most = low, high
+            if values.dtype == tf.float64:  # Strides are float32: one at a limit may lie past it by its rounding.
+                rounded = [
+                    None if each is None else tf.cast(tf.cast(each, tf.float32), tf.float64) for each in (low, high)
+                ]
+                least = tf.minimum(low, rounded[0])
+                most = None if high is None else tf.maximum(high, rounded[1])
+            is_inside = values >= least if most is None else tf.logical_and(values >= least, values <= most)
             return tf.where(is_inside, upstream, tf.zeros([], upstream.dtype))
 
         raised = tf.maximum(values, low)

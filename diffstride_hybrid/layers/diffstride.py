@@ -24,7 +24,7 @@ from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.layers.static_crop import Crop, StaticCrop
-from diffstride_hybrid.layers.stride_constraint import StrideConstraint, held_limits
+from diffstride_hybrid.layers.stride_constraint import StrideConstraint
 
 _LARGEST_STRIDE = 2.0**31 - 1
 """The greatest stride that an argument may have."""
@@ -374,8 +374,8 @@ class DiffStride(FourierPooling):
     def _window_options(self) -> dict[str, Any]:
         return {
             "smoothness_factor": self.smoothness_factor,
-            "lower_limit_stride": held_limits(self.lower_limit_stride),
-            "upper_limit_stride": held_limits(self.upper_limit_stride),
+            "lower_limit_stride": self.lower_limit_stride,
+            "upper_limit_stride": self.upper_limit_stride,
             "mask": self.mask,
         }
 

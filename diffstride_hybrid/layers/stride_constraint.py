@@ -7,12 +7,10 @@ import warnings
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from diffstride_hybrid.common.arguments import Strides
 from diffstride_hybrid.common.registration import register
-from diffstride_hybrid.spectral.options import Limits
 
 _FRAMES = 4
 """Among how many callers the optimizer is sought that applies a constraint. It is the nearest one in Keras 3.15."""
@@ -74,18 +72,3 @@ class StrideConstraint(keras.constraints.Constraint):
             if frame.f_back is None:
                 return
             frame = frame.f_back
-
-
-def held_limits(limits: Limits) -> Limits:
-    """Rounds limits as a float32 weight does, so that a stride at a limit is within it in float64 too.
-
-    Args:
-        limits: one limit for both axes, or a pair; None is no limit.
-
-    Example:
-        >>> held_limits((1.5, None)), held_limits(1.3) == 1.3
-        ((1.5, None), False)
-    """
-    if isinstance(limits, tuple):
-        return tuple(map(held_limits, limits))
-    return None if limits is None else float(np.float32(limits))
