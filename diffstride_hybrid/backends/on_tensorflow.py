@@ -105,11 +105,10 @@ def clipped(values: tf.Tensor, low: Any, high: Any) -> tf.Tensor:
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             least, most = low, high
             if values.dtype == tf.float64:  # Strides are float32: one at a limit may lie past it by its rounding.
-                rounded = [
-                    None if each is None else tf.cast(tf.cast(each, tf.float32), tf.float64) for each in (low, high)
-                ]
-                least = tf.minimum(low, rounded[0])
-                most = None if high is None else tf.maximum(high, rounded[1])
+                exact = [None if each is None else tf.cast(each, tf.float64) for each in (low, high)]
+                held = [None if each is None else tf.cast(tf.cast(each, tf.float32), tf.float64) for each in exact]
+                least = tf.minimum(exact[0], held[0])
+                most = None if high is None else tf.maximum(exact[1], held[1])
             is_inside = values >= least if most is None else tf.logical_and(values >= least, values <= most)
             return tf.where(is_inside, upstream, tf.zeros([], upstream.dtype))
 
