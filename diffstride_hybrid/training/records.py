@@ -91,7 +91,7 @@ def data_as_recorded(
         if split in digests and digests[split] != digests_now.get(split):
             raise ValueError(
                 f"The {split} images of {datasets.name} are not the files with which {path.parent} was begun, so "
-                f"images that it was trained on may be among those held out: put the files back as they were, or train "
+                "images that it was trained on may be among those held out: put the files back as they were, or train "
                 f"anew in another workdir.{cure}"
             )
     return dataclasses.replace(datasets, mean=tuple(begun["mean"]), std=tuple(begun["std"]))

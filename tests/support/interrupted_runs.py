@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import pytest
 
+from diffstride_hybrid.training.loop import TrainingLoop
 from support.tiny_runs import assert_same_weights, json_of, load, rows_of, train
 
 EPOCHS, STEPS = 2, 6
@@ -58,6 +59,21 @@ class Fault(Exception):
 
 def fail() -> None:
     raise Fault
+
+
+def failing_once(monkeypatch: pytest.MonkeyPatch, step: int) -> list[int]:
+    """Lets a training step fail at its first try. Returns a list that is empty from then on."""
+    train_steps, failures = TrainingLoop.train_steps, [step]
+
+    def failing(loop: TrainingLoop, count: int) -> bool:
+        if loop._batches.next_step in failures:
+            failures.clear()
+            loop.finite_steps = 0
+            return False
+        return train_steps(loop, count)
+
+    monkeypatch.setattr(TrainingLoop, "train_steps", failing)
+    return failures
 
 
 def stopped_at(step: int, folder: Path, **options: Any) -> None:

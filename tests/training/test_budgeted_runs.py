@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import pytest
 import tensorflow as tf
-from support.interrupted_runs import Fault, assert_same_run, stopped_at, trained
+from support.interrupted_runs import Fault, assert_same_run, failing_once, stopped_at, trained
 from support.replicas import two_cpus
 from support.tiny_runs import json_of, load, rows_of, small, small_digits, train
 
@@ -115,16 +115,7 @@ def test_a_run_that_rolls_back_knows_the_epoch_and_its_place(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """A step of an epoch fails once. The backup is that of the end of the epoch before, or of the beginning."""
-    train_steps, failures = TrainingLoop.train_steps, [step]
-
-    def failing(loop: TrainingLoop, count: int) -> bool:
-        if loop._batches.next_step in failures:
-            failures.clear()
-            loop.finite_steps = 0
-            return False
-        return train_steps(loop, count)
-
-    monkeypatch.setattr(TrainingLoop, "train_steps", failing)
+    failures = failing_once(monkeypatch, step)
     budgeted(tmp_path, macs_budget_epoch=2, on_not_finite="roll_back")
     assert not failures
     assert_met(tmp_path, 2, 2, 0.5)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from support.damage import truncate
-from support.interrupted_runs import DATA, TIMES, At, Fault, assert_same_run, fail
+from support.interrupted_runs import DATA, TIMES, At, Fault, assert_same_run, fail, failing_once
 from support.tiny_runs import json_of, load, rows_of, train
 
 from diffstride_hybrid.model_tools.macs_budget import MacsBudget
@@ -64,20 +64,6 @@ def test_a_rate_that_is_set_relative_to_the_last_is_set_once_in_an_epoch(step: i
         run(tmp_path / "stopped", callbacks=[halved(), At(step, fail)], **options)
     run(tmp_path / "stopped", callbacks=[halved()], **options)
     assert_same_run(tmp_path / "stopped", tmp_path / "alone")
-
-
-def failing_once(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Lets a training step fail at its first try."""
-    train_steps, failures = TrainingLoop.train_steps, [step]
-
-    def failing(loop: TrainingLoop, count: int) -> bool:
-        if loop._batches.next_step in failures:
-            failures.clear()
-            loop.finite_steps = 0
-            return False
-        return train_steps(loop, count)
-
-    monkeypatch.setattr(TrainingLoop, "train_steps", failing)
 
 
 @pytest.mark.parametrize("step", [0, 3])
