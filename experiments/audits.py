@@ -17,12 +17,12 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.audit.auditing import audit
 from diffstride_hybrid.audit.report import Audit
-from diffstride_hybrid.common.files import read_rows, rows_as_text, whole_file, write_whole
+from diffstride_hybrid.common.files import rows_as_text, whole_file, write_whole
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.runs.folder import FINAL_MODEL
 from experiments.studies import audited, fingerprint
 from experiments.studies.flags import chosen_study, define_study_flags
-from experiments.studies.records import commit_of, key_of, key_of_row
+from experiments.studies.records import commit_of, key_of, key_of_row, read_whole_rows
 
 FLAGS = flags.FLAGS
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
     path = audited.audits_path(study, results)
-    rows = audited.still_valid(read_rows(path), study, FLAGS.runs, FLAGS.images)
+    recorded = read_whole_rows(path)
+    rows = audited.still_valid(recorded, study, FLAGS.runs, FLAGS.images)
     places = {key_of(cell): place for place, cell in enumerate(study.cells())}
     for cell in study.cells():
         if not cell.is_finished(FLAGS.runs) or key_of(cell) in map(key_of_row, rows):
@@ -52,6 +53,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{cell.name}: accuracy {rows[-1]['accuracy']}", flush=True)
     if not rows:
         raise ValueError(f"No run of {study.name} is finished in {FLAGS.runs}, and there is no {path}.")
+    if len(rows) < len(recorded):
+        write_whole(path, rows_as_text(list(rows[0]), rows))
     print(audited.table(study, rows))
     with whole_file(path.with_suffix(".png")) as partial:
         audited.drawing(study, rows).savefig(partial, dpi=150)

@@ -48,14 +48,14 @@ def figures_of_rows(study: Study, results: pathlib.Path) -> Iterator[tuple[str, 
         The name and the figure.
 
     Raises:
-        ValueError: there is no CSV file of the study.
+        ValueError: there is no CSV file of the study, or it has no row of the present version of the study.
     """
     paths = records.runs_path(study, results), records.epochs_path(study, results)
-    runs, epochs = map(records.read_whole_rows, paths)
+    runs, epochs = (records.present_rows(study, records.read_whole_rows(path)) for path in paths)
     if not runs or not epochs:
         raise ValueError(
-            f"There is no {paths[bool(runs)]}, or it is empty: start python -m experiments.sweep and then "
-            f"python -m experiments.tables, both with --study={study.name}."
+            f"There is no {paths[bool(runs)]}, or it has no run of the present study: start "
+            f"python -m experiments.sweep and then python -m experiments.tables, both with --study={study.name}."
         )
     for data in study.data:
         suffix = f"_{data}" if len(study.data) > 1 else ""

@@ -11,11 +11,19 @@ from matplotlib.figure import Figure
 
 from diffstride_hybrid.audit.report import Audit
 from diffstride_hybrid.common import markdown
-from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.runs.figures import COLORS
 from experiments.spread import spread
 from experiments.studies.drawings import MARKERS, label_plainly
-from experiments.studies.records import KEY, Row, commit_of, config_of, key_of, key_of_row
+from experiments.studies.records import (
+    KEY,
+    Row,
+    commit_of,
+    config_of,
+    key_of,
+    key_of_row,
+    present_rows,
+    read_whole_rows,
+)
 from experiments.studies.study import Cell, Study
 
 STUDIES = ("fashion_mnist_small", "cifar_small")
@@ -103,10 +111,8 @@ def still_valid(rows: Sequence[Row], study: Study, runs: str, images: int) -> li
     """
     cells = {key_of(cell): cell for cell in study.cells()}
     valid = []
-    for row in rows:
-        cell = cells.get(key_of_row(row))
-        if cell is None or row["config"] != config_of(cell):
-            continue
+    for row in present_rows(study, rows):
+        cell = cells[key_of_row(row)]
         is_here = cell.is_finished(runs)
         if is_here and (row["images"] != str(images) or row["commit"] != commit_of(cell, runs)):
             continue
@@ -169,9 +175,20 @@ def standing_tables(studies: Mapping[str, Study], results: pathlib.Path) -> dict
 
     Returns:
         Markdown tables by name, such as 'cifar_small_audits', of the studies that have such a file.
+
+    Raises:
+        ValueError: a file has no row of the present version of its study.
     """
-    paths = {name: audits_path(study, results) for name, study in studies.items()}
-    return {f"{name}_audits": table(studies[name], read_rows(path)) for name, path in paths.items() if path.exists()}
+    tables = {}
+    for name, study in studies.items():
+        path = audits_path(study, results)
+        if not path.exists():
+            continue
+        rows = present_rows(study, read_whole_rows(path))
+        if not rows:
+            raise ValueError(f"{path} has no run of the present study: start python -m experiments.audits for it.")
+        tables[f"{name}_audits"] = table(study, rows)
+    return tables
 
 
 def drawing(study: Study, rows: Sequence[Row]) -> Figure:

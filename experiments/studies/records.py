@@ -1,7 +1,7 @@
 """The results of a study as two CSV files: a row for each run, and a row for each epoch of each run.
 
 The rows are made from the folders of the runs. If a folder is missing because the run is on another machine, its rows
-stay as they are, unless the study or the config has changed since.
+stay as they are, unless the study, the config or the run that it is matched to has changed since.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.runs.folder import read_json
 from experiments.studies import fingerprint
-from experiments.studies.costs import Cost
+from experiments.studies.costs import Cost, cell_cost
 from experiments.studies.study import Cell, Study, format_strides
 
 KEY = ("data", "method", "variant", "strides", "seed")
@@ -53,15 +53,14 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
     for cell in finished:
         fingerprint.check_unchanged(cell, runs, recorded)
     places = {key_of(cell): place for place, cell in enumerate(cells)}
-    configs = {key_of(cell): config_of(cell) for cell in cells}
-    here = {key_of(cell) for cell in finished}
+    trained_anew = {cell for cell in finished if recorded.get(cell) != cell_cost(cell, runs)}
+    replaced = {key_of(cell) for cell in cells if cell in finished or cell.reference in trained_anew}
     files = []
     for path, rows_of in (
         (runs_path(study, results), lambda cell: [_run_row(study, cell, runs)]),
         (epochs_path(study, results), lambda cell: _epoch_rows(cell, runs)),
     ):
-        kept = [row for row in read_whole_rows(path) if key_of_row(row) in places]
-        kept = [row for row in kept if configs[key_of_row(row)] == row["config"] and key_of_row(row) not in here]
+        kept = [row for row in present_rows(study, read_whole_rows(path)) if key_of_row(row) not in replaced]
         rows = [*kept, *(row for cell in finished for row in rows_of(cell))]
         rows.sort(key=lambda row: (places[key_of_row(row)], int(row.get("epoch", 0))))
         if finished:
@@ -81,12 +80,26 @@ def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
     Returns:
         The cost after training of each such cell, to which other cells may be matched.
     """
-    rows = {key_of_row(row): row for row in read_whole_rows(runs_path(study, results))}
+    rows = {key_of_row(row): row for row in present_rows(study, read_whole_rows(runs_path(study, results)))}
     return {
         cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
         for cell in study.cells()
-        if (row := rows.get(key_of(cell))) is not None and row["config"] == config_of(cell)
+        if (row := rows.get(key_of(cell))) is not None
     }
+
+
+def present_rows(study: Study, rows: Sequence[Row]) -> list[Row]:
+    """Leaves out the rows that another version of the study or of its config has made.
+
+    Args:
+        study: of the rows.
+        rows: with the columns `KEY` and `config`.
+
+    Returns:
+        The rows of the study's cells with their present configs.
+    """
+    configs = {key_of(cell): config_of(cell) for cell in study.cells()}
+    return [row for row in rows if configs.get(key_of_row(row)) == row["config"]]
 
 
 def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
@@ -118,7 +131,7 @@ def key_of_row(row: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def read_whole_rows(path: pathlib.Path) -> list[Row]:
-    """Reads the rows of one of both files.
+    """Reads the rows of a CSV file that has the columns `KEY` and `config`.
 
     Args:
         path: of the file.

@@ -17,7 +17,7 @@ from support.study_folders import finish
 
 from diffstride_hybrid import audit
 from diffstride_hybrid.audit.report import Audit
-from diffstride_hybrid.common.files import read_rows
+from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from experiments import audits
 from experiments.studies import audited, records
 from experiments.studies import flags as study_flags
@@ -100,6 +100,20 @@ def test_the_command_audits_each_finished_run_once(command: Any, tmp_path: Path,
     assert (tmp_path / "results" / "small_audits.png").stat().st_size > 10_000
     monkeypatch.setattr(audits, "audit_of_run", None)  # Nothing is audited again.
     assert command() == audited.table(SMALL, rows) + "\n"
+    path = tmp_path / "results" / "small_audits.csv"
+    write_whole(path, rows_as_text(list(rows[0]), [*rows, {**rows[0], "seed": "2", "config": "of before"}]))
+    assert command() == audited.table(SMALL, rows) + "\n"
+    assert read_rows(path) == rows  # As the table and the figure have it.
+
+
+def test_audits_of_another_version_of_the_study_are_not_in_the_standing_table(small_audit: Audit, tmp_path: Path):
+    rows = rows_of(small_audit, {("strided", 1): 0.8, ("learned", 1): 0.7})
+    old = [rows[0], {**rows[1], "config": "of before"}]
+    write_whole(tmp_path / "small_audits.csv", rows_as_text(list(rows[0]), old))
+    assert audited.standing_tables({"small": SMALL}, tmp_path) == {"small_audits": audited.table(SMALL, rows[:1])}
+    write_whole(tmp_path / "small_audits.csv", rows_as_text(list(rows[0]), old[1:]))
+    with pytest.raises(ValueError, match=r"small_audits\.csv has no run of the present study"):
+        audited.standing_tables({"small": SMALL}, tmp_path)
 
 
 def test_what_has_changed_since_it_was_audited_is_left_out(small_audit: Audit, tmp_path: Path):

@@ -102,6 +102,18 @@ def test_a_run_that_was_matched_to_another_run_than_the_present_one_is_refused(t
         records.record(SMALL, runs, tmp_path)
 
 
+def test_a_row_matched_to_a_run_that_is_trained_anew_does_not_stay(tmp_path: Path):
+    _, learned, matched, *_ = SMALL.cells()
+    for cell in (learned, matched):
+        finish(cell, tmp_path / "there")
+    rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    finish(learned, tmp_path / "again")  # With the same maps and MACs.
+    assert records.record(SMALL, str(tmp_path / "again"), tmp_path)[0] == rows
+    finish(learned, tmp_path / "here", poolings=[{**POOLING, "output_size": [24, 30]}])
+    rows, epochs = records.record(SMALL, str(tmp_path / "here"), tmp_path)
+    assert {row["method"] for row in rows} == {row["method"] for row in epochs} == {"learned"}
+
+
 def test_what_is_here_counts_before_what_is_recorded(tmp_path: Path):
     _, learned, matched, *_ = SMALL.cells()
     finish(learned, tmp_path / "runs")

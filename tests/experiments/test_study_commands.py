@@ -100,7 +100,7 @@ def test_figures_name_the_file_that_is_missing(command: Any, tmp_path: Path):
     finish(SMALL.cells()[0], tmp_path / "runs")
     command(tables)
     (tmp_path / "results" / "small_epochs.csv").unlink()
-    with pytest.raises(ValueError, match=r"There is no .*small_epochs\.csv, or it is empty"):
+    with pytest.raises(ValueError, match=r"There is no .*small_epochs\.csv, or it has no run of the present study"):
         command(figures)
 
 
@@ -150,3 +150,22 @@ def test_figures_are_drawn_from_the_files_alone(tmp_path: Path):
     at_the_end = [100 * float(row["val_accuracy"]) for row in rows if row["epoch"] == "2"]
     assert len(at_the_end) == 3
     assert list(line.get_ydata()) == pytest.approx([20, statistics.fmean(at_the_end)])
+
+
+def test_rows_of_another_version_of_the_study_are_not_drawn(tmp_path: Path):
+    """The tables leave them out too."""
+    cells = SMALL.cells()
+    for cell in cells[:2]:
+        finish(cell, tmp_path / "runs")
+    records.record(SMALL, str(tmp_path / "runs"), tmp_path)
+    strided, learned, *others = SMALL.methods
+    of_one_method = dataclasses.replace(strided, bindings=(*strided.bindings, "train.train.num_epochs = 3"))
+    changed = dataclasses.replace(SMALL, methods=(of_one_method, learned, *others))
+    points = {
+        name: dict(figures.figures_of_rows(study, tmp_path))["macs"].axes[0].containers
+        for name, study in {"before": SMALL, "now": changed}.items()
+    }
+    assert [len(points[name]) for name in ("before", "now")] == [2, 1]
+    of_all = dataclasses.replace(SMALL, bindings=("train.train.num_epochs = 3",))
+    with pytest.raises(ValueError, match="it has no run of the present study"):
+        list(figures.figures_of_rows(of_all, tmp_path))
