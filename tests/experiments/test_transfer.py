@@ -30,10 +30,14 @@ def test_the_table_compares_runs_of_the_same_seed():
             rows.append({**of_model, "stage": stage, "measure": measure, "test_accuracy": f"0.{5 + at}"})
         rows.append({**of_model, "measure": "both", "test_accuracy": accuracy})
     assert transfer_report.table(rows).splitlines()[2:] == [
-        "| max pooling | 50.00 ± 0.00 % before |  |  |  | 85.00 ± 7.07 % |  | 2.0 M |",
+        "| max pooling | 50.00 ± 0.00 % before |  |  |  | 85.00 ± 7.07 % |  | 2.0 M | 2 |",
         "| DiffStride | 50.00 ± 0.00 % | 60.00 ± 0.00 % | 70.00 ± 0.00 % | 80.00 ± 0.00 % | 86.50 ± 6.36 % | "
-        "+1.50 ± 0.71 | 2.0 M + 0.2 M |",
+        "+1.50 ± 0.71 | 2.0 M + 0.2 M | 2 |",
     ]
+    assert transfer_report.table(rows[::-1]).splitlines()[2] == transfer_report.table(rows).splitlines()[3]
+    for at in range(len(rows)):
+        with pytest.raises(ValueError, match="does not have one row of the stage"):
+            transfer_report.table([*rows[:at], *rows[at + 1 :]])
 
 
 def test_the_command_writes_a_row_for_each_stage_and_prints_the_table(
