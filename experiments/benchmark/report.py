@@ -228,7 +228,7 @@ def draw(rows: Sequence[Row]) -> Figure | None:
     lines = -(-len(places) // columns)
     bars = max(Counter((row["part"], row["place"]) for row in rows if (row["part"], row["place"]) in places).values())
     height = max(3.6, 0.24 * bars)
-    figure = Figure(figsize=(3.4 * columns, height * lines), layout="constrained")
+    figure = Figure(figsize=(3.9 * columns, height * lines), layout="constrained")
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, (part, place) in zip(panels, places):
         here = [row for row in rows if (row["part"], row["place"]) == (part, place)]
@@ -242,11 +242,11 @@ def draw(rows: Sequence[Row]) -> Figure | None:
         panel.errorbar(middle, range(len(here)), xerr=spread, fmt="none", ecolor="black", elinewidth=0.8)
         panel.set_xlim(0, 1.15 * max(middle))
         panel.invert_yaxis()
-        panel.set_xlabel("forward and backward (ms)")
         panel.set_title(f"{place}, batch {here[0]['batch']}", fontsize=9)
         panel.tick_params(axis="y", labelsize=7)
     for panel in panels[len(places) :]:
         panel.set_visible(False)
+    figure.supxlabel("forward and backward (ms)", fontsize=10)
     return figure
 
 

@@ -21,8 +21,8 @@ def table(rows: Sequence[Row]) -> str:
     """Compares the poolings: test accuracy with its standard deviation over the seeds, and the means of the rest.
 
     The MACs are those of convolutions and dense layers for one window, after training. A second figure after a plus
-    sign is the MACs that the poolings take as matrix products. `method='auto'` uses transforms instead for signals
-    longer than 512 samples.
+    sign is the MACs that the poolings take as matrix products. `method='auto'` uses transforms instead for long
+    signals of many channels.
 
     Args:
         rows: of the CSV file, as `network.run` returns them.

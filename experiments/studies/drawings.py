@@ -81,7 +81,7 @@ def learned_strides(study: Study, epochs: Sequence[Row], method: str) -> Figure:
             label = layer.replace("/layer_1/pooling", "").replace("pooling", "first convolution").replace("_", " ")
             for way, style in (("vertical", "-"), ("horizontal", "--")):
                 _band(axes, lines, f"{layer}/{way}_stride", 1, color, style, f"{label}, {way}")
-        _finish(axes, "epoch", "stride (input over output samples)" if axes is grid[0][0] else "")
+        _finish(axes, "epoch", "stride" if axes is grid[0][0] else "")
         axes.set_title(column_title(axis, value), fontsize=10)
     _legend_below(figure, grid[0][0], columns=4)
     return figure
