@@ -70,7 +70,8 @@ def format_summary(summary: Mapping[str, Any], workdir: str) -> str:
     ]
     for pooling in summary["poolings"]:
         sizes = " -> ".join(f"{height}x{width}" for height, width in (pooling["input_size"], pooling["output_size"]))
-        strides = "  strides {:.3f}, {:.3f}".format(*pooling["strides"]) if pooling["strides"] else ""
+        strides = ", ".join(f"{stride:.3f}" for stride in pooling["strides"] or ())
+        strides = f"  strides {strides}" if strides else ""
         lines.append(f"  {pooling['layer']:<24}  {sizes:<16}{strides}".rstrip())
     return "\n".join([*lines, f"files are in {workdir}"])
 

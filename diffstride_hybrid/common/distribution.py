@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -154,6 +155,15 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def check_finite(self, grads: Sequence[tf.Tensor]) -> tf.Tensor:
         return on_all_replicas(super().check_finite(grads))
+
+
+def without_loss_scaling(optimizer: Any) -> Any:
+    """Returns the optimizer that a `LossScaleOptimizer` wraps, and any other one as it is.
+
+    Args:
+        optimizer: of any kind; None is one of them.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def on_all_replicas(condition: tf.Tensor) -> tf.Tensor:

@@ -13,7 +13,7 @@ import gin
 import keras
 from absl import logging
 
-from diffstride_hybrid.config import gin_files
+from diffstride_hybrid.config import gin_files, gin_names
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.runs.folder import RunFolder, read_json
@@ -62,13 +62,17 @@ def record_config(run_folder: RunFolder) -> None:
         ValueError: the run was begun with another config.
         OSError: the config in the folder is damaged.
     """
+    workdir = gin_names.bound_workdir()
     for binding in gin_files.unread_bindings():
-        logging.warning("%s is bound, but nothing in this run reads it", binding)
+        # The command reads the bound workdir and passes it to the training, which gin cannot know.
+        if binding != "train.train.workdir" or pathlib.Path(workdir) != run_folder.path:
+            logging.warning("%s is bound, but nothing in this run reads it", binding)
     if not run_folder.writes:
         return
     config = gin.operative_config_str()
     path = run_folder.path / _CONFIG
-    if path.exists():
+    # A start that failed before the first step has left the config behind, and nothing that depends on it.
+    if path.exists() and (run_folder.has_begun() or run_folder.backup.exists()):
         _check_same_config(path, config)
     run_folder.write_text(_CONFIG, config)
 
@@ -77,7 +81,8 @@ def _check_same_config(path: pathlib.Path, config: str) -> None:
     """Compares the config of a run with the text of the config that it was begun with.
 
     A parameter that is not bound and not in the old text is one that an older version of this package or of Keras did
-    not have. It has its default, so it does not count.
+    not have. It has its default, so it does not count. Nor does what a run is to do at a step that is not finite:
+    until then it changes nothing.
     """
     try:
         begun_with = path.read_text(encoding="utf-8")
@@ -90,6 +95,7 @@ def _check_same_config(path: pathlib.Path, config: str) -> None:
     lines = difflib.unified_diff(begun_with.splitlines(), config.splitlines(), n=0)
     changed = [line for line in lines if not line.startswith(("---", "+++", "@@"))]
     changed = [line for line in changed if not _is_new_default(line, begun_with)]
+    changed = [line for line in changed if not line[1:].startswith("train.on_not_finite = ")]
     if changed:
         raise ValueError(f"{path.parent} was begun with another config: {'; '.join(changed)}")
 

@@ -79,7 +79,8 @@ def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
     - for convolutions and dense layers: output positions x kernel positions x input channels x output channels;
     - for recurrent layers: steps x the entries of both kernels, at each position of a map for ConvLSTM;
     - for attention: queries x values x (length of a key + length of a value), for each head, beside the projections;
-    - for poolings of this package: the matrix products of the method 'matmul';
+    - for poolings of this package: the matrix products of the method 'matmul', and for `SpatialPooling` output
+      values x samples of the window;
     - for any other layer that has a method `macs(input_shape, output_shape)`, shapes without the batch axis: the whole
       number that this method returns;
     - for everything else, such as normalization, activations, embeddings and sums: 0.

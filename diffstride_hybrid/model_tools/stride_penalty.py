@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
 
     Args:
         model: a built model whose `DiffStride` layers pool one after the other.
-        factor: how much the penalty weighs in the loss, a finite number of at least 0.
+        factor: how much the penalty weighs in the loss, a finite number of at least 0. If the model has no `DiffStride`
+            for it, a warning says so.
 
     Raises:
         ValueError: `factor` is out of range.
@@ -39,6 +41,12 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
     """
     factor = validated_factor(factor)
     layers = diffstride_layers(model)
+    if factor and not layers:
+        warnings.warn(
+            f"The stride complexity of {model.name} acts on nothing: the model has no DiffStride. Pool by DiffStride, "
+            "or leave it out.",
+            stacklevel=2,
+        )
     for i, layer in enumerate(layers):
         layer.strides.regularizer = _AreaPenalty(factor, layers[: i + 1]) if factor else None
 

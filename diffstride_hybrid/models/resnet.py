@@ -6,7 +6,8 @@ networks", arXiv 1603.05027), with an optional pooling in the head as in the hyb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -58,7 +59,7 @@ class Resnet(keras.Sequential):
             `[batch, height, width, channels]` either way.
         pooling_cls: the layer that downsamples, a layer class or a function, called as `pooling_cls(strides=…,
             data_format=…, dtype=…, name=…)`. If None, strided convolutions downsample.
-        weight_decay: factor of the squared kernels in the loss.
+        weight_decay: factor of the squared kernels, and of the squared bias of the last layer, in the loss.
         pooling_placement: the place of `pooling_cls`: 'everywhere', after the 'first_convolution' alone, or in the
             'blocks' alone. The other place has strided convolutions.
         head_pooling_cls: makes one more pooling near the end, called as `head_pooling_cls(data_format=…, dtype=…,
@@ -109,6 +110,9 @@ class Resnet(keras.Sequential):
         name: str | None = None,
     ):
         _check(filters, strides, id_only, pooling_placement, head_placement)
+        of_pooling = {"pooling_placement": pooling_placement != "everywhere", "recompute_pooling": recompute_pooling}
+        _warn_of_idle("pooling_cls", pooling_cls, of_pooling)
+        _warn_of_idle("head_pooling_cls", head_pooling_cls, {"head_placement": head_placement != "before_gap"})
         layers_of_blocks = _layers_of_blocks(num_layers, len(filters) - 1)
         policy = keras.config.dtype_policy() if dtype is None else keras.dtype_policies.get(dtype)
         shared = {"channels_first": channels_first, "weight_decay": weight_decay, "dtype": policy}
@@ -312,6 +316,16 @@ def _check(filters: Sequence[int], strides: Any, id_only: Any, pooling_placement
         )
     validated_choice("pooling_placement", pooling_placement, POOLING_PLACEMENTS)
     validated_choice("head_placement", head_placement, HEAD_PLACEMENTS)
+
+
+def _warn_of_idle(name: str, layer: Any, settings: Mapping[str, bool]) -> None:
+    """Warns of settings that differ from their defaults and concern a layer that the network does not have."""
+    idle = [setting for setting, is_set in settings.items() if is_set]
+    if layer is None and idle:
+        warnings.warn(
+            f"{' and '.join(idle)} of a Resnet act on nothing if {name} is None: give {name}, or leave them out.",
+            stacklevel=3,
+        )
 
 
 def _layers_of_blocks(num_layers: int | Sequence[int], blocks: int) -> list[int]:

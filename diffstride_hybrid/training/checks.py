@@ -157,6 +157,30 @@ def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
         )
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Refuses an optimizer that does not fit into a run.
+
+    Args:
+        optimizer: what `optimizer_cls` has returned.
+
+    Raises:
+        TypeError: it is no Keras optimizer.
+        ValueError: it scales the loss, which the run does by itself, or is several optimizers in one.
+    """
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"train.train.optimizer_cls must return a Keras optimizer, got {reprlib.repr(optimizer)}.")
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        raise ValueError(
+            "train.train.optimizer_cls must return an optimizer without LossScaleOptimizer: the run scales the loss by "
+            f"itself under 'mixed_float16'. Give {type(optimizer.inner_optimizer).__name__} alone."
+        )
+    if hasattr(optimizer, "optimizers"):
+        raise ValueError(
+            f"train.train.optimizer_cls must return one optimizer, with one learning rate, got "
+            f"{type(optimizer).__name__}."
+        )
+
+
 def check_replicas(
     strategy: tf.distribute.Strategy,
     batch_size: int,
@@ -178,7 +202,7 @@ def check_replicas(
             gradients; or gradients are to be accumulated under a strategy that mirrors variables.
     """
     replicas = strategy.num_replicas_in_sync
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = distribution.without_loss_scaling(optimizer)
     merges = isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
     if merges and getattr(inner, "gradient_accumulation_steps", None):
         raise ValueError(

@@ -8,6 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from diffstride_hybrid.common import distribution
+
 Kernel = Callable[[tf.Variable, tf.Tensor, tf.Tensor], None]
 """Moves a variable by its gradient and a learning rate."""
 
@@ -33,7 +35,7 @@ def fuse_updates(optimizer: keras.optimizers.Optimizer) -> None:
         >>> weight.numpy().tolist()
         [0.5, 1.5]
     """
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = distribution.without_loss_scaling(optimizer)
     kernel_of_step = _kernel_of_step(optimizer)
     if kernel_of_step is None:
         return

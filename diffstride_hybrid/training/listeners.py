@@ -1,12 +1,15 @@
-"""Keras callbacks in a run: what they see as their model, which ones fit, and their state in backups."""
+"""Keras callbacks in a run: what they see as their model, and their state in backups."""
 
 from __future__ import annotations
 
 import base64
+import collections
 import inspect
 import io
+import json
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
@@ -15,18 +18,6 @@ import numpy as np
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.training.loop import TrainingLoop
-
-_REFUSED = {
-    "BackupAndRestore": "the run keeps backups of its own and resumes by itself",
-    "ProgbarLogger": "the run shows its progress by itself",
-    "SwapEMAWeights": "bind use_ema of the optimizer: the averages are evaluated and saved at the end",
-    "TerminateOnNaN": "the run checks every step by itself, see train.train.on_not_finite",
-}
-"""Callbacks of Keras that have no effect here, or a harmful one, and what to do in their place."""
-
-_EVENTS_THAT_NEVER_COME = [
-    f"on_{kind}{batch}_{end}" for kind in ("test", "predict") for batch in ("", "_batch") for end in ("begin", "end")
-]
 
 _SET_ANEW = {"_model", "params", "validation_data"}
 """Attributes that every sitting sets by itself."""
@@ -64,14 +55,10 @@ class Listeners:
 
     Args:
         loop: of the run.
-        callbacks: of the user.
+        callbacks: of the user, which `check_callbacks` has accepted.
         own: those of this package.
         epochs: of the run.
         steps: of an epoch.
-
-    Raises:
-        TypeError: one of `callbacks` is no Keras callback.
-        ValueError: one of `callbacks` cannot work in a run.
     """
 
     def __init__(
@@ -82,9 +69,9 @@ class Listeners:
         epochs: int,
         steps: int,
     ):
-        check_callbacks(callbacks, loop.optimizer, epochs)
         self._callbacks = list(callbacks)
         self._begun: list[dict[str, Any]] = []
+        self._lost: list[dict[str, str]] = []
         self._stop_begun = False
         self._watched = WatchedModel(loop)
         shape = {"epochs": epochs, "steps": steps}
@@ -115,6 +102,7 @@ class Listeners:
         for listeners in self._lists:
             listeners.on_train_begin()
         self._begun = [{name: np.array(value) for name, value in _state_of(each)} for each in self._callbacks]
+        self._lost = [_not_kept(each) for each in self._callbacks]
         self._stop_begun = self.stop
         self.restore(state)
 
@@ -145,12 +133,29 @@ class Listeners:
                 callback.csv_file.close()
 
     def state(self) -> str | None:
-        """The state of the user's callbacks, for a backup: their numbers, texts and arrays. None if there are none."""
+        """The state of the user's callbacks, for a backup: numbers, texts, arrays, and lists and dictionaries of these.
+
+        Dictionaries must be such as JSON can hold. A warning names what has changed and cannot be kept.
+
+        Returns:
+            The state as text; None if there are no callbacks.
+        """
         if not self._callbacks:
             return None
+        self._warn_of_loss()
         buffer = io.BytesIO()
         np.savez(buffer, stop=self.stop, **self._changed())
         return base64.b64encode(buffer.getvalue()).decode()
+
+    def _warn_of_loss(self) -> None:
+        for callback, begun in zip(self._callbacks, self._lost):
+            for name, text in _not_kept(callback).items():
+                if text != begun.get(name):
+                    warnings.warn(
+                        f"The backups of the run do not hold {type(callback).__name__}.{name}: a run that is stopped "
+                        "and goes on begins with it anew. Keep numbers, arrays, or lists and dictionaries as in JSON.",
+                        stacklevel=2,
+                    )
 
     def _changed(self) -> dict[str, Any]:
         """What has changed since training began: the rest is as the config, or the user's program, has made it."""
@@ -179,65 +184,12 @@ class Listeners:
                 setattr(callback, name, value)
 
 
-def check_callbacks(callbacks: Sequence[Any], optimizer: keras.optimizers.Optimizer, epochs: int) -> None:
-    """Checks that callbacks can work in a run.
-
-    Args:
-        callbacks: of the user.
-        optimizer: of the run.
-        epochs: of the run.
-
-    Raises:
-        TypeError: one is no Keras callback, as an instance.
-        ValueError: one is of no use in a run, waits for events that never come, sets a learning rate that follows a
-            schedule, or may bring back weights from before a budget was met.
-    """
-    met = max((each.last_epoch_of(epochs) for each in callbacks if isinstance(each, MacsBudget)), default=1)
-    for callback in callbacks:
-        name = type(callback).__name__
-        if not isinstance(callback, keras.callbacks.Callback):
-            raise TypeError(
-                f"train.train.callbacks must be Keras callbacks, such as @EarlyStopping(), got {callback!r}."
-            )
-        reason = next((_REFUSED[each.__name__] for each in type(callback).__mro__ if each.__name__ in _REFUSED), None)
-        if reason is not None:
-            raise ValueError(f"train.train.callbacks cannot have {name}: {reason}.")
-        waits = [
-            event
-            for event in _EVENTS_THAT_NEVER_COME
-            if getattr(type(callback), event) is not getattr(keras.callbacks.Callback, event)
-            and not type(callback).__module__.startswith("keras.")
-        ]
-        if waits:
-            raise ValueError(f"train.train.callbacks cannot have {name}: a run never calls its {', '.join(waits)}.")
-        sets_rate = isinstance(callback, (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler))
-        inner = getattr(optimizer, "inner_optimizer", optimizer)
-        if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
-            raise ValueError(
-                f"train.train.callbacks cannot have {name}: the optimizer's learning rate follows "
-                f"{type(inner._learning_rate).__name__}. Give it a number."
-            )
-        brings_back = isinstance(callback, keras.callbacks.EarlyStopping) and callback.restore_best_weights
-        if brings_back and callback.start_from_epoch < met - 1:
-            raise ValueError(
-                f"train.train.callbacks cannot have {name} with restore_best_weights = True, which may bring back the "
-                f"weights of an epoch before {met}, whose end meets the budget of MACs: let its start_from_epoch be at "
-                f"least {met - 1}, got {callback.start_from_epoch}."
-            )
-
-
 def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
-    """The attributes of a callback that an archive of arrays can hold. Lists of arrays get a name for each.
-
-    What its constructors take is not state: the config gives it to the callback in each sitting.
-    """
+    """The attributes of a callback that an archive of arrays can hold. Lists of arrays get a name for each."""
     if isinstance(callback, keras.callbacks.CSVLogger):
         return []  # Its file is its state.
-    given = {name for each in type(callback).__mro__[:-1] for name in inspect.signature(each.__init__).parameters}
     state: list[tuple[str, Any]] = []
-    for name, value in vars(callback).items():
-        if name in _SET_ANEW | given:
-            continue
+    for name, value in _attributes(callback):
         if value is None:
             state.append((f"{name}/none", 0))
         elif isinstance(value, (bool, int, float, str, np.generic, np.ndarray)):
@@ -246,7 +198,42 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
         elif isinstance(value, list) and all(isinstance(part, (int, float, np.generic, np.ndarray)) for part in value):
             state.append((f"{name}/list", len(value)))
             state += [(f"{name}/{i}", part) for i, part in enumerate(value)]
+        elif (text := _json_of(value)) is not None:
+            state.append((f"{name}/json", text))
     return state
+
+
+def _attributes(callback: keras.callbacks.Callback) -> Iterator[tuple[str, Any]]:
+    """The attributes of a callback that may be state.
+
+    What the constructors of Keras take is none: the config gives it to the callback in each sitting, and of some of it
+    Keras changes the sign when the first epoch ends.
+    """
+    of_keras = [each for each in type(callback).__mro__ if each.__module__.startswith("keras.")]
+    given = {name for each in of_keras for name in inspect.signature(each.__init__).parameters}
+    return ((name, value) for name, value in vars(callback).items() if name not in _SET_ANEW | given)
+
+
+def _json_of(value: Any) -> str | None:
+    """A dictionary or list as JSON text, if JSON gives it back as it is."""
+    if not isinstance(value, (dict, list)):
+        return None
+    try:
+        text = json.dumps(value)
+        return text if repr(json.loads(text)) == repr(value) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _not_kept(callback: keras.callbacks.Callback) -> dict[str, str]:
+    """The containers that a user's callback has and no backup holds, as text by which a change is seen."""
+    if type(callback).__module__.startswith(("keras.", "diffstride_hybrid.")):
+        return {}
+    kept = {key.split("/")[0] for key, _ in _state_of(callback)}
+    containers = (dict, list, tuple, set, collections.deque)
+    return {
+        name: repr(value) for name, value in _attributes(callback) if name not in kept and isinstance(value, containers)
+    }
 
 
 def _changes(callback: keras.callbacks.Callback, begun: dict[str, Any]) -> dict[str, Any]:
@@ -265,6 +252,8 @@ def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
             state[name] = None
         elif kind == "one":
             state[name] = value.item() if value.ndim == 0 else value.copy()
+        elif kind == "json":
+            state[name] = json.loads(value.item())
         elif kind == "list":
             parts = [kept[f"{name}/{i}"] for i in range(int(value))]
             state[name] = [part.item() if part.ndim == 0 else part.copy() for part in parts]

@@ -310,7 +310,7 @@ class TrainingLoop:
 
     def _weights_are_finite(self) -> bool:
         """Whether the weights are finite, and the gradients that the optimizer adds up for a later update of them."""
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        inner = distribution.without_loss_scaling(self.optimizer)
         weights = [*self.model.trainable_variables, *getattr(inner, "_accumulated_gradients", ())]
         return bool(tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight.value)) for weight in weights]))
 

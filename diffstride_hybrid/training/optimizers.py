@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.common import distribution
+
 
 def keep_from_decay(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> None:
     """Keeps an optimizer's weight decay from some variables, beside those that are kept from it already.
@@ -43,7 +45,7 @@ def pace_strides(
             optimizer takes several of them.
 
     Raises:
-        ValueError: there are no strides to pace.
+        ValueError: there are no strides to pace, or they cannot rest with this optimizer.
 
     Example:
         >>> from diffstride_hybrid import DiffStride
@@ -63,7 +65,12 @@ def pace_strides(
             "train.train.stride_learning_rate and train.train.stride_warmup_epochs have nothing to act on: the model "
             "has no stride that is trained. Leave them out, or bind resnet.Resnet.pooling_cls = @pooling.DiffStride."
         )
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    optimizer = distribution.without_loss_scaling(optimizer)
+    if rest_steps and isinstance(optimizer, keras.optimizers.Ftrl):
+        raise ValueError(
+            "train.train.stride_warmup_epochs must be 0 with Ftrl, which divides by the learning rate: that of strides "
+            "at rest is 0."
+        )
     # TensorFlow's variable arrives in place of Keras's, on several replicas that of one of them. All have one key.
     key, update = optimizer._var_key, optimizer.update_step
     rest_updates = rest_steps // (optimizer.gradient_accumulation_steps or 1)

@@ -21,12 +21,14 @@ from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.runs import figures, model_card
 from diffstride_hybrid.runs.folder import FINAL_MODEL, RunFolder, read_json
 from diffstride_hybrid.runs.logs import MetricsLog, StrideLog
+from diffstride_hybrid.training.callback_checks import WRITERS, check_callbacks
 from diffstride_hybrid.training.checks import (
     check_budget,
     check_choices,
     check_counts,
     check_loss,
     check_makers,
+    check_optimizer,
     check_optional_counts,
     check_stride_pace,
     global_dtype_policy,
@@ -89,8 +91,8 @@ def train(
             backup and go on without the batch, up to `runner.MOST_LEFT_OUT` (10) times.
         workdir: folder of the run.
         seed: of initial weights, order of the data, augmentation and mixup.
-        callbacks: more Keras callbacks, beside the ones that record the run. Their state is kept in the backups, and
-            `EarlyStopping` and others may end the run early.
+        callbacks: more Keras callbacks, beside the ones that record the run. Their state is kept in the backups: what
+            `Listeners.state` says. `EarlyStopping` and others may end the run early.
         stride_learning_rate: of the strides, as a factor of the optimizer's learning rate.
         stride_warmup_epochs: first epochs in which the strides rest and the other weights are trained.
         macs_budget: target of a `MacsBudget`: at most 1, a share of the MACs at the initial strides; above 1, a number
@@ -100,7 +102,7 @@ def train(
             1 and after `stride_warmup_epochs`.
         check_folder: called with the run's folder after data, model and optimizer are made, and before its backups are
             read and anything in it is changed. Only `run.json` has been read by then. It raises an error if the run
-            must not go on there.
+            must not go on there. A start that fails after this call, and before the first step, has not begun a run.
 
     Returns:
         The values of `summary.json`: test accuracy and loss, MACs, strides and sizes, parameters, time.
@@ -152,15 +154,18 @@ def train(
             budget.rest_epochs = stride_warmup_epochs
         best_from = 1 if budget is None else budget.last_epoch_of(num_epochs)
         schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back, best_from)
+        others = [*([] if budget is None else [budget]), *callbacks]
+        check_callbacks(others, loop.optimizer, num_epochs, datasets.splits["validation"].size > 0)
         loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
         if check_folder is not None:
             check_folder(folder)
+        begins_with = run_record(loop, seed)  # Its MACs are those at the initial strides.
         runner = Runner(loop, folder, schedule, request)
         runner.resume()
-        listeners = _listeners(loop, folder, schedule, callbacks, crop_refresh_steps, budget)
+        listeners = _listeners(loop, folder, schedule, others, crop_refresh_steps, budget)
         stack.callback(listeners.close)
         runner.begin(listeners)
-        folder.write_json("run.json", run_record(loop, seed))
+        folder.write_json("run.json", begins_with)
         request.can_wait = True
         runner.train()
         with loop.following_crops():
@@ -194,14 +199,16 @@ def make_loop(
         The loop.
 
     Raises:
-        ValueError: the loss does not fit the model's outputs, its label smoothing is out of range, a layer cannot be
-            compiled, or the strategy cannot do what is asked.
+        TypeError: `optimizer_cls` returns no Keras optimizer.
+        ValueError: the loss does not fit the model's outputs, its label smoothing is out of range, the optimizer cannot
+            serve a run, a layer cannot be compiled, or the strategy cannot do what is asked.
     """
     strategy = tf.distribute.get_strategy()
     with strategy.scope():
         model = model_cls(num_output_classes=datasets.num_classes)
         model.build((None, *datasets.image_shape))
         optimizer = optimizer_cls()
+        check_optimizer(optimizer)
         fuse_updates(optimizer)
         keep_from_decay(optimizer, [layer.strides for layer in diffstride_layers(model)])
         if model.compute_dtype == "float16":
@@ -249,15 +256,16 @@ def _listeners(
     crop_refresh_steps: int | None,
     budget: MacsBudget | None,
 ) -> Listeners:
-    """The budget, the user's callbacks, and after them the ones that refresh crops and record the run."""
+    """The budget and the user's callbacks, and after them the ones that refresh crops and record the run."""
     refresh = CropRefresh(crop_refresh_steps or schedule.steps_per_epoch, input_shape=loop.datasets.image_shape)
     own: list[keras.callbacks.Callback] = [refresh]
     if folder.writes:
         macs_target = None if budget is None else budget.macs_target
         own += [MetricsLog(folder, loop.cost, macs_target), StrideLog(folder, loop.cost, macs_target)]
-    # Backups keep the state of the first list. The budget's comes before callbacks that look at the model.
-    others = [*([] if budget is None else [budget]), *callbacks]
-    return Listeners(loop, others, own, schedule.num_epochs, schedule.steps_per_epoch)
+    else:
+        # A callback that does nothing stands in, because backups tell the callbacks by their places in the list.
+        callbacks = [keras.callbacks.Callback() if isinstance(each, WRITERS) else each for each in callbacks]
+    return Listeners(loop, callbacks, own, schedule.num_epochs, schedule.steps_per_epoch)
 
 
 def _write_results(loop: TrainingLoop, folder: RunFolder, runner: Runner, budget: MacsBudget | None) -> dict[str, Any]:

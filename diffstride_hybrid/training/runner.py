@@ -68,6 +68,7 @@ class Runner:
         self._schedule = schedule
         self._request = request
         self._listeners: Listeners | None = None
+        self._has_backup = False
         # A list of all variables: `tf.train.Checkpoint` does not find all variables of nested Keras models by itself.
         self._state = [*loop.model.variables, *loop.optimizer.variables]
         checkpoint = tf.train.Checkpoint(variables=[variable.value for variable in self._state], progress=self.progress)
@@ -92,10 +93,8 @@ class Runner:
         if self._folder.writes:
             for name in ("metrics.csv", "strides.csv"):
                 self._folder.check_epoch_rows(name, self.progress.epochs_done)
-        if restored is None:
-            if self._schedule.rolls_back:
-                self._save()  # The first epoch goes back to this one.
-        else:
+        self._has_backup = restored is not None
+        if self._has_backup:
             within = f" and {self.progress.steps_done:,} steps" if self.progress.steps_done else ""
             self._tell(f"resuming {self._folder.path} after epoch {self.progress.epochs_done}{within}")
         _check_workers_agree(self._loop, self.step)
@@ -120,6 +119,8 @@ class Runner:
             OSError: a file cannot be written.
         """
         progress, num_epochs, listeners = self.progress, self._schedule.num_epochs, self._listeners
+        if self._schedule.rolls_back and not self._has_backup:
+            self._save()  # The first epoch goes back to this one.
         progress.tick()
         while progress.epochs_done < num_epochs and not listeners.stop:
             epoch = progress.epochs_done
@@ -248,8 +249,9 @@ class Runner:
         )
         if not self._schedule.rolls_back:
             raise not_finite.NotFiniteError(
-                f"{happened} {self._folder.backup} has the state before, if there is one. Lower the learning rate, or "
-                "bind train.train.on_not_finite = 'roll_back' to go back to it and leave such batches out."
+                f"{happened} {self._folder.backup} has the state before, if there is one: start the same command with "
+                "train.train.on_not_finite = 'roll_back' to go on from it and leave such batches out. Or lower the "
+                "learning rate, in another workdir."
             )
         if len(self.progress.left_out) == MOST_LEFT_OUT:
             raise not_finite.NotFiniteError(f"{happened} {MOST_LEFT_OUT} batches have been left out before.")

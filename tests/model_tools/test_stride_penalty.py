@@ -94,3 +94,8 @@ def test_a_factor_of_zero_adds_no_loss():
 def test_a_factor_that_is_none_is_refused(factor: Any):
     with pytest.raises(ValueError, match="stride complexity must be a number of at least 0, got "):
         regularize_strides(keras.Sequential([keras.Input((8, 8, 2)), DiffStride()]), factor)
+
+
+def test_a_penalty_on_nothing_is_named():
+    with pytest.warns(UserWarning, match="stride complexity of plain acts on nothing: the model has no DiffStride"):
+        regularize_strides(keras.Sequential([keras.Input((8, 8, 2)), keras.layers.ReLU()], name="plain"), 0.5)

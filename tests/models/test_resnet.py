@@ -32,6 +32,23 @@ def numpy_result(model: Callable[..., tf.Tensor], x: np.ndarray) -> np.ndarray:
     return np.asarray(model(x, training=False), "float64")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pooling_placement": "blocks"}, "pooling_placement of a Resnet act on nothing if pooling_cls is None"),
+        (
+            {"recompute_pooling": True, "pooling_placement": "blocks"},
+            "pooling_placement and recompute_pooling of a Res",
+        ),
+        ({"head_placement": "before_activation"}, "head_placement of a Resnet act on nothing if head_pooling_cls is N"),
+    ],
+)
+def test_settings_of_poolings_that_there_are_not_are_named(settings: dict[str, Any], message: str):
+    with pytest.warns(UserWarning, match=message):
+        Resnet([4, 6], [1, 2], 10, num_layers=1, **settings)
+    Resnet([4, 6], [1, 2], 10, num_layers=1, pooling_cls=DiffStride, head_pooling_cls=SpectralPooling, **settings)
+
+
 # --- Architecture ----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("pooling_cls", "parameters"),
@@ -154,7 +171,7 @@ def test_spectral_pooling_straight_before_the_average_only_multiplies(norm: str,
 
 
 def test_spectral_pooling_before_the_activation_acts():
-    plain, acting = (headed(cls, "before_activation") for cls in (None, partial(SpectralPooling, norm="forward")))
+    plain, acting = headed(None), headed(partial(SpectralPooling, norm="forward"), "before_activation")
     difference = numpy_result(acting, images((6, 10))) - numpy_result(plain, images((6, 10)))
     assert np.abs(difference).max() > 1e-3
     names = [layer.name for layer in acting.layers]
@@ -188,7 +205,9 @@ def test_poolings_stand_where_they_are_placed(placement: str, poolings: list[str
 
 def test_head_placement_without_a_head_pooling_changes_nothing():
     x = images((6, 10))
-    np.testing.assert_array_equal(headed(None, "before_activation")(x), headed(None)(x))
+    with pytest.warns(UserWarning, match="head_placement of a Resnet act on nothing"):
+        idle = headed(None, "before_activation")
+    np.testing.assert_array_equal(idle(x), headed(None)(x))
 
 
 # --- Errors ----------------------------------------------------------------------------------------------------------

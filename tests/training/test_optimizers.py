@@ -3,6 +3,7 @@
 import csv
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -169,3 +170,24 @@ def test_a_pace_out_of_range_is_refused(tmp_path: Path, wrong: dict[str, float],
 def test_a_pace_without_strides_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match=r"stride_learning_rate .* have nothing to act on"):
         train(tmp_path, model_cls=partial(small, pooling_cls=None), stride_learning_rate=2.0)
+
+
+def test_strides_cannot_rest_with_an_optimizer_that_divides_by_the_rate(tmp_path: Path):
+    with pytest.raises(ValueError, match="stride_warmup_epochs must be 0 with Ftrl"):
+        train(tmp_path, optimizer_cls=keras.optimizers.Ftrl, stride_warmup_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_cls", "message"),
+    [
+        (
+            lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()),
+            "LossScaleOptimizer: .* Give Adam alone",
+        ),
+        (lambda: "sgd", "must return a Keras optimizer, got 'sgd'"),
+        (lambda: keras.optimizers.MultiOptimizer([]), "must return one optimizer, .* got MultiOptimizer"),
+    ],
+)
+def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path, optimizer_cls: Any, message: str):
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(tmp_path, optimizer_cls=optimizer_cls)
