@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.quantization == "int8":
         calibration, _ = datasets.first_images("train", FLAGS.calibration_images)
     exporting.export(model, output, FLAGS.format, datasets.image_shape, FLAGS.quantization, calibration)
-    images, labels = datasets.first_images("test", FLAGS.images)
+    images, labels = datasets.some_inputs("test", FLAGS.images)
     result = exporting.compare(model, output, FLAGS.format, images, labels)
     print(
         f"on {result.images:,} test images: largest difference {result.largest_difference:.1e}, accuracy "

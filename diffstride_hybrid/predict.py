@@ -25,6 +25,7 @@ from diffstride_hybrid.common.files import whole_file
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
 from diffstride_hybrid.data.image_files import find_images, read_image
+from diffstride_hybrid.data.image_folders import SPLIT_NAMES
 from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.model_tools.frozen import inference_function
 
@@ -83,13 +84,17 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _class_folder(file: pathlib.Path, named: pathlib.Path, names: Sequence[str]) -> str | None:
-    """The class that the nearest folder of a file is named after, no higher than the folder that the user named.
+    """The class that a folder of a file is named after, no higher than the folder that the user named.
 
-    Of a file that the user named itself, the folder that it lies in counts alone.
+    As in training, the highest such folder below the named one counts, and the named one if there is none. A folder
+    such as 'train' is passed over if one below it is that of a class. Of a file that the user named itself, the folder
+    that it lies in counts alone.
     """
     highest = file.parent if file == named else named
-    folders = [*(folder.name for folder in file.relative_to(highest).parents), highest.absolute().name]
-    return next((name for name in folders if name in names), None)
+    below = [folder.name for folder in reversed(file.relative_to(highest).parents) if folder.name in names]
+    if len(below) > 1 and below[0].lower() in SPLIT_NAMES:
+        return below[1]
+    return next((name for name in (*below, highest.absolute().name) if name in names), None)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from absl import flags
 from diffstride_hybrid import command_line
 from diffstride_hybrid.data.image_folders import is_named_folder
 from diffstride_hybrid.data.local_files import prepare_from_files
-from diffstride_hybrid.data.sources import DIGITS, prepare, tfds_builder
+from diffstride_hybrid.data.sources import DIGITS, check_complete, prepare, tfds_builder
 
 FLAGS = flags.FLAGS
 
@@ -37,6 +37,8 @@ def main(argv: Sequence[str]) -> None:
         argv: the name of the command.
     """
     del argv
+    if is_named_folder(FLAGS.name) and not pathlib.Path(FLAGS.name).expanduser().is_dir():
+        raise ValueError(f"--name={FLAGS.name} names a folder that does not exist.")
     if FLAGS.name == DIGITS or is_named_folder(FLAGS.name):
         where = "come with scikit-learn" if FLAGS.name == DIGITS else "are read as they are"
         print(f"{FLAGS.name} needs no preparation: its images {where}.")
@@ -49,6 +51,7 @@ def main(argv: Sequence[str]) -> None:
         if not source.is_dir():
             raise ValueError(f"--source must be a folder, got {FLAGS.source}.")
         prepare_from_files(builder, source)
+    check_complete(builder)
     sizes = ", ".join(f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items())
     print(f"{builder.name} is prepared under {builder.data_dir}: {sizes} images")
 

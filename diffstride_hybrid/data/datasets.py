@@ -38,6 +38,8 @@ class Split:
         decode: turns an encoded image of `stream` into a uint8 image `[height, width, channels]`.
         num_classes: every label of `stream` must be at least 0 and below this number.
         files_digest: a short hash of the names of its files, if it was drawn from the files of a user's own folder.
+        labels_digest: a short hash of its labels in their order, if it was drawn from a split of TensorFlow Datasets
+            and is in memory.
     """
 
     size: int
@@ -46,6 +48,7 @@ class Split:
     decode: Callable[[tf.Tensor], tf.Tensor] | None = None
     num_classes: int = 0
     files_digest: str | None = None
+    labels_digest: str | None = None
 
 
 class Shard(NamedTuple):
@@ -251,6 +254,20 @@ class Datasets:
         with self.naming_damage():
             images, labels = zip(*untuned(chosen).as_numpy_iterator())
         return np.stack(images), np.array(labels)
+
+    def some_inputs(self, split_name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images spread evenly over a split, normalized as a network takes them, and their labels.
+
+        Args:
+            split_name: 'train', 'validation' or 'test'.
+            count: how many images. If the split has fewer, all of them are returned.
+
+        Returns:
+            Images `[count, height, width, channels]` and one-hot labels `[count, classes]`, both float32.
+        """
+        pixels, labels = self.some_images(split_name, count)
+        images = normalize_images(pixels, self.mean, self.std)
+        return images.numpy(), tf.one_hot(labels, self.num_classes).numpy()
 
     def _batches_in_memory(self, split: Split, first_step: int, shard: Shard) -> tf.data.Dataset:
         with tf.device("CPU"):

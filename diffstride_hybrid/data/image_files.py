@@ -7,17 +7,24 @@ import os
 import pathlib
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
+from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """How the names of image files end."""
 
 _EXIF_ORIENTATION = 0x0112
+
+_NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""The notes of a PNG file that may say how its image is turned."""
+
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
+"""Two tags of a TIFF file, and a value of the second."""
 
 
 def find_images(names: Iterable[str | os.PathLike[str]], recursive: bool = False) -> list[pathlib.Path]:
@@ -51,7 +58,9 @@ def find_images(names: Iterable[str | os.PathLike[str]], recursive: bool = False
 
 
 def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-    """Lists the image files of a folder by their names, and the other files. Links are followed, each folder once.
+    """Lists the image files of a folder by their names, and the other files.
+
+    Links are followed. A folder counts once, and so does an image: with a link to it, it is in the list without it.
 
     Args:
         folder: that exists.
@@ -74,7 +83,8 @@ def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path]
     others: list[pathlib.Path] = []
     seen: set[str] = set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        # Of two links to one folder, the first one counts on every machine.
+        folders[:] = sorted(name for name in folders if recursive and not name.startswith("."))
         real = os.path.realpath(place)
         if real in seen:  # A link leads back.
             folders.clear()
@@ -84,7 +94,22 @@ def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path]
             if not name.startswith("."):
                 path = pathlib.Path(place, name)
                 (images if path.suffix.lower() in SUFFIXES else others).append(path)
-    return sorted(images), sorted(others)
+    return _without_doubles(sorted(images)), sorted(others)
+
+
+def _without_doubles(images: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Leaves out links to images that are in the list anyway, by their own path or by a link before."""
+    links = {path for path in images if path.is_symlink()}
+    if not links:
+        return list(images)
+    seen = {os.path.realpath(path) for path in images if path not in links}
+    kept = []
+    for path in images:
+        real = os.path.realpath(path)
+        if path not in links or real not in seen:
+            kept.append(path)
+            seen.add(real)
+    return kept
 
 
 class ImageHeader(NamedTuple):
@@ -114,13 +139,14 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
     with _opened(path) as image:
         width, height = image.size
         # For notes at the end of a PNG file, where they hardly ever are, Pillow would decode the whole image.
-        noted = image.format != "PNG" or "exif" in image.info
-        if noted and image.getexif().get(_EXIF_ORIENTATION, 1) >= 5:  # It lies on its side.
+        noted = image.format != "PNG" or any(note in image.info for note in _NOTES)
+        orientation = image.getexif().get(_EXIF_ORIENTATION) if noted else None
+        if isinstance(orientation, int) and orientation >= 5:  # It lies on its side.
             width, height = height, width
         return ImageHeader((height, width), image.mode.startswith(("1", "L", "I", "F")) and image.mode != "LAB")
 
 
-def read_image(path: str | os.PathLike[str], image_shape: Sequence[int]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], image_shape: Sequence[int], resizes: bool = True) -> np.ndarray:
     """Reads an image upright, makes it gray or color as needed, and resizes it as images of a data set are resized.
 
     What has more than 8 bits is scaled to 8: 16 bits, and numbers from 0 to 1. Transparent pixels show white. Colors
@@ -129,13 +155,14 @@ def read_image(path: str | os.PathLike[str], image_shape: Sequence[int]) -> np.n
     Args:
         path: of a file in any format that Pillow reads. Of a file with several frames the first frame is read.
         image_shape: (height, width, channels) of the result, with 1 or 3 channels.
+        resizes: whether an image of another size is resized.
 
     Returns:
         uint8 array `[height, width, channels]`.
 
     Raises:
-        ValueError: the file is not an image, it has numbers whose black and white are not known, or `image_shape` has
-            neither 1 nor 3 channels.
+        ValueError: the file is not an image, it has numbers whose black and white are not known, it has another size
+            and `resizes` is False, or `image_shape` has neither 1 nor 3 channels.
     """
     from PIL import ImageOps
 
@@ -143,12 +170,20 @@ def read_image(path: str | os.PathLike[str], image_shape: Sequence[int]) -> np.n
     if channels not in (1, 3):
         raise ValueError(f"An image file has one channel or three, and the network takes {channels}.")
     with _opened(path) as image:
-        tiff = image.format == "TIFF"
-        pixels = _as_bytes(ImageOps.exif_transpose(image), channels, tiff)
+        tags = dict(image.tag_v2) if image.format == "TIFF" else None
+        pixels = _as_bytes(ImageOps.exif_transpose(image), channels, tags)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[-1] != channels:
         pixels = np.repeat(pixels, channels, axis=-1)
-    return pixels if pixels.shape == tuple(image_shape) else fit_to_size(pixels, tuple(size)).numpy()
+    if pixels.shape == tuple(image_shape):
+        return pixels
+    if not resizes:
+        height, width, _ = pixels.shape
+        raise ValueError(
+            f"{os.fspath(path)} has {height}x{width} pixels, which its header does not say, and the others have "
+            f"{size[0]}x{size[1]}: set data.load_datasets.image_size, or save it anew."
+        )
+    return fit_to_size(pixels, tuple(size)).numpy()
 
 
 @contextlib.contextmanager
@@ -177,33 +212,42 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     try:
         with without_warnings(), Image.open(path) as image:
             yield image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(repr(os.fspath(path)), "it").rstrip(".")
+    except Exception as error:  # Pillow's readers raise errors of many kinds, such as struct.error.
+        reason = one_line(error).replace(repr(os.fspath(path)), "it").rstrip(".")
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {reason}.") from error
 
 
-def _as_bytes(image: Any, channels: int, tiff: bool) -> np.ndarray:
-    """The pixels of an image of Pillow as uint8, `[height, width]` or `[height, width, channels]`."""
+def _as_bytes(image: Any, channels: int, tags: Mapping[int, Any] | None) -> np.ndarray:
+    """The pixels of an image of Pillow as uint8, `[height, width]` or `[height, width, channels]`.
+
+    `tags` are those of a TIFF file.
+    """
     from PIL import Image
 
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
     if image.mode.startswith(("I", "F")):
         if transparent:
             raise ValueError(f"its mode {image.mode} with transparency is not supported")
-        return _scaled(np.asarray(image), image.mode, tiff)
+        return _scaled(np.asarray(image), image.mode, tags)
     if transparent:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("L" if channels == 1 else "RGB"))
 
 
-def _scaled(values: np.ndarray, mode: str, tiff: bool) -> np.ndarray:
+def _scaled(values: np.ndarray, mode: str, tags: Mapping[int, Any] | None) -> np.ndarray:
     """Scales pixels of more than 8 bits to 0..255, if it is known which of their values is white."""
     if mode.startswith("F"):
         if not np.all((values >= 0) & (values <= 1)):  # NaN is refused too.
             raise ValueError("its numbers are not all from 0 to 1, so which of them is white is not known")
         return (values * 255).round().astype(np.uint8)
     # Older versions of Pillow open PNG files of 16 bits in mode I, which holds 32 bits.
-    if mode == "I" and (tiff or values.min() < 0 or values.max() > 65_535):
+    if mode == "I" and (tags is not None or values.min() < 0 or values.max() > 65_535):
         raise ValueError("it has 32 bits, or a sign, so which of its numbers is white is not known")
-    return to_8_bits(values.astype(np.int32)).numpy()
+    values = values.astype(np.int32)
+    if tags is not None:
+        white = 2 ** tags.get(_BITS, (16,))[0] - 1
+        values = (values * (65_535 / white)).round().astype(np.int32)
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            values = 65_535 - values
+    return to_8_bits(values).numpy()

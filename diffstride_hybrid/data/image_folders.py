@@ -21,8 +21,11 @@ from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
 
 _TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val", "valid")
 
-_SPLIT_NAMES = {_TRAIN, "training", _TEST, "testing", *_VALIDATION}
-"""Names of folders that divide images, in lower case. Two of them are no classes."""
+SPLIT_NAMES = {_TRAIN, "training", _TEST, "testing", *_VALIDATION}
+"""Names of folders that divide images, in lower case."""
+
+_CLASS_NAMES = {_TRAIN, "training", "valid"}
+"""Those of them that may name a class as well, such as trains, if no other one is beside them."""
 
 _NAMED = 5
 """How many files a message names at most."""
@@ -37,21 +40,25 @@ class ClassFolders(NamedTuple):
         files: paths and labels of each split. There is no 'test' if the folder does not divide its images, and no
             'validation' if the folder has none beside 'test'.
         image_shape: (height, width, channels) of the images: one channel if all files are gray.
+        resizes: whether files of another size are resized.
     """
 
     folder: pathlib.Path
     class_names: tuple[str, ...]
     files: dict[str, list[tuple[str, int]]]
     image_shape: tuple[int, int, int]
+    resizes: bool
 
 
 def is_named_folder(name: Any) -> bool:
-    """Tells whether the name of a data set can only be that of a folder: it begins with '/', '.' or '~'.
+    """Tells whether the name of a data set can only be that of a folder: it begins with '/', '.' or '~', or is a path.
 
     Args:
         name: of a data set.
     """
-    return isinstance(name, (str, os.PathLike)) and (os.path.isabs(name) or os.fspath(name).startswith((".", "~")))
+    if isinstance(name, os.PathLike):
+        return True
+    return isinstance(name, str) and (os.path.isabs(name) or name.startswith((".", "~")))
 
 
 def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFolders:
@@ -87,9 +94,13 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
         roots = {"train": folder / _TRAIN, "test": test}
         if validation not in (None, test):
             roots["validation"] = validation
+        unused = [entry for entry in _subfolders(folder) if entry not in roots.values()]
+        if unused:
+            logging.warning("%s is divided into %s, and not used are %s", folder, ", ".join(roots), _some(unused))
     class_names = tuple(entry.name for entry in _subfolders(roots["train"]))
-    splits = [name for name in class_names if name.lower() in _SPLIT_NAMES]
-    if _TEST not in roots and len(splits) > 1:
+    splits = [name for name in class_names if name.lower() in SPLIT_NAMES]
+    divide = [name for name in splits if name.lower() not in _CLASS_NAMES or _has_any(folder / name, class_names)]
+    if _TEST not in roots and (len(splits) > 1 or divide):
         raise ValueError(
             f"{folder} seems to be divided, but its folders {' and '.join(splits)} would be taken for classes: name "
             f"them '{_TRAIN}', '{_TEST}' and '{_VALIDATION[0]}', with a folder for each class in each of them."
@@ -101,11 +112,11 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
         )
     files = {split: _labeled_files(root, class_names, split) for split, root in roots.items()}
     headers = _read_all(read_header, [path for split in files.values() for path, _ in split], folder)
-    return ClassFolders(folder, class_names, files, _shape(folder, headers, image_size))
+    return ClassFolders(folder, class_names, files, _shape(folder, headers, image_size), image_size is not None)
 
 
 def folder_splits(
-    name: str,
+    name: str | os.PathLike[str],
     validation_fraction: float,
     training_images: int | None,
     image_size: int | None,
@@ -158,12 +169,19 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
+def _has_any(folder: pathlib.Path, names: Sequence[str]) -> bool:
+    return any(entry.name in names for entry in _subfolders(folder))
+
+
 def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -> list[tuple[str, int]]:
     unknown = [entry.name for entry in _subfolders(root) if entry.name not in class_names]
     if unknown:
         raise ValueError(f"{root} has classes that 'train' lacks: {_some(unknown)}.")
     files: list[tuple[str, int]] = []
     left_out: list[pathlib.Path] = []
+    loose, _ = images_in(root, recursive=False)
+    if loose:
+        logging.warning("%d images in %s are in no folder of a class: %s", len(loose), root, _some(loose))
     empty: list[str] = []
     for label, class_name in enumerate(class_names):
         images, others = images_in(root / class_name, recursive=True) if (root / class_name).is_dir() else ([], [])
@@ -243,21 +261,21 @@ def _split_in_memory(files: Sequence[tuple[str, int]], found: ClassFolders) -> S
     images = np.empty((len(files), *found.image_shape), np.uint8)
 
     def read(path: str, place: np.ndarray) -> None:
-        place[...] = read_image(path, found.image_shape)
+        place[...] = read_image(path, found.image_shape, found.resizes)
 
     _read_all(read, [path for path, _ in files], found.folder, images)
     return Split(len(files), arrays=(images, np.array([label for _, label in files], np.int64)))
 
 
 def _streamed_split(files: Sequence[tuple[str, int]], found: ClassFolders) -> Split:
-    paths = np.array([path for path, _ in files], object)
+    paths = np.array([os.fsencode(path) for path, _ in files], object)
     labels = np.array([label for _, label in files], np.int64)
 
     def stream(first: int, last: int) -> tf.data.Dataset:
         return tf.data.Dataset.from_tensor_slices((tf.constant(paths[first:last], tf.string), labels[first:last]))
 
     def read(path: bytes) -> np.ndarray:
-        return read_image(os.fsdecode(path), found.image_shape)
+        return read_image(os.fsdecode(path), found.image_shape, found.resizes)
 
     @as_written
     def decode(path: tf.Tensor) -> tf.Tensor:

@@ -40,7 +40,7 @@ _COUNTED_IMAGES = 100
 
 
 def load_datasets(
-    name: str,
+    name: str | os.PathLike[str],
     batch_size: int = 32,
     augment_fn: AugmentFn | None = None,
     mixup_alpha: float = 0.0,
@@ -101,6 +101,7 @@ def load_datasets(
         splits, class_names = tfds_splits(builder, validation_fraction, training_images, image_size)
     else:
         splits, class_names = folder_splits(name, validation_fraction, training_images, image_size, test_fraction, seed)
+    name = os.fspath(name)
     if splits["train"].size == 0:
         raise ValueError(
             f"data.load_datasets.validation_fraction = {validation_fraction} leaves no training images of {name}."
@@ -124,7 +125,9 @@ def load_datasets(
     return datasets
 
 
-def shapes(name: str, image_size: int | None = None, data_dir: str | None = None) -> tuple[tuple[int, int, int], int]:
+def shapes(
+    name: str | os.PathLike[str], image_size: int | None = None, data_dir: str | None = None
+) -> tuple[tuple[int, int, int], int]:
     """Tells the shapes that a network needs to know of a data set. The set need not be prepared.
 
     Args:
@@ -152,7 +155,7 @@ def shapes(name: str, image_size: int | None = None, data_dir: str | None = None
     return folder.image_shape, len(folder.class_names)
 
 
-def _builder_of(name: str, data_dir: str | None) -> Any:
+def _builder_of(name: str | os.PathLike[str], data_dir: str | None) -> Any:
     """The builder of TensorFlow Datasets, or None if the name is that of a folder of images."""
     if is_named_folder(name):
         return None

@@ -196,7 +196,8 @@ class LocalFiles:
         """The names that the file of an address may have here, the most usual first."""
         path = pathlib.PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address).path))
         known = getattr(self._url_infos.get(address), "filename", None)
-        return [name for name in (known, path.name, "/".join(path.parts[-2:])) if name] or [address]
+        longer = "/".join(part for part in path.parts[-2:] if part != path.root)
+        return [name for name in (known, path.name, longer) if name] or [address]
 
     def _find(self, address: str) -> Any:
         from etils import epath

@@ -36,9 +36,23 @@ def fit_to_size(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
     Returns:
         uint8 tensor `[*size, channels]`.
+
+    Example:
+        >>> fit_to_size(np.full([256, 128, 1], 9.0), (4, 4)).numpy()[0, :, 0]
+        array([0, 9, 9, 0], dtype=uint8)
     """
-    image = tf.image.resize_with_pad(image, *size, antialias=True)
-    return tf.cast(tf.round(tf.clip_by_value(image, 0, 255)), tf.uint8)
+    # Whole numbers: TensorFlow's resize_with_pad divides in float32, and shrinks 256x256 to 223x223 for 224x224.
+    target_height, target_width = tf.unstack(tf.constant(size, tf.int64))
+    height, width = tf.unstack(tf.shape(image, tf.int64)[:2])
+    is_tall = height * target_width >= width * target_height
+    new_height = tf.where(is_tall, target_height, tf.maximum(height * target_width // width, 1))
+    new_width = tf.where(is_tall, tf.maximum(width * target_height // height, 1), target_width)
+    resized = tf.image.resize(image, tf.cast([new_height, new_width], tf.int32), antialias=True)
+    spare_height = (target_height * width - height * target_width) // (2 * width)
+    spare_width = (target_width * height - width * target_height) // (2 * height)
+    above, left = tf.maximum(spare_height, 0), tf.maximum(spare_width, 0)
+    padded = tf.image.pad_to_bounding_box(resized, tf.cast(above, tf.int32), tf.cast(left, tf.int32), *size)
+    return tf.cast(tf.round(tf.clip_by_value(padded, 0, 255)), tf.uint8)
 
 
 def to_8_bits(values: tf.Tensor) -> tf.Tensor:

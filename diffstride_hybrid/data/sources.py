@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import math
 from typing import Any
 
@@ -92,6 +93,10 @@ def tfds_splits(
             "validation": reader.split("train", for_training, used),
             "test": reader.split(test_name, 0, test_size),
         }
+    if splits["validation"].arrays is not None:
+        # The order of images is that of the files that the set was prepared from.
+        digest = hashlib.sha256(np.asarray(splits["validation"].arrays[1], "<i8").tobytes()).hexdigest()[:16]
+        splits["validation"] = dataclasses.replace(splits["validation"], labels_digest=digest)
     return splits, class_names
 
 
@@ -232,11 +237,25 @@ def prepare(builder: Any) -> None:
         ) from error
 
 
+def check_complete(builder: Any) -> None:
+    """Makes sure that a set of TensorFlow Datasets is there after it was prepared.
+
+    Args:
+        builder: made by `tfds_builder`.
+
+    Raises:
+        OSError: its folder is there and has no splits. TensorFlow Datasets takes such a folder for a prepared set.
+    """
+    if not builder.info.splits:
+        raise OSError(
+            f"{builder.data_dir} is incomplete, it has no splits: move it away and prepare {builder.name!r} again."
+        )
+
+
 def _test_split_name(name: str, builder: Any) -> str:
     """The split of a prepared set to test on."""
     splits = builder.info.splits
-    if not splits:
-        raise OSError(f"{builder.data_dir} is incomplete, it has no splits: move it away and prepare {name!r} again.")
+    check_complete(builder)
     candidates = (split for split in ("test", "validation") if split in splits)
     with naming_damaged_files(name, builder.data_dir):
         test_name = next((split for split in candidates if _is_labeled(builder, split)), None)

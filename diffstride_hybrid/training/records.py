@@ -50,7 +50,7 @@ def run_record(loop: TrainingLoop, seed: int) -> dict[str, Any]:
         "dtype_policy": model.dtype_policy.name,
         "parameters": model.count_params(),
         "macs": loop.cost().macs,
-        "data": _data_record(datasets) | ({"files_digests": digests} if (digests := _files_digests(datasets)) else {}),
+        "data": _data_record(datasets) | _digests(datasets),
     }
 
 
@@ -73,8 +73,8 @@ def data_as_recorded(
 
     Raises:
         OSError: the record does not describe any data.
-        ValueError: the classes or the shape of the images, the files of `splits` or, with `resumes`, the sizes of the
-            splits have changed.
+        ValueError: the classes or the shape of the images, the files of `splits`, the labels of a validation split that
+            was drawn from a set of TensorFlow Datasets or, with `resumes`, the sizes of the splits have changed.
     """
     cure = " If nothing has changed there, bind data.load_datasets as when the run was begun." if resumes else ""
     now = _data_record(datasets)
@@ -85,7 +85,14 @@ def data_as_recorded(
                 f"The {name.replace('_', ' ')} of {datasets.name} changed since {path.parent} was begun: "
                 f"{_difference(begun[name], now[name])}.{cure}"
             )
-    digests, digests_now = record["data"].get("files_digests", {}), _files_digests(datasets)
+    digests, digests_now = record["data"].get("files_digests", {}), _digests(datasets).get("files_digests", {})
+    labels, labels_now = (each.get("labels_digest") for each in (record["data"], _digests(datasets)))
+    if {"train", "validation"} & set(splits) and None not in (labels, labels_now) and labels != labels_now:
+        raise ValueError(
+            f"The validation images of {datasets.name} are not those that {path.parent} was begun with: the set was "
+            "prepared from other files, in another order, so images that the run was trained on may be among them. "
+            "Give the --data_dir of the run, or prepare the set from the same files."
+        )
     for split in splits:
         # Images that are held out are drawn from all names: one new name, and others are held out.
         if split in digests and digests[split] != digests_now.get(split):
@@ -161,9 +168,15 @@ def _working_folder() -> str | None:
     return None
 
 
-def _files_digests(datasets: Datasets) -> dict[str, str]:
-    """The hashes of the splits' file names, by the names of the splits. Only sets in a user's own folder have them."""
-    return {name: split.files_digest for name, split in datasets.splits.items() if split.files_digest is not None}
+def _digests(datasets: Datasets) -> dict[str, Any]:
+    """What tells which images are held out.
+
+    Of a user's own folder these are the hashes of the file names by the names of the splits, of a set of TensorFlow
+    Datasets the hash of the labels of its validation split.
+    """
+    files = {name: split.files_digest for name, split in datasets.splits.items() if split.files_digest is not None}
+    labels = datasets.splits["validation"].labels_digest
+    return ({"files_digests": files} if files else {}) | ({} if labels is None else {"labels_digest": labels})
 
 
 def _difference(before: Any, after: Any) -> str:

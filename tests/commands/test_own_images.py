@@ -15,6 +15,7 @@ from support.interrupted_runs import assert_same_run, stopped_at, trained
 
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.model_tools import exporting
 
 CLASSES = {"hell und weiß": 200, "dunkel": 60}
 """Names of classes, and the mean of their pixels."""
@@ -77,6 +78,26 @@ def test_it_is_exported(run: tuple[Path, Result], tmp_path: Path):
     exported = run_here("export", f"--workdir={folder}", "--format=litert", f"--output={tmp_path / 'model.tflite'}")
     assert exported.code == 0, exported.err
     assert "on 12 test images" in exported.out
+
+
+def test_an_export_is_checked_on_images_of_all_classes(
+    run: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A folder is sorted by class, so its first images are all of one class."""
+    seen = []
+
+    def compare(model: Any, path: Any, kind: str, images: np.ndarray, labels: np.ndarray) -> Any:
+        seen.append((images, labels))
+        raise ValueError("seen")
+
+    monkeypatch.setattr(exporting, "compare", compare)
+    monkeypatch.setattr(exporting, "export", lambda *given: None)
+    options = ["--format=litert", f"--output={tmp_path / 'model.tflite'}", "--images=4"]
+    assert_one_clear_line(run_here("export", f"--workdir={run[0]}", *options), "seen")
+    ((images, labels),) = seen
+    assert len(images) == 4 and (labels.sum(0) > 0).all()
+    loaded = saved_runs.load_run(run[0], "final.keras").datasets
+    np.testing.assert_array_equal(images[0], loaded.first_images("test", 1)[0][0])
 
 
 def test_it_resumes_only_with_the_same_images(photos: Path, tmp_path: Path, uncompiled: None):

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from support.commands import Result, parsed_command, run_here
 
-from diffstride_hybrid import command_line
+from diffstride_hybrid import command_line, predict
 from diffstride_hybrid.config import saved_runs
 
 CLASSES = ["file", "2", "other"]
@@ -67,6 +67,24 @@ def test_no_folder_above_the_named_one_counts_as_a_class(file: str, named: str, 
     result = predicted("--recursive", tmp_path / named)
     assert result.code == 0
     assert ("accuracy 100.00% of 1 images" in result.out) == counts
+
+
+@pytest.mark.parametrize(
+    ("file", "named", "folder"),
+    [
+        ("test/cat/dog/a.png", "test", "cat"),
+        ("test/cat/dog/a.png", ".", "cat"),
+        ("train/cat/dog/a.png", ".", "cat"),
+        ("train/a.png", ".", "train"),
+        ("boat/a.png", "boat", None),
+        ("dog/boat/a.png", "dog", "dog"),
+        ("dog/cat/a.png", "dog", "cat"),
+        ("boat/a.png", ".", None),
+    ],
+)
+def test_the_class_of_a_file_is_that_of_training(file: str, named: str, folder: str | None, tmp_path: Path):
+    """There it is the folder right below that of the split, whatever lies below."""
+    assert predict._class_folder(tmp_path / file, tmp_path / named, ["cat", "dog", "train"]) == folder
 
 
 def out_to(stream: io.TextIOBase, *arguments: str | Path) -> int:

@@ -24,11 +24,21 @@ def test_preparing_from_a_folder_needs_no_network(tmp_path: Path):
 @pytest.mark.parametrize(
     ("name", "words"), [("digits", "digits needs no preparation: its images come with"), ("./photos", "are read as")]
 )
-def test_what_needs_no_preparation_is_told(name: str, words: str, tmp_path: Path):
-    result = run_here("prepare", f"--name={name}", f"--data_dir={tmp_path}")
+def test_what_needs_no_preparation_is_told(name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    result = run_here("prepare", f"--name={name}", f"--data_dir={tmp_path / 'data'}")
     assert (result.code, result.err) == (0, "")
     assert words in result.out
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_a_folder_without_splits_is_no_prepared_set(source: bool, tmp_path: Path):
+    """TensorFlow Datasets would reuse it."""
+    (tmp_path / "fashion_mnist/3.0.1").mkdir(parents=True)
+    arguments = ["--name=fashion_mnist", f"--data_dir={tmp_path}", *([f"--source={tmp_path}"] if source else [])]
+    assert_one_clear_line(run_here("prepare", *arguments), "fashion_mnist/3.0.1 is incomplete", "move it away")
 
 
 @pytest.mark.parametrize(
@@ -39,6 +49,7 @@ def test_what_needs_no_preparation_is_told(name: str, words: str, tmp_path: Path
         (["--name=cifar10", "--source=/"], ["'cifar10'", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
         (["--name=rock_paper_scissors", "--source=/"], ["rps-test-set.zip, rps.zip"]),
         (["--name=fashion_mnist", "stray"], ["'stray'"]),
+        (["--name=./photso"], ["./photso", "does not exist"]),
     ],
     ids=str,
 )

@@ -1,11 +1,13 @@
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-from diffstride_hybrid.data.image_files import find_images, read_image
+from diffstride_hybrid.data.image_files import find_images, read_header, read_image
 from diffstride_hybrid.data.pixels import fit_to_size
 
 RNG = np.random.default_rng(0)
@@ -31,6 +33,37 @@ def test_an_image_of_another_size_is_resized_as_those_of_data_sets_are(tmp_path:
     assert not image[:1].any()
     assert not image[-1:].any()
     assert image[2:6].any()
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "black"),
+    [
+        (256, 256, 224, 0),
+        (512, 512, 224, 0),
+        (32, 32, 28, 0),
+        (128, 128, 112, 0),
+        (200, 100, 64, 32),
+        (100, 300, 96, 64),
+        (1000, 30, 32, 31),
+        (2, 1000, 16, 15),
+    ],
+)
+def test_an_image_fills_the_size_as_far_as_its_sides_allow(height: int, width: int, size: int, black: int):
+    """In float32, 256 over 256 / 224 is a little less than 224."""
+    white = np.full((height, width, 1), 255, np.uint8)
+    for fitted in (fit_to_size(white, (size, size)), tf.function(fit_to_size)(white, (size, size))):
+        assert fitted.shape == (size, size, 1)
+        shown = fitted.numpy()[..., 0] == 255
+        sides = sorted([int(shown.any(1).sum()), int(shown.any(0).sum())])
+        assert sides == [size - black, size]
+        assert shown.sum() == math.prod(sides)
+
+
+def test_where_it_divides_rightly_resizing_is_that_of_tensorflow():
+    for height, width, size in ((12, 20, 8), (20, 12, 8), (12, 20, 50), (64, 64, 32)):
+        image = RNG.integers(0, 256, (height, width, 3), "uint8")
+        expected = tf.round(tf.clip_by_value(tf.image.resize_with_pad(image, size, size, antialias=True), 0, 255))
+        np.testing.assert_array_equal(fit_to_size(image, (size, size)), tf.cast(expected, tf.uint8))
 
 
 def test_gray_becomes_color_and_color_gray(tmp_path: Path):
@@ -176,3 +209,65 @@ def test_files_without_content_are_named(tmp_path: Path, content: bytes):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.png cannot be read as an image"):
         read_image(tmp_path / "a.png", (8, 8, 1))
+
+
+def test_notes_that_are_cut_off_are_named(tmp_path: Path):
+    """Pillow raises `struct.error` if the file says how dense its pixels are."""
+    path = saved(tmp_path / "cut.jpg", PIXELS, dpi=(72, 72), exif=b"Exif\0\0II*\0")
+    for read in (read_header, lambda path: read_image(path, (12, 20, 3))):
+        with pytest.raises(ValueError, match=r"cut\.jpg cannot be read as an image: unpack requires"):
+            read(path)
+
+
+def test_an_orientation_that_is_no_number_is_none(tmp_path: Path):
+    entry = struct.pack("<HHI4s", 0x0112, 2, 2, b"6\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    path = saved(tmp_path / "text.jpg", PIXELS, exif=exif)
+    assert read_header(path).size == read_image(path, (12, 20, 3)).shape[:2] == (12, 20)
+
+
+XMP = """<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
+
+
+def test_a_header_and_its_image_are_turned_alike(tmp_path: Path):
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", XMP)
+    path = saved(tmp_path / "xmp.png", PIXELS, pnginfo=notes)
+    np.testing.assert_array_equal(read_image(path, (20, 12, 3)), np.rot90(PIXELS, -1))
+    assert read_header(path).size == (20, 12)
+
+
+def test_an_image_of_another_size_than_its_header_says_is_named(tmp_path: Path):
+    """Its notes may stand at the end of the file, which is not read for the header."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(tmp_path / "late.png", PIXELS, exif=exif)
+    data = path.read_bytes()
+    at = data.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(data[at : at + 4], "big")
+    note, rest = data[at : at + length], data[:at] + data[at + length :]
+    end = rest.index(b"IEND") - 4
+    path.write_bytes(rest[:end] + note + rest[end:])
+    assert read_header(path).size == (12, 20)
+    with pytest.raises(ValueError, match=r"late\.png has 20x12 pixels, .* the others have 12x20: set data\.load_d"):
+        read_image(path, (12, 20, 3), resizes=False)
+
+
+def write_tiff(path: Path, pixels: bytes, bits: int, photometric: int) -> Path:
+    """A gray TIFF of 2x2 pixels, as Pillow cannot write it."""
+    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 2, 279: len(pixels)}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels)
+    return path
+
+
+def test_twelve_bits_become_eight(tmp_path: Path):
+    path = write_tiff(tmp_path / "12.tif", bytes.fromhex("000fff 800400".replace(" ", "")), 12, 1)
+    assert read_image(path, (2, 2, 1)).ravel().tolist() == [0, 255, 128, 64]
+
+
+def test_white_may_be_zero(tmp_path: Path):
+    path = write_tiff(tmp_path / "16.tif", struct.pack("<4H", 0, 65_535, 257, 25_700), 16, 0)
+    assert read_image(path, (2, 2, 1)).ravel().tolist() == [255, 0, 254, 155]

@@ -167,8 +167,68 @@ def test_links_hidden_files_and_deeper_folders(tmp_path: Path, warned: list[str]
     (root / ".cache").mkdir()
     (root / "red/Thumbs.db").touch()
     datasets = loaded(root, validation_fraction=0)
-    assert sum(split.size for split in datasets.splits.values()) == 14
+    assert sum(split.size for split in datasets.splits.values()) == 13
     assert any("1 files in" in message and "Thumbs.db" in message for message in warned)
+
+
+def test_of_two_links_to_one_folder_the_first_one_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whatever order the file system lists them in. An image with a link to it counts under its own name."""
+    draw(tmp_path / "elsewhere/1.png", COLORS["red"])
+    draw(tmp_path / "photos/z.png", COLORS["red"])
+    for name in ("b", "a"):
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (tmp_path / "photos/link.png").symlink_to(tmp_path / "photos/z.png")
+    walk = os.walk
+
+    def backwards(*args: Any, **options: Any) -> Any:
+        for place, folders, files in walk(*args, **options):
+            folders.sort(reverse=True)
+            yield place, folders, files
+
+    monkeypatch.setattr(os, "walk", backwards)
+    images, _ = image_files.images_in(tmp_path / "photos", recursive=True)
+    assert [path.relative_to(tmp_path / "photos").as_posix() for path in images] == ["a/1.png", "z.png"]
+
+
+def test_what_is_not_used_is_named(tmp_path: Path, warned: list[str]):
+    for split in ("train", "test", "Val", "valid"):
+        fill(tmp_path / split)
+    draw(tmp_path / "train/loose.png", COLORS["red"])
+    assert loaded(tmp_path, validation_fraction=0).splits["train"].size == 12
+    assert f"{tmp_path} is divided into train, test, validation, and not used are {tmp_path / 'Val'}" in warned
+    assert any(f"1 images in {tmp_path / 'train'} are in no folder of a class: " in message for message in warned)
+
+
+@pytest.mark.parametrize("name", ["test", "Val", "validation", "valid", "train"])
+def test_one_folder_that_divides_images_is_no_class(name: str, tmp_path: Path):
+    for folder in ("boat", "plane"):
+        draw(tmp_path / folder / "a.png", (1, 2, 3))
+    for inner in {"valid": ("boat",), "train": ("",), "Val": ("boat", "plane")}.get(name, ("",)):
+        draw(tmp_path / name / inner / "a.png", (1, 2, 3))
+    if name == "train":
+        for i in range(5):
+            draw(tmp_path / name / f"{i}.png", (1, 2, 3))
+        assert loaded(tmp_path, batch_size=1, validation_fraction=0).class_names == ("boat", "plane", "train")
+    else:
+        with pytest.raises(ValueError, match=f"its folders {name} would be taken for classes"):
+            loaded(tmp_path)
+
+
+def test_a_streamed_name_need_not_be_utf_8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path)
+    os.rename(tmp_path / "red/bild 0 ä.png", os.fsencode(tmp_path / "red") + b"/f\xff.png")
+    monkeypatch.setattr(image_folders, "MEMORY_LIMIT_BYTES", 0)
+    images, _ = loaded(tmp_path, validation_fraction=0).first_images("train", 12)
+    assert len(images) == 10
+
+
+def test_images_whose_headers_are_wrong_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fill(tmp_path)
+    header = image_folders.read_header
+    monkeypatch.setattr(image_folders, "read_header", lambda path: header(path)._replace(size=(6, 8)))
+    with pytest.raises(ValueError, match="has 8x8 pixels, which its header does not say, and the others have 6x8"):
+        loaded(tmp_path)
+    assert loaded(tmp_path, image_size=6).image_shape == (6, 6, 3)
 
 
 def test_images_lie_upright(tmp_path: Path):
@@ -285,6 +345,8 @@ def test_a_name_is_a_folder_only_if_it_is_no_data_set(tmp_path: Path, monkeypatc
     assert load_datasets("photos", 2).class_names == tuple(COLORS)
     assert load_datasets("digits", 2).num_classes == 10
     assert load_datasets("./digits", 2).class_names == tuple(COLORS)
+    assert load_datasets(Path("./digits"), 2).class_names == tuple(COLORS)  # pathlib takes the './' off.
+    assert shapes(Path("digits")) == ((8, 8, 3), 2)
     with pytest.raises(ValueError, match=r"'\./nowhere' names a folder that does not exist"):
         load_datasets("./nowhere", 2)
     with pytest.raises(ValueError, match="or a folder of images"):

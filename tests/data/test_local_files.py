@@ -16,7 +16,7 @@ from support.cifar_archives import SIZES, cifar_files, cifar_images, extract, ta
 
 from diffstride_hybrid.data.cifar_images import CIFAR_100, class_names
 from diffstride_hybrid.data.loading import load_datasets
-from diffstride_hybrid.data.local_files import prepare_from_files
+from diffstride_hybrid.data.local_files import LocalFiles, prepare_from_files
 from diffstride_hybrid.data.sources import tfds_builder
 
 
@@ -279,3 +279,10 @@ def test_a_prepared_set_is_left_as_it_is(tmp_path: Path):
     assert prepared("cifar10", tmp_path / "source", tmp_path / "data") == SIZES
     (tmp_path / "elsewhere").mkdir()
     assert prepared("cifar10", tmp_path / "elsewhere", tmp_path / "data") == SIZES
+
+
+def test_no_file_is_looked_for_outside_of_the_folder(tmp_path: Path):
+    """Joined to a folder, a name that begins with '/' would stand for a file in the root of the file system."""
+    files = LocalFiles(tmp_path, tmp_path, {})
+    names = {address: files._names(address) for address in ("https://host/a.gz", "https://host/b/a.gz")}
+    assert names == {"https://host/a.gz": ["a.gz", "a.gz"], "https://host/b/a.gz": ["a.gz", "b/a.gz"]}

@@ -12,7 +12,10 @@ from support import tiny_datasets
 from support.batches import BATCH, RANDOM, assert_same, evaluated, fingerprints, stored, take, unnormalized
 from support.tiny_datasets import TEST_SIZE, TRAIN_SIZE
 
+from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.data.loading import load_datasets
+from diffstride_hybrid.training import records
+from diffstride_hybrid.training.records import data_as_recorded
 
 
 @pytest.mark.parametrize(("fraction", "validation_size"), [(0.0, 0), (0.1, 7)])
@@ -143,3 +146,28 @@ def test_a_test_split_without_labels_is_not_used(tmp_path: Path):
     tiny_datasets.prepare("imagenet2012", tmp_path, {"train": 20, "validation": 9, "test": 10})
     datasets = load_datasets("imagenet2012", batch_size=4, image_size=8, data_dir=str(tmp_path))
     assert datasets.splits["test"].size == 9
+
+
+def test_what_is_held_out_is_known_by_its_labels(tiny_data_dir: Path, tmp_path: Path):
+    """A set that was prepared from other files has its images in another order, and others are held out."""
+    datasets = load_datasets("cifar10", batch_size=8, data_dir=str(tiny_data_dir))
+    record = {"data": run_data(datasets)}
+    path = tmp_path / "run.json"
+    assert data_as_recorded(datasets, record, path, ["validation"]) == datasets
+    labels = np.roll(datasets.splits["validation"].arrays[1], 1)
+    assert (labels != datasets.splits["validation"].arrays[1]).any()
+    other = {"data": {**record["data"], "labels_digest": "of another order"}}
+    for splits in (["validation"], ["train"], ["train", "validation", "test"]):
+        with pytest.raises(ValueError, match=r"validation images of cifar10 are not those that .* was begun with"):
+            data_as_recorded(datasets, other, path, splits)
+    assert data_as_recorded(datasets, other, path, ["test"]) == datasets
+    older = {"data": {name: value for name, value in record["data"].items() if name != "labels_digest"}}
+    assert data_as_recorded(datasets, older, path, ["validation"]) == datasets
+    assert "labels_digest" not in run_data(
+        load_datasets("cifar10", 8, data_dir=str(tiny_data_dir), validation_fraction=0)
+    )
+
+
+def run_data(datasets: Datasets) -> dict[str, Any]:
+    """What `run.json` says of the data."""
+    return records._data_record(datasets) | records._digests(datasets)
