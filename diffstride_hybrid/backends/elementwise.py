@@ -18,8 +18,19 @@ def clipped(values: Any, low: Any, high: Any) -> Any:
     Returns:
         Of the shape and dtype of `values`.
     """
-    raised = keras.ops.where(values < low, low, values)
-    return raised if high is None else keras.ops.where(raised > high, high, raised)
+    result = keras.ops.where(values < low, low, values)
+    if high is not None:
+        result = keras.ops.where(result > high, high, result)
+    if keras.backend.standardize_dtype(values.dtype) != "float64":
+        return result
+    # Strides are float32: one at a limit may lie past it by its rounding. It takes the limit, with the gradient 1.
+    bounds = [keras.ops.cast(each, "float64") for each in (low, high) if each is not None]
+    held = [keras.ops.cast(keras.ops.cast(each, "float32"), "float64") for each in bounds]
+    is_held = values >= keras.ops.minimum(bounds[0], held[0])
+    if high is not None:
+        is_held = keras.ops.logical_and(is_held, values <= keras.ops.maximum(bounds[1], held[1]))
+    straight = keras.ops.stop_gradient(result) + (values - keras.ops.stop_gradient(values))
+    return keras.ops.where(keras.ops.logical_and(is_held, result != values), straight, result)
 
 
 def added(first: Any, second: Any) -> Any:

@@ -57,15 +57,15 @@ class DiffStride(FourierPooling):
 
     Args:
         strides: initial strides, one number for both axes or (vertical, horizontal), at least 1, fractions allowed.
-        smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 gives a hard crop, without a
-            gradient to the strides.
+        smoothness_factor: `R`, the length of the window's ramp in bins, at least 0. 0 is a hard crop without gradient.
         cropping: whether bins of weight 0 are removed. If not, the output has the input's size, except that
             mask='released' rounds an odd width of 3 or more down to an even one.
         trainable: whether the strides are learned.
         shared_stride: whether one stride serves both axes.
         lower_limit_stride: least stride, at least 1, or a pair (vertical, horizontal). 1 if None.
         upper_limit_stride: greatest stride, at least 1, or a pair. Unlimited if None. An axis of the limit 1 passes
-            through unpooled, and its stride stays 1 (under mask='released' an odd width loses a column).
+            through unpooled, and its stride stays 1 (but 'released' cuts a column off an odd width, and 'symmetric' at
+            smoothness_factor=0 the highest frequency off an even axis).
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         mask: 'released' computes the window of the code released with the paper; 'symmetric' weighs positive and
             negative frequencies alike on both axes, gives odd output sizes, and costs less.
@@ -76,7 +76,7 @@ class DiffStride(FourierPooling):
         static_crop: whether the output's size is fixed, at the size that the strides ask for when the layer is built,
             so that Keras, XLA and exporters know it. True needs a known input size. `refresh_crop()` and the callback
             `CropRefresh` fix the size anew. If None, the size follows the strides until XLA compiles the layer or it
-            runs on a TPU, and is fixed from then on. If False, XLA and TPUs refuse the layer.
+            runs on a TPU, and is fixed from then on. If False, XLA, TPUs and JAX refuse the layer.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

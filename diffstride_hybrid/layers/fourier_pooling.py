@@ -122,8 +122,9 @@ class FourierPooling(keras.layers.Layer):
             The pooled maps or signals.
 
         Raises:
-            ValueError: the height, the width or the number of samples is unknown.
+            ValueError: the height, the width or the number of samples is unknown, or too small.
         """
+        self._check_shape(inputs.shape)
         return self._by_constants(inputs, self._windows, *self._spatial_shape(inputs.shape))
 
     def _by_constants(

@@ -81,7 +81,7 @@ class DiffStride1D(OneAxis, DiffStride):
         static_crop: whether the output's length is fixed, at the length that the stride asks for when the layer is
             built, so that Keras, XLA and exporters know it. True needs a known input length. `refresh_crop()` and the
             callback `CropRefresh` fix the length anew. If None, the length follows the stride until XLA compiles the
-            layer or it runs on a TPU, and is fixed from then on. If False, XLA and TPUs refuse the layer.
+            layer or it runs on a TPU, and is fixed from then on. If False, XLA, TPUs and JAX refuse the layer.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

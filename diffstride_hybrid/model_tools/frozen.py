@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -57,4 +59,10 @@ def inference_function(model: keras.Model, image_shape: Sequence[int]) -> tf.typ
 
 
 def _constant_call(pooling: FourierPooling) -> Callable[..., tf.Tensor]:
-    return lambda inputs, training=None, **others: pooling.constant_call(inputs, **others)
+    signature = inspect.signature(pooling.call)
+
+    def call(*args: Any, **kwargs: Any) -> tf.Tensor:
+        given = signature.bind(*args, **kwargs).arguments
+        return pooling.constant_call(**{name: value for name, value in given.items() if name != "training"})
+
+    return call

@@ -54,6 +54,20 @@ def diffstride_layers(model: keras.Model) -> list[DiffStride]:
     return [layer for layer in leaf_layers(model) if isinstance(layer, DiffStride)]
 
 
+def check_built(layers: Sequence[DiffStride], model: keras.Model) -> None:
+    """Makes sure that layers have their strides.
+
+    Args:
+        layers: of the model.
+        model: for the message.
+
+    Raises:
+        ValueError: one is not built.
+    """
+    if not all(layer.built for layer in layers):
+        raise ValueError(f"{model.name} must be built, so that its layers have strides: call it on an image.")
+
+
 def strides_by_path(model: keras.Model) -> dict[str, list[float]]:
     """Reads the current strides of every `DiffStride` layer of a model.
 
@@ -62,9 +76,14 @@ def strides_by_path(model: keras.Model) -> dict[str, list[float]]:
 
     Returns:
         (vertical, horizontal) strides, or one stride where a layer has one, by the path of the layer.
+
+    Raises:
+        ValueError: the model is not built.
     """
+    layers = diffstride_layers(model)
+    check_built(layers, model)
     current.bring_weights_back(model)
-    return {layer.path: current.value_of(layer.strides).tolist() for layer in diffstride_layers(model)}
+    return {layer.path: current.value_of(layer.strides).tolist() for layer in layers}
 
 
 def short_path(model: keras.Model, path: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.graph import Call, Graph
 from diffstride_hybrid.model_tools.selection import Chooser, is_padding, is_resizing, loses_size, resizes
@@ -267,4 +268,6 @@ def _trims(operation: Any) -> bool:
 
 def _changes_size(operation: Any) -> bool:
     """Whether the result of an operation has a size of its own even if that is the size of its input now."""
+    if isinstance(operation, FourierPooling):
+        return True  # Its strides may be weights.
     return resizes(operation) or bool(np.max(getattr(operation, "strides", None) or 1) > 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -52,7 +52,8 @@ class Replacements:
         self.made: list[Replacement] = []
         parameters = inspect.signature(pooling_cls).parameters
         self._pooling_cls = pooling_cls
-        self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | options
+        bound = getattr(pooling_cls, "keywords", {})  # Of a functools.partial.
+        self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | bound | options
         self._names = set(names)
         self._data_format = data_format
         self._has_limits = "upper_limit_stride" in parameters
@@ -125,6 +126,8 @@ class Replacements:
         Args:
             operation: a layer, or an operation that is not a layer.
         """
+        if isinstance(operation, keras.layers.Flatten):  # Its own one is that of Keras, whatever the maps are.
+            return self._data_format
         return getattr(operation, "data_format", None) or self._data_format
 
     def new_name(self, name: str) -> str:
@@ -143,7 +146,15 @@ class Replacements:
         options = {"strides": strides, **self._options}
         if min(strides) == 1.0 and self._has_limits and "strides" not in self._options:
             # The layer does not pool along one axis, such as over the electrodes of an EEG, and neither shall this.
-            limits = tuple(1.0 if stride == 1.0 else None for stride in strides)
-            options = {"upper_limit_stride": limits, **options}
+            if options.get("shared_stride"):
+                raise ValueError(
+                    f"Layer {layer.name} pools along one axis alone, by {strides}, so a pooling with "
+                    "shared_stride=True cannot replace it: exclude it."
+                )
+            limits = {"upper_limit_stride": options.get("upper_limit_stride")}
+            limits |= {name: options[name] for name in ("lower_limit_stride",) if name in options}
+            for name, limit in limits.items():
+                pair = tuple(limit) if isinstance(limit, Sequence) else (limit, limit)
+                options[name] = tuple(1.0 if stride == 1.0 else each for stride, each in zip(strides, pair))
         name = self.new_name(f"{layer.name}_downsampling")
         return self._pooling_cls(data_format=layer.data_format, dtype=layer.dtype_policy, name=name, **options)

@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from diffstride_hybrid.layers.diffstride import DiffStride
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import check_built, diffstride_layers
 
 
 def regularize_strides(model: keras.Model, factor: float) -> None:
@@ -31,7 +31,7 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
             for it, a warning says so.
 
     Raises:
-        ValueError: `factor` is out of range.
+        ValueError: `factor` is out of range, or the model is not built.
 
     Example:
         >>> model = keras.Sequential([keras.Input((24, 24, 2)), DiffStride((2.0, 4.0))])
@@ -47,8 +47,9 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
             "or leave it out.",
             stacklevel=2,
         )
-    for i, layer in enumerate(layers):
-        layer.strides.regularizer = _AreaPenalty(factor, layers[: i + 1]) if factor else None
+    check_built(layers, model)
+    for layer in layers:
+        layer.strides.regularizer = _AreaPenalty(factor, layers, layer) if factor else None
 
 
 def validated_factor(factor: float) -> float:
@@ -69,15 +70,24 @@ def validated_factor(factor: float) -> float:
 
 
 class _AreaPenalty(keras.regularizers.Regularizer):
-    """One term of the penalty. A regularizer of a variable is the only place where Keras takes a loss of weights."""
+    """Terms of the penalty. A regularizer of a variable is the only place where Keras takes a loss of weights.
 
-    def __init__(self, factor: float, layers: Sequence[DiffStride]):
+    Keras asks those of trained variables alone. So a layer has its own term and those of the frozen layers behind it,
+    and the first one those of the frozen layers before it too.
+    """
+
+    def __init__(self, factor: float, layers: Sequence[DiffStride], layer: DiffStride):
         self._factor = factor
         self._layers = layers
+        self._layer = layer
 
     def __call__(self, strides: Any) -> Any:
-        del strides  # The term needs the strides of all the layers up to this one.
-        return self._factor * _area_left(self._layers)
+        del strides  # A term needs the strides of all the layers up to its own.
+        trained = [i for i, layer in enumerate(self._layers) if layer.trainable and layer.strides.trainable]
+        own = next(i for i, layer in enumerate(self._layers) if layer is self._layer)
+        first = 0 if own == min(trained, default=own) else own
+        last = min((i for i in trained if i > own), default=len(self._layers))
+        return self._factor * sum(_area_left(self._layers[: i + 1]) for i in range(first, last))
 
 
 def _area_left(layers: Sequence[DiffStride]) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.model_tools.graph import Graph, is_functional, read_graph
 from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.pairing import Pair, data_format_of, pair_resizings
@@ -56,6 +57,7 @@ def swap(
     (entry,) = model.inputs
     inputs = [keras.KerasTensor((None, *image_shape), entry.dtype)]
     graph = read_graph(model, inputs, inline=True)
+    _check_sizes(model, graph)
     pairs = pair_resizings(graph, chooser)
     _check_shared(graph, pairs)
     names = {layer.name for layer in leaf_layers(model)}
@@ -85,6 +87,16 @@ def checked_image_shape(model: keras.Model, input_shape: Sequence[int] | None) -
     if len(shape) != 3 or None in shape:
         raise ValueError(f"{model.name} needs input_shape=(height, width, channels) of an image, got {shape}.")
     return shape
+
+
+def _check_sizes(model: keras.Model, graph: Graph) -> None:
+    """Refuses a model in which a `DiffStride` leaves sizes open: the new poolings are told apart by their sizes."""
+    for call in graph.calls:
+        if isinstance(call.operation, DiffStride) and None in call.outputs[0].shape[1:]:
+            raise ValueError(
+                f"The sizes of maps behind {call.operation.name} of {model.name} follow its strides: replace all "
+                f"layers in one call, or call {call.operation.name}.fix_crop() before."
+            )
 
 
 def _check_shared(graph: Graph, pairs: Sequence[Pair]) -> None:

@@ -34,3 +34,18 @@ def test_both_compute_the_same(name: str):
         found.append((outputs, tf.convert_to_tensor(tape.gradient(outputs, values))[:5]))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+@pytest.mark.parametrize("module", [on_tensorflow, elementwise])
+@pytest.mark.parametrize(("low", "high", "at"), [(1.0, 2.2, 2.2), (1.9, None, 1.9), (1.9, 2.2, 1.9), (1.9, 2.2, 2.2)])
+def test_in_float64_a_value_that_float32_holds_at_a_limit_has_its_gradient(
+    module: Any, low: float, high: float | None, at: float
+):
+    """Strides are float32: of 2.2 and 1.9 they hold a little more and a little less."""
+    past = at + (0.1 if at == high else -0.1)
+    values = tf.constant([np.float32(at), at, past, 2.0], tf.float64)
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        outputs = module.clipped(values, low, high)
+    assert outputs.numpy().tolist() == [at, at, at, 2.0]
+    assert tf.convert_to_tensor(tape.gradient(outputs, values)).numpy().tolist() == [1, 1, 0, 1]

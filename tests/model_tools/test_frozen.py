@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from diffstride_hybrid import DiffStride, SpectralPooling, resnet18
+from diffstride_hybrid import DiffStride, SpectralPooling, SpectralResizing, resnet18
 from diffstride_hybrid.model_tools.frozen import frozen_poolings, inference_function
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.macs import macs
@@ -72,3 +72,17 @@ def test_an_error_within_the_context_leaves_the_model_as_it_was():
     with pytest.raises(RuntimeError, match="within"), frozen_poolings(model):
         raise RuntimeError("within")
     assert "call" not in vars(model.get_layer("pooling"))
+
+
+def test_the_other_map_of_a_resizing_may_be_given_by_its_place():
+    inputs = keras.Input((16, 16, 3))
+    small = SpectralPooling(2)(inputs)
+    model = keras.Model(inputs, [SpectralResizing()(small, inputs), SpectralResizing()(small, like=inputs)])
+    for found in inference_function(model, (16, 16, 3))(IMAGES):
+        np.testing.assert_allclose(found, model(IMAGES)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_layer_refuses_is_not_exported():
+    model = keras.Sequential([keras.Input((None, None, 3)), SpectralPooling(output_size=8)])
+    with pytest.raises(ValueError, match="output_size must not exceed the feature map"):
+        inference_function(model, (4, 4, 3))

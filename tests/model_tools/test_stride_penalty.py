@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from diffstride_hybrid import DiffStride, DiffStride1D, resnet18
-from diffstride_hybrid.model_tools.inspection import diffstride_layers
+from diffstride_hybrid.model_tools.inspection import diffstride_layers, strides_by_path
 from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
 
 
@@ -99,3 +99,24 @@ def test_a_factor_that_is_none_is_refused(factor: Any):
 def test_a_penalty_on_nothing_is_named():
     with pytest.warns(UserWarning, match="stride complexity of plain acts on nothing: the model has no DiffStride"):
         regularize_strides(keras.Sequential([keras.Input((8, 8, 2)), keras.layers.ReLU()], name="plain"), 0.5)
+
+
+@pytest.mark.parametrize("frozen", [[], [0], [1], [2], [0, 1], [1, 2], [0, 2]])
+def test_frozen_layers_keep_their_terms(frozen: list[int]):
+    model = keras.Sequential([keras.Input((64, 64, 2)), DiffStride(2.0), DiffStride((1.5, 2.0)), DiffStride(2.0)])
+    for i in frozen:
+        model.layers[i].trainable = False
+    regularize_strides(model, 1.0)
+    expected = 1 / 4 + 1 / 12 + 1 / 48
+    assert len(model.losses) == 3 - len(frozen)
+    assert float(sum(model.losses)) == pytest.approx(expected)
+    model.trainable = False
+    assert model.losses == []
+    model.trainable = True  # Later changes count too.
+    assert float(sum(model.losses)) == pytest.approx(expected)
+
+
+def test_a_model_without_strides_is_named():
+    for use in (lambda model: regularize_strides(model, 0.1), strides_by_path):
+        with pytest.raises(ValueError, match="bare must be built, so that its layers have strides"):
+            use(keras.Sequential([DiffStride(2.0)], name="bare"))
