@@ -60,7 +60,8 @@ def find_images(names: Iterable[str | os.PathLike[str]], recursive: bool = False
 def images_in(folder: pathlib.Path, recursive: bool) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
     """Lists the image files of a folder by their names, and the other files.
 
-    Links are followed. A folder counts once, and so does an image: with a link to it, it is in the list without it.
+    Links are followed. Each folder and each image counts once: if the list has an image by its own path, links to it
+    are left out.
 
     Args:
         folder: that exists.

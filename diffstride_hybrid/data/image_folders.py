@@ -51,7 +51,7 @@ class ClassFolders(NamedTuple):
 
 
 def is_named_folder(name: Any) -> bool:
-    """Tells whether the name of a data set can only be that of a folder: it begins with '/', '.' or '~', or is a path.
+    """Tells whether the name of a data set can only be that of a folder: a `Path`, or it begins with '/', '.' or '~'.
 
     Args:
         name: of a data set.
@@ -101,9 +101,12 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
     splits = [name for name in class_names if name.lower() in SPLIT_NAMES]
     divide = [name for name in splits if name.lower() not in _CLASS_NAMES or _has_any(folder / name, class_names)]
     if _TEST not in roots and (len(splits) > 1 or divide):
+        taken = f"folders {' and '.join(splits)} would be taken for classes"
+        if len(splits) == 1:
+            taken = f"folder {splits[0]} would be taken for a class"
         raise ValueError(
-            f"{folder} seems to be divided, but its folders {' and '.join(splits)} would be taken for classes: name "
-            f"them '{_TRAIN}', '{_TEST}' and '{_VALIDATION[0]}', with a folder for each class in each of them."
+            f"{folder} seems to be divided, but its {taken}: divide all images into '{_TRAIN}', '{_TEST}' and "
+            f"'{_VALIDATION[0]}', with a folder for each class in each of them, or rename what is a class."
         )
     if len(class_names) < 2:
         raise ValueError(

@@ -52,7 +52,9 @@ class Replacements:
         self.made: list[Replacement] = []
         parameters = inspect.signature(pooling_cls).parameters
         self._pooling_cls = pooling_cls
-        bound = getattr(pooling_cls, "keywords", {})  # Of a functools.partial.
+        bound = dict(getattr(pooling_cls, "keywords", {}))  # Of a functools.partial.
+        for name in ("data_format", "dtype", "name"):  # The replaced layer decides these.
+            bound.pop(name, None)
         self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | bound | options
         self._names = set(names)
         self._data_format = data_format

@@ -17,7 +17,7 @@ from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.model_tools.pairing import Pair, data_format_of, pair_resizings
 from diffstride_hybrid.model_tools.rebuild import Plan, Rebuild, check_graph
 from diffstride_hybrid.model_tools.replacements import Replacement, Replacements
-from diffstride_hybrid.model_tools.selection import Chooser, Selection
+from diffstride_hybrid.model_tools.selection import Chooser, Selection, resizes
 
 
 def swap(
@@ -57,7 +57,7 @@ def swap(
     (entry,) = model.inputs
     inputs = [keras.KerasTensor((None, *image_shape), entry.dtype)]
     graph = read_graph(model, inputs, inline=True)
-    _check_sizes(model, graph)
+    _check_sizes(graph, chooser)
     pairs = pair_resizings(graph, chooser)
     _check_shared(graph, pairs)
     names = {layer.name for layer in leaf_layers(model)}
@@ -89,14 +89,19 @@ def checked_image_shape(model: keras.Model, input_shape: Sequence[int] | None) -
     return shape
 
 
-def _check_sizes(model: keras.Model, graph: Graph) -> None:
-    """Refuses a model in which a `DiffStride` leaves sizes open: the new poolings are told apart by their sizes."""
+def _check_sizes(graph: Graph, chooser: Chooser) -> None:
+    """Refuses to replace layers behind a `DiffStride` that leaves sizes open: poolings are told apart by sizes."""
+    learned = None
     for call in graph.calls:
-        if isinstance(call.operation, DiffStride) and None in call.outputs[0].shape[1:]:
+        operation = call.operation
+        changes = chooser.replaces(operation) or (resizes(operation) and not chooser.excludes(operation))
+        if learned and changes and None in call.inputs[0].shape[1:]:
             raise ValueError(
-                f"The sizes of maps behind {call.operation.name} of {model.name} follow its strides: replace all "
-                f"layers in one call, or call {call.operation.name}.fix_crop() before."
+                f"{operation.name} cannot be replaced: the size of its map follows the strides of {learned}. "
+                f"Exclude it, replace both in one call, or make {learned} with static_crop=True."
             )
+        if isinstance(operation, DiffStride):
+            learned = operation.name
 
 
 def _check_shared(graph: Graph, pairs: Sequence[Pair]) -> None:

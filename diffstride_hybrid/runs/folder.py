@@ -104,7 +104,7 @@ class RunFolder:
             remove(partial)  # An export leaves a folder.
 
     def has_begun(self) -> bool:
-        """Whether a run has reached its first step here."""
+        """Whether a run has come to its first epoch here."""
         return (self.path / "run.json").exists()
 
     def is_finished(self) -> bool:

@@ -22,12 +22,11 @@ _EVENTS_THAT_NEVER_COME = [
     f"on_{kind}{batch}_{end}" for kind in ("test", "predict") for batch in ("", "_batch") for end in ("begin", "end")
 ]
 
-_MONITORING = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau, keras.callbacks.ModelCheckpoint)
-"""Callbacks of Keras with a `monitor` and a `mode`."""
-
-
 WRITERS = (keras.callbacks.CSVLogger, keras.callbacks.ModelCheckpoint, keras.callbacks.TensorBoard)
 """Callbacks of Keras that write files and do nothing else. Of several workers, one runs them."""
+
+_MONITORING = (keras.callbacks.EarlyStopping, keras.callbacks.ReduceLROnPlateau, keras.callbacks.ModelCheckpoint)
+"""Callbacks of Keras with a `monitor` and a `mode`."""
 
 
 def logged_names(validates: bool) -> set[str]:
@@ -56,12 +55,10 @@ def check_callbacks(
         validates: whether the run has validation images.
 
     Raises:
-        TypeError: `callbacks` is no sequence, or one of them is no Keras callback, as an instance.
+        TypeError: one of them is no Keras callback, as an instance.
         ValueError: one is of no use in a run, waits for events that never come, sets a learning rate that follows a
             schedule, may bring back weights from before a budget was met, or monitors what the run does not log.
     """
-    if not isinstance(callbacks, (list, tuple)):
-        raise TypeError(f"train.train.callbacks must be a list, such as [@EarlyStopping()], got {callbacks!r}.")
     logged: set[str] | None = logged_names(validates)
     met = max((each.last_epoch_of(epochs) for each in callbacks if isinstance(each, MacsBudget)), default=1)
     for callback in callbacks:
@@ -95,11 +92,17 @@ def check_callbacks(
                 f"weights of an epoch before {met}, whose end meets the budget of MACs: let its start_from_epoch be at "
                 f"least {met - 1}, got {callback.start_from_epoch}."
             )
-        if not type(callback).__module__.startswith("keras.") and not isinstance(callback, MacsBudget):
+        if _runs_users_code(callback):
             logged = None  # It may add to the logs that the callbacks after it get.
         elif logged is not None:
             _check_names(callback, logged)
         _check_direction(callback)
+
+
+def _runs_users_code(callback: keras.callbacks.Callback) -> bool:
+    if isinstance(callback, keras.callbacks.LambdaCallback):
+        return True
+    return not type(callback).__module__.startswith("keras.") and not isinstance(callback, MacsBudget)
 
 
 def _check_names(callback: keras.callbacks.Callback, logged: Set[str]) -> None:
@@ -112,6 +115,11 @@ def _check_names(callback: keras.callbacks.Callback, logged: Set[str]) -> None:
         )
     if isinstance(callback, keras.callbacks.ModelCheckpoint):
         of_epochs = callback.save_freq == "epoch"
+        if callback.save_best_only and not of_epochs:
+            raise ValueError(
+                f"train.train.callbacks cannot have {name} with save_best_only = True and save_freq = "
+                f"{callback.save_freq}: a run logs nothing at a batch. Leave save_freq at 'epoch'."
+            )
         names = {"epoch", *logged} if of_epochs else {"epoch", "batch"}
         try:
             callback.filepath.format(**dict.fromkeys(names, 1))
@@ -124,7 +132,8 @@ def _check_names(callback: keras.callbacks.Callback, logged: Set[str]) -> None:
 
 def _check_direction(callback: keras.callbacks.Callback) -> None:
     """Settles whether a monitored figure should rise or fall. Keras would ask the metrics of a compiled model."""
-    if not isinstance(callback, _MONITORING) or callback.mode != "auto":
+    # In Keras 3.10 `ModelCheckpoint` has no mode, and settles the direction by itself.
+    if not isinstance(callback, _MONITORING) or getattr(callback, "mode", None) != "auto":
         return
     figure = callback.monitor.removeprefix("val_")
     if figure == "accuracy":

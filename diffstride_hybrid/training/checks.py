@@ -157,6 +157,19 @@ def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
         )
 
 
+def check_list(callbacks: Any) -> None:
+    """Checks that callbacks are given in a list.
+
+    Args:
+        callbacks: the argument of `train`.
+
+    Raises:
+        TypeError: they are not.
+    """
+    if not isinstance(callbacks, (list, tuple)):
+        raise TypeError(f"train.train.callbacks must be a list, such as [@EarlyStopping()], got {callbacks!r}.")
+
+
 def check_optimizer(optimizer: Any) -> None:
     """Refuses an optimizer that does not fit into a run.
 

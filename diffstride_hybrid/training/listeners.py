@@ -133,9 +133,10 @@ class Listeners:
                 callback.csv_file.close()
 
     def state(self) -> str | None:
-        """The state of the user's callbacks, for a backup: numbers, texts, arrays, and lists and dictionaries of these.
+        """The state of the user's callbacks, for a backup.
 
-        Dictionaries must be such as JSON can hold. A warning names what has changed and cannot be kept.
+        It holds numbers, texts, arrays, lists of them, and lists and dictionaries that JSON can hold. A warning names
+        other lists, dictionaries, tuples and sets that have changed.
 
         Returns:
             The state as text; None if there are no callbacks.

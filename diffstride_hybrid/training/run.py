@@ -26,6 +26,7 @@ from diffstride_hybrid.training.checks import (
     check_budget,
     check_choices,
     check_counts,
+    check_list,
     check_loss,
     check_makers,
     check_optimizer,
@@ -102,7 +103,8 @@ def train(
             1 and after `stride_warmup_epochs`.
         check_folder: called with the run's folder after data, model and optimizer are made, and before its backups are
             read and anything in it is changed. Only `run.json` has been read by then. It raises an error if the run
-            must not go on there. A start that fails after this call, and before the first step, has not begun a run.
+            must not go on there. A start that fails before it has written `run.json`, just before the first epoch, has
+            not begun a run.
 
     Returns:
         The values of `summary.json`: test accuracy and loss, MACs, strides and sizes, parameters, time.
@@ -121,6 +123,7 @@ def train(
     check_choices(on_not_finite, jit_compile)
     check_stride_pace(stride_learning_rate, stride_warmup_epochs)
     check_budget(macs_budget, macs_budget_epoch, num_epochs, stride_warmup_epochs)
+    check_list(callbacks)
     check_makers(load_data_fn=load_data_fn, model_cls=model_cls, optimizer_cls=optimizer_cls, loss_cls=loss_cls)
     folder = RunFolder(workdir)
     if folder.is_finished():
@@ -264,7 +267,7 @@ def _listeners(
         own += [MetricsLog(folder, loop.cost, macs_target), StrideLog(folder, loop.cost, macs_target)]
     else:
         # A callback that does nothing stands in, because backups tell the callbacks by their places in the list.
-        callbacks = [keras.callbacks.Callback() if isinstance(each, WRITERS) else each for each in callbacks]
+        callbacks = [keras.callbacks.Callback() if type(each) in WRITERS else each for each in callbacks]
     return Listeners(loop, callbacks, own, schedule.num_epochs, schedule.steps_per_epoch)
 
 

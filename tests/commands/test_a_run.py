@@ -243,6 +243,7 @@ def test_a_run_begun_with_another_config_is_refused_and_kept(
 ):
     config = (finished[0] / "operative_config.gin").read_text()
     (tmp_path / "operative_config.gin").write_text(config.replace("batch_size = 64", "batch_size = 32"))
+    shutil.copy(finished[0] / "run.json", tmp_path)
     before = contents(tmp_path)
     arguments = [f"--gin_file={finished[0] / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
     assert_one_clear_line(run_here("train", *arguments), str(tmp_path), "another config", "batch_size = 64")
@@ -260,6 +261,7 @@ def test_a_run_begun_before_a_parameter_existed_goes_on_as_the_first_one(finishe
     (tmp_path / "older.gin").write_text(config.replace(known, ""))
     (tmp_path / "run").mkdir()
     (tmp_path / "run/operative_config.gin").write_text(config.replace(known, ""))
+    shutil.copy(finished[0] / "run.json", tmp_path / "run")
     arguments = [f"--gin_file={tmp_path / 'older.gin'}", f"--workdir={tmp_path / 'run'}", "--seed=3"]
     bound = "--gin_bindings=data.load_datasets.test_fraction = 0.3"
     assert_one_clear_line(run_here("train", *arguments, bound), "another config", "test_fraction = 0.3")
@@ -275,10 +277,12 @@ def test_a_run_begun_before_a_parameter_existed_goes_on_as_the_first_one(finishe
 
 def test_a_refused_start_leaves_no_backup_that_another_would_go_on_from(finished: tuple[Path, Result], tmp_path: Path):
     (tmp_path / "operative_config.gin").write_bytes((finished[0] / "operative_config.gin").read_bytes())
+    shutil.copy(finished[0] / "run.json", tmp_path)
     before = contents(tmp_path)
-    arguments = [f"--gin_file={tmp_path / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=2"]
+    arguments = [f"--gin_file={tmp_path / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
     arguments.append("--gin_bindings=train.train.on_not_finite = 'roll_back'")
-    assert_one_clear_line(run_here("train", *arguments), "another config", "seed")
+    arguments.append("--gin_bindings=train.train.num_epochs = 77")
+    assert_one_clear_line(run_here("train", *arguments), "another config", "num_epochs = 77")
     assert contents(tmp_path) == before
 
 
@@ -287,7 +291,7 @@ def test_a_refused_start_leaves_no_backup_that_another_would_go_on_from(finished
 def test_a_damaged_config_of_a_run_ends_in_one_clear_line(
     finished: tuple[Path, Result], tmp_path: Path, name: str, damage: Callable[[Path], Any]
 ):
-    for file in ("operative_config.gin", "final.keras"):
+    for file in ("operative_config.gin", "final.keras", "run.json"):
         shutil.copy(finished[0] / file, tmp_path)
     damage(tmp_path / "operative_config.gin")
     config = f"--gin_file={finished[0] / 'operative_config.gin'}"

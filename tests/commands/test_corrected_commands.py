@@ -29,7 +29,7 @@ def test_a_start_that_was_refused_does_not_bind_the_next_one(tmp_path: Path):
     assert_one_clear_line(train(tmp_path), "holds a finished run")
 
 
-@pytest.mark.parametrize("backup_every", [1, None])
+@pytest.mark.parametrize("backup_every", [1, pytest.param(None, marks=pytest.mark.slow)])
 def test_a_run_that_was_not_finite_goes_on_as_its_message_says(
     backup_every: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -51,7 +51,7 @@ def test_the_summary_has_the_one_stride_of_a_layer_that_shares_it(tmp_path: Path
     assert float(line.split("  strides ")[1]) == pytest.approx(2, abs=0.1)
 
 
-@pytest.mark.parametrize("is_replaced", [False, True])
+@pytest.mark.parametrize("is_replaced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_bound_workdir_is_named_if_an_option_replaces_it(
     is_replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -138,7 +138,7 @@ def test_folders_that_divide_images_are_not_taken_for_classes(names: tuple[str, 
             folder = tmp_path / name if name.islower() else tmp_path / name / "boat"
             draw(folder / f"{i}.png", (1, 2, 3))
     splits = " and ".join(sorted(set(names) - {"readme"}))
-    message = f"its folders {splits} would be taken for classes: name them 'train', 'test' and 'validation'"
+    message = f"its folders {splits} would be taken for classes: divide all images into 'train', 'test' and 'valid"
     with pytest.raises(ValueError, match=message):
         loaded(tmp_path)
 
@@ -210,7 +210,9 @@ def test_one_folder_that_divides_images_is_no_class(name: str, tmp_path: Path):
             draw(tmp_path / name / f"{i}.png", (1, 2, 3))
         assert loaded(tmp_path, batch_size=1, validation_fraction=0).class_names == ("boat", "plane", "train")
     else:
-        with pytest.raises(ValueError, match=f"its folders {name} would be taken for classes"):
+        with pytest.raises(
+            ValueError, match=f"its folder {name} would be taken for a class: .* rename what is a class"
+        ):
             loaded(tmp_path)
 
 

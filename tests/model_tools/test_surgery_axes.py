@@ -59,13 +59,23 @@ def two_poolings(*behind: keras.layers.Layer) -> keras.Model:
 
 def test_a_model_that_follows_its_strides_is_not_swapped_again():
     swapped = replace_downsampling(two_poolings(), include="first")
-    with pytest.raises(ValueError, match=r"behind first_downsampling of .* replace all layers in one call, or call fi"):
+    with pytest.raises(
+        ValueError, match=r"second cannot be replaced: the size of its map follows .* first_downsampling"
+    ):
         replace_downsampling(swapped)
     swapped = replace_downsampling(two_poolings(), SpectralPooling, include="first")
     again = replace_downsampling(swapped, SpectralPooling)
     names = [layer.name for layer in leaf_layers(again) if isinstance(layer, SpectralPooling)]
     assert names == ["first_downsampling", "second_downsampling"]
     assert again(np.zeros([1, 32, 32, 3], "float32")).shape == (1, 4)
+
+
+def test_before_a_pooling_that_follows_its_strides_all_is_replaced():
+    inputs = keras.Input((32, 32, 3))
+    x = keras.layers.AveragePooling2D(2, name="average")(inputs)
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(DiffStride(2.0, name="learned")(x)))
+    swapped = replace_downsampling(model, SpectralPooling)
+    assert [type(layer) for layer in leaf_layers(swapped)][1:3] == [SpectralPooling, DiffStride]
 
 
 def test_behind_a_fixed_crop_sizes_are_known():
@@ -75,11 +85,12 @@ def test_behind_a_fixed_crop_sizes_are_known():
 
 
 def test_what_a_constructor_binds_is_kept():
-    made = partial(DiffStride, mask="released", norm="backward", upper_limit_stride=3.0)
+    made = partial(DiffStride, mask="released", norm="backward", upper_limit_stride=3.0, dtype="float64")
     for layer in diffstride_layers(replace_downsampling(two_poolings(), made)):
         config = layer.get_config()
         assert (config["mask"], config["norm"]) == ("released", "backward")
         assert set(np.ravel(config["upper_limit_stride"])) == {3.0}
+        assert layer.compute_dtype == "float32"  # As the replaced layer.
     (layer, *_) = diffstride_layers(
         replace_downsampling(two_poolings(), partial(DiffStride, strides=2.5), norm="ortho")
     )
