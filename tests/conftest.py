@@ -4,6 +4,7 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,6 +22,13 @@ tf.config.set_logical_device_configuration(
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begins with the files that are marked `long`, so that both processes end at about the same time."""
     items.sort(key=lambda item: item.get_closest_marker("long") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector the millions of objects that importing has left, all of which stay: 7 % of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -55,7 +55,7 @@ def test_rates_are_set(tmp_path: Path):
 halved = functools.partial(keras.callbacks.LearningRateScheduler, lambda epoch, rate: rate / 2)
 
 
-@pytest.mark.parametrize("step", [4, 5])
+@pytest.mark.parametrize("step", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_rate_that_is_set_relative_to_the_last_is_set_once_in_an_epoch(step: int, tmp_path: Path):
     """The epoch that a stopped run goes on with has begun before."""
     options = {"num_epochs": 2, "backup_every": 1}
