@@ -10,7 +10,13 @@ import keras
 import numpy as np
 
 from diffstride_hybrid.backends import current
-from diffstride_hybrid.model_tools.inspection import leaf_layers, replaced_calls, short_path, watched_calls
+from diffstride_hybrid.model_tools.inspection import (
+    leaf_layers,
+    replaced_calls,
+    running_call,
+    short_path,
+    watched_calls,
+)
 
 Images = np.ndarray | Iterable[Any]
 """Images in one array, or batches of images, alone or first in a tuple with labels."""
@@ -105,7 +111,7 @@ def _run_up_to(model: keras.Model, layer: keras.layers.Layer, calls: int, batch:
     remaining = calls
 
     def noted(layer: keras.layers.BatchNormalization) -> Callable[..., Any]:
-        call = layer.call
+        call = running_call(layer)
 
         def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal remaining

@@ -10,7 +10,7 @@ import keras
 
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.static_crop import StaticCrop
-from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers
+from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers, run_on_blank
 
 HYSTERESIS = 0.02
 """A stride must pass the boundary between two sizes by this share of itself before a static crop changes size."""
@@ -54,7 +54,7 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
         with contextlib.ExitStack() as stack:
             for layer in layers:
                 stack.enter_context(layer.crop.being_set())
-            model(inputs, training=False)
+            run_on_blank(model, inputs)
         changes = [layer.crop.differs(crops) for layer, crops in zip(layers, before)]
     if any(changes):
         _let_trace_anew(model)
@@ -163,7 +163,7 @@ class CropRefresh(keras.callbacks.Callback):
             crop.inferred = {}
         inputs = blank_inputs(self.model, self._input_shape)
         if inputs is not None:
-            self.model(inputs, training=False)
+            run_on_blank(self.model, inputs)
         sizes = [crop.inferred for crop in crops]
         if sizes != self._tested or inputs is None:
             self.model.make_test_function(force=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.diffstride import DiffStride
@@ -114,7 +115,8 @@ def blank_inputs(model: keras.Model, input_shape: Any = None) -> Any:
             dictionary by their names. The model's own if None.
 
     Returns:
-        Tensors in the structure in which the model takes them. None if some size is not known.
+        Tensors in the structure in which the model takes them, with a batch of one; of the batch that the model was
+        made for if a recurrent layer in it keeps its state. None if some size is not known.
 
     Raises:
         ValueError: `input_shape` has another number of inputs, or other names, than the model.
@@ -143,7 +145,9 @@ def blank_inputs(model: keras.Model, input_shape: Any = None) -> Any:
             names = ", ".join(spec.name for spec in specs)
             raise ValueError(f"input_shape must have a shape for each of {names}, got {', '.join(structure)}.")
         shapes = [structure[spec.name] for spec in specs]
-    blank = [keras.ops.zeros([1, *shape], dtype) for shape, dtype in zip(shapes, dtypes)]
+    keeps_state = specs and any(getattr(layer, "stateful", False) for layer in leaf_layers(model))
+    batch = (specs[0].shape[0] or 1) if keeps_state else 1
+    blank = [keras.ops.zeros([batch, *shape], dtype) for shape, dtype in zip(shapes, dtypes)]
     if specs and not isinstance(model, keras.Sequential):
         # A functional model may have its inputs in a list or a dictionary.
         return keras.tree.pack_sequence_as(model.input, blank)
@@ -162,6 +166,25 @@ def _shapes_of(input_shape: Any) -> tuple[list[Sequence[int]], Any]:
     return [tuple(shapes)], None
 
 
+def run_on_blank(model: keras.Model, inputs: Any) -> None:
+    """Runs a model for inference, and leaves its state as it was: that of recurrent layers, moving averages, seeds.
+
+    Args:
+        model: a built model.
+        inputs: from `blank_inputs`.
+    """
+    # Keras does not list the states of recurrent layers among the variables.
+    states = [layer.states for layer in leaf_layers(model) if getattr(layer, "stateful", False)]
+    variables = [*model.non_trainable_variables, *(each for each in keras.tree.flatten(states) if each is not None)]
+    before = [(variable, np.array(keras.ops.convert_to_numpy(variable))) for variable in variables]
+    try:
+        model(inputs, training=False)
+    finally:
+        for variable, value in before:
+            if not np.array_equal(keras.ops.convert_to_numpy(variable), value):
+                variable.assign(value)
+
+
 @contextlib.contextmanager
 def watched_calls(
     layers: Sequence[keras.layers.Layer], report: Callable[[keras.layers.Layer, Any, Any], None]
@@ -177,7 +200,7 @@ def watched_calls(
     """
 
     def watched(layer: keras.layers.Layer) -> Callable[..., Any]:
-        call = layer.call
+        call = running_call(layer)
 
         def reporting(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
@@ -194,28 +217,41 @@ def watched_calls(
 def replaced_calls(
     layers: Sequence[keras.layers.Layer], replacement: Callable[[keras.layers.Layer], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Replaces the method `call` of some layers for as long as the context lasts.
+    """Replaces the method that runs some layers, from `running_call`, for as long as the context lasts.
 
     Args:
         layers: the layers to change.
-        replacement: called once with each layer; returns the function that replaces the layer's `call`.
+        replacement: called once with each layer; returns the function that replaces the layer's method.
 
     Yields:
         Nothing.
     """
-    own: list[tuple[keras.layers.Layer, Callable[..., Any] | None]] = []  # Not the class's, but an outer context's.
+    own: list[tuple[keras.layers.Layer, str, Callable[..., Any] | None]] = []  # An outer context's, not the class's.
     try:
         for layer in layers:
-            replaced = replacement(layer)
-            own.append((layer, vars(layer).get("call")))
-            object.__setattr__(layer, "call", replaced)
+            replaced, method = replacement(layer), _running_method(layer)
+            own.append((layer, method, vars(layer).get(method)))
+            object.__setattr__(layer, method, replaced)
         yield
     finally:
-        for layer, call in reversed(own):
+        for layer, method, call in reversed(own):
             if call is None:
-                object.__delattr__(layer, "call")
+                object.__delattr__(layer, method)
             else:
-                object.__setattr__(layer, "call", call)
+                object.__setattr__(layer, method, call)
+
+
+def running_call(layer: keras.layers.Layer) -> Callable[..., Any]:
+    """The method that runs if a layer is called: `call`, or `quantized_call` if the layer is quantized.
+
+    Args:
+        layer: any layer.
+    """
+    return getattr(layer, _running_method(layer))
+
+
+def _running_method(layer: keras.layers.Layer) -> str:
+    return "call" if getattr(layer, "quantization_mode", None) is None else "quantized_call"
 
 
 def first_argument(args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,7 +13,14 @@ import keras
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.layers.spatial_pooling import SpatialPooling
-from diffstride_hybrid.model_tools.inspection import blank_inputs, first_argument, leaf_layers, replaced_calls
+from diffstride_hybrid.model_tools.inspection import (
+    blank_inputs,
+    first_argument,
+    leaf_layers,
+    replaced_calls,
+    run_on_blank,
+    running_call,
+)
 from diffstride_hybrid.model_tools.layer_macs import WITHOUT_PRODUCTS, cells_of, counter_of, shape_of
 
 
@@ -23,7 +31,8 @@ class LayerCost(NamedTuple):
         layer: the layer. A layer that is called twice has two entries.
         input_shape: shape of the layer's input, without the batch axis; of its first input if it has several.
         output_shape: shape of the layer's output, without the batch axis; of its first output if it has several.
-        macs: multiply-accumulate operations.
+        macs: multiply-accumulate operations for one image. If the model takes an image apart, such as into windows or
+            frames that stand in the batch axis, those of all its parts.
     """
 
     layer: keras.layers.Layer
@@ -112,22 +121,43 @@ def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
     counters = {layer: counter for layer in layers if (counter := counter_of(layer)) is not None}
 
     def counted(layer: keras.layers.Layer) -> Callable[..., Any]:
-        call = layer.call
+        call = running_call(layer)
 
         def counting(*args: Any, **kwargs: Any) -> Any:
             outputs = call(*args, **kwargs)
             shapes = shape_of(first_argument(args, kwargs)), shape_of(outputs)
-            costs.append(LayerCost(layer, *shapes, counters[layer](*args, outputs=outputs, **kwargs)))
+            parts = _batch_of(outputs) / _batch_of(inputs)
+            costs.append(LayerCost(layer, *shapes, round(counters[layer](*args, outputs=outputs, **kwargs) * parts)))
             return outputs
 
         return counting
 
-    with current.uncompiled(), replaced_calls(list(counters), counted):
-        model(inputs, training=False)
+    uncounted = [layer for layer in layers if layer not in counters]
+    with current.uncompiled(), _unrolled(uncounted), replaced_calls(list(counters), counted):
+        run_on_blank(model, inputs)
     within = {cell for layer in counters for cell in cells_of(layer)}
-    _warn_of_kernels([layer for layer in layers if layer not in counters and layer not in within])
+    _warn_of_kernels([layer for layer in uncounted if layer not in within])
     _warn_of_operations([model, *layers])
     return ModelCost(costs)
+
+
+def _batch_of(tensors: Any) -> int:
+    """The length of the batch axis of a tensor, or of the first of several."""
+    shape = keras.tree.flatten(tensors)[0].shape
+    return shape[0] if shape else 1
+
+
+@contextlib.contextmanager
+def _unrolled(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
+    """Runs recurrent layers step by step: a loop of the backend calls its cell once more than it has steps, or once."""
+    loops = [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    try:
+        for layer in loops:
+            layer.unroll = True
+        yield
+    finally:
+        for layer in loops:
+            layer.unroll = False
 
 
 # --- Layers that nobody has counted ----------------------------------------------------------------------------------

@@ -145,6 +145,11 @@ class MacsBudget(keras.callbacks.Callback):
             for layer, each, low, high in zip(costs.layers, strides, *stride_limits(costs, frozen=False))
         ]
         start, initial_cost = float(record[:, -1].sum()), costs.whole(initial)
+        if not initial_cost:
+            raise ValueError(
+                f"{self.model.name} has no MACs that a budget could bound: give the classes of its layers a method "
+                "macs(input_shape, output_shape), see `macs`."
+            )
         goal = self._target * initial_cost if self._target <= 1 else self._target
         least, most = costs.whole(limits.most), costs.whole(limits.least)
         if not least <= round(goal) <= most:

@@ -52,6 +52,7 @@ class Plan:
             pooling or resizing.
         copies: (copy, original) by the id of the original, so that a layer that several models call has one copy.
         nested: the new model by the id of a nested model, so that a model that is called twice stays one model.
+        takes_any_size: whether the outermost model takes images of any size. None until it is rebuilt.
     """
 
     chooser: Chooser
@@ -60,6 +61,7 @@ class Plan:
     keep_macs: bool
     copies: dict[int, tuple[Any, Any]] = dataclasses.field(default_factory=dict)
     nested: dict[int, keras.Model] = dataclasses.field(default_factory=dict)
+    takes_any_size: bool | None = None
 
     def drops(self, layer: Any) -> bool:
         """Whether nothing of a layer that is replaced stays beside the pooling."""
@@ -87,7 +89,6 @@ class Rebuild:
         self._called: list[Any] = []
         self._originals: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
-        self._takes_any_size = False
 
     def result(self, shapes: Sequence[Sequence[int | None]]) -> keras.Model:
         """The new model.
@@ -95,7 +96,8 @@ class Rebuild:
         Args:
             shapes: of what it takes, without the batch. A length that is None stays unknown.
         """
-        self._takes_any_size = any(None in shape for shape in shapes)
+        if self._plan.takes_any_size is None:
+            self._plan.takes_any_size = any(None in shape for shape in shapes)
         entries = [
             keras.Input(shape, dtype=entry.dtype, name=entry.name) for entry, shape in zip(self._model.inputs, shapes)
         ]
@@ -164,7 +166,7 @@ class Rebuild:
         if is_padding(operation):
             self._unpadded[id(call.outputs[0])] = first_argument(call.args, call.kwargs)
         args, kwargs = keras.tree.map_structure(self._value, (call.args, call.kwargs))
-        if isinstance(operation, keras.Model):
+        if is_functional(operation):
             return self._run(self._nested(operation, call), *args, **kwargs)
         if flattens(operation):
             return self._run(self._copy(operation), self._of_former_size(call))
@@ -187,7 +189,8 @@ class Rebuild:
         # A window that covers the map by chance, with smaller strides, has branches beside it that keep their size.
         steps = np.minimum(getattr(original, "pool_size", 0), original.strides)
         if sizes[1] == (1, 1) and np.all(steps >= sizes[0]):
-            return self._run(self._plan.replacements.global_pooling(original, sizes), inputs)
+            name = self._free_name(original.name)
+            return self._run(self._plan.replacements.global_pooling(original, sizes, name), inputs)
         pooling = self._plan.replacements.pooling(original, self._model, sizes)
         if self._plan.drops(original):
             return self._run(pooling, inputs)
@@ -229,7 +232,7 @@ class Rebuild:
         if len(tensor.shape) != 4 or inputs.shape[1:] == tensor.shape[1:]:
             return inputs
         data_format = self._plan.replacements.data_format(call.operation)
-        if self._takes_any_size:
+        if self._plan.takes_any_size:
             channels = tensor.shape[3 if data_format == "channels_last" else 1]
             if call.outputs[0].shape[2:] == (channels,):
                 return inputs  # One position after the other, however many there are.
@@ -247,6 +250,9 @@ class Rebuild:
             check_graph(model)
             graph = read_graph(model, call.inputs)
             shapes = [self._value(tensor).shape[1:] for tensor in call.inputs]
+            sizes = [[tensor.shape for tensor in each.inputs] for each in self._graph.calls if each.operation is model]
+            if any(each != sizes[0] for each in sizes):  # It takes what it took, and not the size of its first call.
+                shapes = [tensor.shape[1:] for tensor in model.inputs]
             self._plan.nested[id(model)] = Rebuild(self._plan, model, graph).result(shapes)
         return self._plan.nested[id(model)]
 
@@ -266,8 +272,7 @@ class Rebuild:
         return copy
 
     def _new_copy(self, layer: Any) -> Any:
-        name = layer.name if layer.name not in self._names else self._plan.replacements.new_name(layer.name)
-        self._names.add(name)
+        name = self._free_name(layer.name)
         if isinstance(layer, keras.layers.Lambda):
             return keras.layers.Lambda(
                 layer.function, mask=layer.mask, arguments=layer.arguments, name=name, dtype=layer.dtype_policy
@@ -286,6 +291,12 @@ class Rebuild:
         except Exception as error:
             raise ValueError(f"Layer {layer.name} cannot be copied: {one_line(error)}") from error
 
+    def _free_name(self, name: str) -> str:
+        """The name of a layer of the original, with a number if a layer of the new model has it."""
+        free = name if name not in self._names else self._plan.replacements.new_name(name)
+        self._names.add(free)
+        return free
+
     def _is_paired(self, layer: Any) -> bool:
         return any(pair.call.operation is layer for pair in self._pairs.values())
 
@@ -300,7 +311,11 @@ class Rebuild:
                 copy.set_weights(weights)
             except ValueError as error:
                 raise ValueError(_CANNOT_FOLLOW.format(original.name, one_line(error))) from error
-            for layer in (copy, *leaf_layers(copy)):
+            pairs = list(zip((copy, *leaf_layers(copy)), (original, *leaf_layers(original))))
+            for layer, before in pairs:  # A config says of the layers within a layer not whether they are trained.
+                if layer.trainable != before.trainable:
+                    layer.trainable = before.trainable
+            for layer, _ in pairs:
                 # keras.layers.Normalization computes with values that it derives from its weights only here.
                 if hasattr(layer, "finalize_state"):
                     layer.finalize_state()

@@ -85,18 +85,17 @@ class Replacements:
         self.made.append(Replacement(layer.name, type(layer).__name__, sizes, pooling))
         return pooling
 
-    def global_pooling(self, layer: keras.layers.Layer, sizes: tuple[Size, Size]) -> keras.layers.Layer:
+    def global_pooling(self, layer: keras.layers.Layer, sizes: tuple[Size, Size], name: str) -> keras.layers.Layer:
         """The global pooling that replaces a pooling over the whole map: a learned stride would change nothing there.
 
         Args:
             layer: an average or max pooling whose window covers its input.
             sizes: (height, width) of the layer's input and of its output.
+            name: of the global pooling, if the layer has none yet.
         """
         if id(layer) not in self._global:
             takes_maximum = isinstance(layer, keras.layers.MaxPooling2D)
             pooling_cls = keras.layers.GlobalMaxPooling2D if takes_maximum else keras.layers.GlobalAveragePooling2D
-            is_used = any(layer.name == other.name for other in self._global.values())
-            name = self.new_name(layer.name) if is_used else layer.name
             self._global[id(layer)] = pooling_cls(
                 data_format=layer.data_format, keepdims=True, name=name, dtype=layer.dtype_policy
             )

@@ -93,7 +93,11 @@ def keeping_strides(model: keras.Model, poolings: Sequence[keras.layers.Layer] =
         The paths of the layers.
     """
     layers = [layer for layer in leaf_layers(model) if isinstance(layer, (*POOLINGS, *CONVOLUTIONS))]
-    return [layer.path for layer in layers if max(layer.strides) > 1 and not any(layer is each for each in poolings)]
+    return [
+        layer.path or layer.name
+        for layer in layers
+        if max(layer.strides) > 1 and not any(layer is each for each in poolings)
+    ]
 
 
 def is_padding(operation: Any) -> bool:

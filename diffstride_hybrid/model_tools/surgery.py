@@ -15,7 +15,13 @@ from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.calibration import Images, recalibrate_normalization
-from diffstride_hybrid.model_tools.inspection import blank_inputs, leaf_layers, replaced_calls
+from diffstride_hybrid.model_tools.inspection import (
+    blank_inputs,
+    leaf_layers,
+    replaced_calls,
+    run_on_blank,
+    running_call,
+)
 from diffstride_hybrid.model_tools.macs import macs
 from diffstride_hybrid.model_tools.replacements import Replacement
 from diffstride_hybrid.model_tools.selection import Selection, keeping_strides
@@ -124,7 +130,7 @@ def _place_of_error(model: keras.Model, shape: Sequence[int]) -> str:
     done = ["input"]
 
     def tracked(layer: keras.layers.Layer) -> Callable[..., Any]:
-        call = layer.call
+        call = running_call(layer)
 
         def tracked_call(*args: Any, **kwargs: Any) -> Any:
             running.append(layer.name)
@@ -135,7 +141,7 @@ def _place_of_error(model: keras.Model, shape: Sequence[int]) -> str:
         return tracked_call
 
     with replaced_calls(leaf_layers(model), tracked), contextlib.suppress(Exception):
-        model(blank_inputs(model, shape), training=False)
+        run_on_blank(model, blank_inputs(model, shape))
     return f"at layer {running[-1]}" if running else f"after layer {done[-1]}"
 
 
