@@ -228,7 +228,7 @@ class DiffStride(FourierPooling):
         return ops.convert_to_tensor(strides)
 
     def _pool(self, inputs: spectral.Tensor, training: bool = False) -> spectral.Tensor:
-        if current.needs_static_shapes():
+        if current.needs_static_shapes() or (self.crop_is_static and not current.SIZES_ARE_KNOWN):
             self._keep_size(training)
         size = self._spatial_shape(inputs.shape)
         is_known = self.crop_is_static or (self.cropping and current.SIZES_ARE_KNOWN)
@@ -245,14 +245,14 @@ class DiffStride(FourierPooling):
         if is_new:
             self.fix_crop()
         # TensorFlow's crops become static here. JAX's are so from the start, but matter only when a step is compiled.
-        is_traced = current.SIZES_ARE_KNOWN and training and current.is_tracing()
-        is_stuck = is_traced and self.static_crop is None and not self._crop.held
+        is_late = current.SIZES_ARE_KNOWN or not current.needs_static_shapes()
+        is_stuck = is_late and training and current.is_tracing() and self.static_crop is None and not self._crop.held
         if self.crop_is_static and self.trainable and (is_new or is_stuck) and not self._warned_of_size:
             self._warned_of_size = True
             warnings.warn(
-                f"XLA compiles {self.path}: its output keeps the size that its strides ask for now. The callback "
-                "diffstride_hybrid.CropRefresh lets it follow them"
-                + ("." if current.SIZES_ARE_KNOWN else ", and so does jit_compile=False."),
+                f"XLA {'compiles' if current.needs_static_shapes() else 'once fixed'} {self.path}: its output keeps "
+                "the size that its strides ask for now. The callback diffstride_hybrid.CropRefresh lets it follow them"
+                + ("." if current.SIZES_ARE_KNOWN else ", and so does a new model without XLA."),
                 stacklevel=2,
             )
 
@@ -349,14 +349,14 @@ class DiffStride(FourierPooling):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         # JAX makes each crop static, which tells nothing about the next backend.
-        if self.crop_is_static and (self.static_crop or current.NAME != "jax"):
+        if self.built and self.crop_is_static and (self.static_crop or current.NAME != "jax"):
             store["crops"] = self._crop.as_array()
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables({name: store[name] for name in set(store.keys()) - {"crops"}})
-        if self.static_crop is not False and self.cropping and "crops" in store:
+        if self.built and self.static_crop is not False and self.cropping and "crops" in store:
             self._crop.restore(np.array(store["crops"]), self._read_strides())
-        else:
+        elif self.built:
             self._crop.set_anew(hysteresis=0.0)  # A graph that was traced before is outdated still.
 
     def _unequal_frequencies(self) -> int | None:

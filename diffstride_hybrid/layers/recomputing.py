@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 
 import keras
+from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 from diffstride_hybrid.backends import current
 from diffstride_hybrid.layers.diffstride import DiffStride
@@ -85,5 +86,7 @@ def _to_compute_again(pooling: keras.layers.Layer | None, training: bool | None)
         return None
     if not pooling.trainable or "call" in vars(pooling):
         return None
+    if get_stateless_scope() is not None:
+        return None  # The backward pass would compute again with the layer's own strides.
     # In the backward pass Keras does not know that this is training, so the call says so.
     return functools.partial(pooling, training=True)

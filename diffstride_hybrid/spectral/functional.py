@@ -164,6 +164,11 @@ def diffstride_1d(
     inputs: Tensor,
     stride: Tensor,
     *,
+    smoothness_factor: float = 4.0,
+    cropping: bool = True,
+    lower_limit_stride: Limits = None,
+    upper_limit_stride: Limits = None,
+    mask: Mask = "released",
     norm: Norm = "backward",
     data_format: DataFormat = "channels_last",
     method: Method = "auto",
@@ -174,16 +179,27 @@ def diffstride_1d(
     Args:
         inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
         stride: floating-point `[1]`.
+        smoothness_factor: as for `diffstride`, and so are the next four.
+        cropping: whether bins of weight 0 are dropped.
+        lower_limit_stride: least effective stride, or one for each axis, of which the second counts.
+        upper_limit_stride: greatest effective stride, likewise.
+        mask: 'released' or 'symmetric'.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
         method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
-        **options: `smoothness_factor`, `cropping`, `lower_limit_stride`, `upper_limit_stride`, `mask`, `kept` (a number
-            of bins) and `trainable`, for `diffstride_window_1d`.
+        **options: `kept` (a number of bins) and `trainable`, for `diffstride_window_1d`.
 
     Returns:
         The pooled signals, in the dtype of `inputs`.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.diffstride_1d(keras.ops.ones([1, 16, 3]), keras.ops.array([2.0])).shape
+        TensorShape([1, 12, 3])
     """
     length = signal_length(inputs, data_format)
+    options |= {"smoothness_factor": smoothness_factor, "cropping": cropping, "mask": mask}
+    options |= {"lower_limit_stride": lower_limit_stride, "upper_limit_stride": upper_limit_stride}
     window = diffstride_window_1d(length, stride, dtype=working_dtype(inputs), **options)
     return pool_signals(inputs, window, norm, data_format, method, "learned")
 

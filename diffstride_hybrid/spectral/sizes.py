@@ -32,10 +32,10 @@ def minimum_stride(length: Length, smoothness_factor: float, dtype: str = "float
         1.3333333333333333
     """
     if isinstance(length, int):
-        return length / (length - smoothness_factor) if length > smoothness_factor else 1.0
+        return length / (length - smoothness_factor) if length > max(smoothness_factor, 1) else 1.0
     length = ops.cast(length, dtype)
     room = length - smoothness_factor
-    return length / ops.where(room > 0, room, length)
+    return length / ops.where((room > 0) & (length > 1), room, length)
 
 
 def effective_strides(strides: Tensor, minima: Tensor, lower_limit: Limits, upper_limit: Limits) -> Tensor:
