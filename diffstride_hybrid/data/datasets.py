@@ -299,6 +299,9 @@ class Datasets:
             seed = tf.random.stateless_uniform(
                 [], tf.stack([tf.cast(self.seed, tf.int64), epoch]), 0, tf.int64.max, tf.int64
             )
+            graph = tf.compat.v1.get_default_graph()
+            if graph.seed is not None and graph.seed % np.iinfo(np.int32).max == 0:
+                graph.seed = None  # TensorFlow takes 0 for no seed, and then wants to know `seed` while it traces.
             images = split.stream(first, last).shuffle(min(last - first, 10_000), seed, reshuffle_each_iteration=False)
             return images.take(steps * images_per_step)
 

@@ -18,7 +18,7 @@ from diffstride_hybrid.data.pixels import fit_to_size, to_8_bits
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 """How the names of image files end."""
 
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _TIFF_WIDTH, _TIFF_HEIGHT = 0x0112, 0x0100, 0x0101
 
 _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """The notes of a PNG file that may say how its image is turned."""
@@ -139,6 +139,8 @@ def read_header(path: str | os.PathLike[str]) -> ImageHeader:
     """
     with _opened(path) as image:
         width, height = image.size
+        if image.format == "TIFF":  # Pillow gives the size of the upright image for this format alone.
+            width, height = image.tag_v2[_TIFF_WIDTH], image.tag_v2[_TIFF_HEIGHT]
         # For notes at the end of a PNG file, where they hardly ever are, Pillow would decode the whole image.
         noted = image.format != "PNG" or any(note in image.info for note in _NOTES)
         orientation = image.getexif().get(_EXIF_ORIENTATION) if noted else None
@@ -172,6 +174,8 @@ def read_image(path: str | os.PathLike[str], image_shape: Sequence[int], resizes
         raise ValueError(f"An image file has one channel or three, and the network takes {channels}.")
     with _opened(path) as image:
         tags = dict(image.tag_v2) if image.format == "TIFF" else None
+        if tags is not None:
+            image.filename = ""  # Pillow 13 maps files without compression by the size of the turned image: scrambled.
         pixels = _as_bytes(ImageOps.exif_transpose(image), channels, tags)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[-1] != channels:

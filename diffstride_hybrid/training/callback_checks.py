@@ -80,10 +80,11 @@ def check_callbacks(
             raise ValueError(f"train.train.callbacks cannot have {name}: a run never calls its {', '.join(waits)}.")
         sets_rate = isinstance(callback, (keras.callbacks.ReduceLROnPlateau, keras.callbacks.LearningRateScheduler))
         inner = distribution.without_loss_scaling(optimizer)
-        if sets_rate and isinstance(inner._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        if sets_rate and not isinstance(inner._learning_rate, keras.Variable):
+            rate = inner._learning_rate
             raise ValueError(
                 f"train.train.callbacks cannot have {name}: the optimizer's learning rate follows "
-                f"{type(inner._learning_rate).__name__}. Give it a number."
+                f"{getattr(rate, '__name__', type(rate).__name__)}. Give it a number."
             )
         brings_back = isinstance(callback, keras.callbacks.EarlyStopping) and callback.restore_best_weights
         if brings_back and callback.start_from_epoch < met - 1:

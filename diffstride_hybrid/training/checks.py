@@ -128,16 +128,21 @@ def check_choices(on_not_finite: Any, jit_compile: Any) -> None:
 
 
 def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
-    """Refuses a cross-entropy of which Keras would compute nonsense without an error.
+    """Refuses a loss that is not one number, and a cross-entropy of which Keras would silently compute nonsense.
 
     Args:
-        loss: any loss. Only `CategoricalCrossentropy` is checked.
+        loss: any loss. Of `CategoricalCrossentropy` more is checked than the reduction.
         model: a built model.
 
     Raises:
-        ValueError: the label smoothing is out of range, or the loss takes logits and the model gives probabilities, or
-            the reverse.
+        ValueError: the loss is not reduced, or the label smoothing is out of range, or the loss takes logits and the
+            model gives probabilities, or the reverse.
     """
+    if getattr(loss, "reduction", "sum") in (None, "none"):
+        raise ValueError(
+            f"{type(loss).__name__}.reduction must be 'sum_over_batch_size' or 'sum', so that the loss is one number, "
+            f"got {loss.reduction!r}."
+        )
     if not isinstance(loss, keras.losses.CategoricalCrossentropy):
         return
     smoothing, takes_logits = (loss.get_config()[name] for name in ("label_smoothing", "from_logits"))
@@ -237,6 +242,11 @@ def check_replicas(
         raise ValueError(
             "train.train.dtype_policy = 'float64' needs one replica: strides stay float32, and TensorFlow adds up the "
             "gradients of replicas in one precision only."
+        )
+    if merges and getattr(inner, "ema_overwrite_frequency", None):
+        raise ValueError(
+            f"ema_overwrite_frequency needs one replica: TensorFlow cannot write averages into the variables of "
+            f"{replicas} within a step. Leave it out: the averages are written when training ends."
         )
     clips = [name for name in ("clipnorm", "global_clipnorm", "clipvalue") if getattr(inner, name, None)]
     if clips:

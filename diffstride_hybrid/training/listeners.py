@@ -14,7 +14,9 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
+from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.model_tools.macs_budget import MacsBudget
 from diffstride_hybrid.training.loop import TrainingLoop
@@ -87,6 +89,14 @@ class Listeners:
     def stop(self) -> bool:
         """Whether a callback of the user asks the run to end."""
         return self._watched.stop_training
+
+    def agree(self, strategy: tf.distribute.Strategy) -> None:
+        """Ends the run on all workers if a callback of one of them asks for it, which may have a clock of its own.
+
+        Args:
+            strategy: of the run.
+        """
+        self._watched.stop_training = distribution.sum_over_replicas(strategy, int(self.stop)) > 0
 
     def begin(self, epochs_done: int, state: str | None) -> None:
         """Tells all callbacks that training begins, and gives those of the user the state that they had.
@@ -196,7 +206,7 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
         elif isinstance(value, (bool, int, float, str, np.generic, np.ndarray)):
             if np.asarray(value).dtype != object:
                 state.append((f"{name}/one", value))
-        elif isinstance(value, list) and all(isinstance(part, (int, float, np.generic, np.ndarray)) for part in value):
+        elif isinstance(value, list) and all(map(_is_array, value)):
             state.append((f"{name}/list", len(value)))
             state += [(f"{name}/{i}", part) for i, part in enumerate(value)]
         elif (text := _json_of(value)) is not None:
@@ -204,14 +214,20 @@ def _state_of(callback: keras.callbacks.Callback) -> list[tuple[str, Any]]:
     return state
 
 
+def _is_array(part: Any) -> bool:
+    """Whether an archive holds a part of a list: integers of more than 64 bits are objects to NumPy."""
+    return isinstance(part, (int, float, np.generic, np.ndarray)) and np.asarray(part).dtype != object
+
+
 def _attributes(callback: keras.callbacks.Callback) -> Iterator[tuple[str, Any]]:
     """The attributes of a callback that may be state.
 
-    What the constructors of Keras take is none: the config gives it to the callback in each sitting, and of some of it
-    Keras changes the sign when the first epoch ends.
+    What the constructors of Keras take is none: the config gives it to the callback in each sitting. A class derived
+    from one of Keras may change it, but for `min_delta`, whose sign Keras changes when the first epoch ends.
     """
-    of_keras = [each for each in type(callback).__mro__ if each.__module__.startswith("keras.")]
-    given = {name for each in of_keras for name in inspect.signature(each.__init__).parameters}
+    given = {"min_delta"}
+    if type(callback).__module__.startswith("keras."):
+        given |= {name for each in type(callback).__mro__ for name in inspect.signature(each.__init__).parameters}
     return ((name, value) for name, value in vars(callback).items() if name not in _SET_ANEW | given)
 
 

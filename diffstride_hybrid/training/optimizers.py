@@ -71,6 +71,11 @@ def pace_strides(
             "train.train.stride_warmup_epochs must be 0 with Ftrl, which divides by the learning rate: that of strides "
             "at rest is 0."
         )
+    if relative_rate != 1.0 and isinstance(optimizer, keras.optimizers.Adafactor):
+        raise ValueError(
+            "train.train.stride_learning_rate must be 1 with Adafactor, which bounds each learning rate by 1 / "
+            "sqrt(step): the strides would come to have the rate of all others."
+        )
     # TensorFlow's variable arrives in place of Keras's, on several replicas that of one of them. All have one key.
     key, update = optimizer._var_key, optimizer.update_step
     rest_updates = rest_steps // (optimizer.gradient_accumulation_steps or 1)
@@ -78,6 +83,7 @@ def pace_strides(
 
     def update_step(gradient: Any, variable: keras.Variable, learning_rate: Any) -> None:
         if key(variable) in paced:
+            learning_rate = keras.ops.convert_to_tensor(learning_rate)  # That of a function may be a plain number.
             moves = keras.ops.cast(optimizer.iterations >= rest_updates, learning_rate.dtype)
             learning_rate = learning_rate * relative_rate * moves
         update(gradient, variable, learning_rate)

@@ -122,12 +122,14 @@ class Runner:
         if self._schedule.rolls_back and not self._has_backup:
             self._save()  # The first epoch goes back to this one.
         progress.tick()
-        while progress.epochs_done < num_epochs and not listeners.stop:
+        # An epoch that has begun is ended, also if a callback asked to stop before the run was interrupted.
+        while progress.epochs_done < num_epochs and (progress.steps_done or not listeners.stop):
             epoch = progress.epochs_done
             self._begin_epoch()
             self._train_epoch()
             logs = self._training_logs() | self._validate()
             listeners.on_epoch_end(epoch, logs)
+            listeners.agree(self._loop.strategy)
             self._loop.metrics.reset()
             progress.epochs_done, progress.steps_done, progress.epoch_seconds = epoch + 1, 0, 0.0
             self._save()

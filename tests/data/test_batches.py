@@ -139,3 +139,11 @@ def test_the_shards_of_evaluation_have_each_image_once_and_as_many_batches(load:
     joined = [image for batches in shards for image in fingerprints(datasets, batches)]
     assert joined == fingerprints(datasets, evaluated(datasets, "test"))
     assert len(set(joined)) == TEST_SIZE
+
+
+@pytest.mark.parametrize("seed", [0, 2**31 - 1])
+def test_any_seed_orders_the_images(load: Any, storage: str, seed: int):
+    """TensorFlow takes these for no seed at all."""
+    keras.utils.set_random_seed(seed)
+    first, again = (take(load(seed=seed).training(), STEPS) for _ in range(2))
+    assert_same(first, again)

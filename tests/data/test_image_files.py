@@ -271,3 +271,16 @@ def test_twelve_bits_become_eight(tmp_path: Path):
 def test_white_may_be_zero(tmp_path: Path):
     path = write_tiff(tmp_path / "16.tif", struct.pack("<4H", 0, 65_535, 257, 25_700), 16, 0)
     assert read_image(path, (2, 2, 1)).ravel().tolist() == [255, 0, 254, 155]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_header_of_every_format_says_the_upright_size(suffix: str, orientation: int, tmp_path: Path):
+    path, exif = tmp_path / f"image.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    ramps = np.add.outer(np.arange(12) * 8, np.arange(20) * 4).astype("uint8")
+    upright = np.rot90(ramps, {1: 0, 3: 2, 6: -1, 8: 1}[orientation])
+    Image.fromarray(ramps).save(path, exif=exif)
+    assert read_header(path).size == upright.shape
+    found = read_image(path, (*upright.shape, 1), resizes=False)[..., 0]
+    np.testing.assert_allclose(found.astype(int), upright.astype(int), atol=4 if suffix == "jpg" else 0)

@@ -209,3 +209,67 @@ def test_one_worker_alone_writes_files_for_a_user(writes: bool, tmp_path: Path):
 
 class Logs(keras.callbacks.CSVLogger):
     """A user's own."""
+
+
+@pytest.mark.parametrize(
+    "kind", [keras.callbacks.ReduceLROnPlateau, lambda: keras.callbacks.LearningRateScheduler(len)]
+)
+def test_a_rate_that_is_a_function_is_not_set(kind: Any, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"learning rate follows <lambda>\. Give it a number"):
+        run(tmp_path, callbacks=[kind()], optimizer_cls=lambda: keras.optimizers.SGD(lambda: 0.1))
+
+
+class Limit(keras.callbacks.Callback):
+    """Asks a run to stop in the middle of an epoch."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        if int(self.model.optimizer.iterations) >= 3:
+            self.model.stop_training = True
+
+
+def test_the_epoch_in_which_a_callback_asks_to_stop_is_ended_if_the_run_is_interrupted(tmp_path: Path):
+    options = {"steps_per_epoch": 4, "backup_every": 1}
+    run(tmp_path / "alone", callbacks=[Limit()], **options)
+    with pytest.raises(Fault):
+        run(tmp_path / "stopped", callbacks=[Limit(), At(4, fail)], **options)
+    run(tmp_path / "stopped", callbacks=[Limit()], **options)
+    assert len(rows_of(tmp_path / "alone" / "metrics.csv")) == 1
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+
+
+class Patient(keras.callbacks.EarlyStopping):
+    """Has more patience after each epoch, and keeps integers of 128 bits."""
+
+    def __init__(self):
+        super().__init__("loss", mode="max", patience=1)
+        self.states: list[int] = []
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        super().on_epoch_end(epoch, logs)
+        self.patience += 1
+        self.states = [2**100 + epoch, 1]
+
+
+def test_what_a_class_of_ones_own_changes_of_keras_is_kept_and_so_are_long_integers(tmp_path: Path):
+    with pytest.raises(Fault):
+        run(tmp_path, callbacks=[Patient(), At(5, fail)])
+    patient = Patient()
+    run(tmp_path, callbacks=[patient])
+    assert (patient.patience, patient.states) == (4, [2**100 + 2, 1])
+
+
+def test_a_callback_of_one_worker_stops_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another worker's wish arrives as a sum above 0 where this one has none."""
+    from diffstride_hybrid.training import listeners
+
+    others = SimpleNamespace(sum_over_replicas=lambda strategy, value: value + 1)
+    monkeypatch.setattr(listeners, "distribution", others)
+    run(tmp_path, callbacks=[early("loss")()])
+    assert len(rows_of(tmp_path / "metrics.csv")) == 1
+
+
+@pytest.mark.parametrize("reduction", [None, "none"])
+def test_a_loss_is_one_number(reduction: str | None, tmp_path: Path):
+    loss = partial(keras.losses.CategoricalCrossentropy, reduction=reduction)
+    with pytest.raises(ValueError, match=r"CategoricalCrossentropy\.reduction must be 'sum_over_batch_size' or 'sum'"):
+        run(tmp_path, loss_cls=loss)

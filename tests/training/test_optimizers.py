@@ -191,3 +191,18 @@ def test_strides_cannot_rest_with_an_optimizer_that_divides_by_the_rate(tmp_path
 def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path, optimizer_cls: Any, message: str):
     with pytest.raises((TypeError, ValueError), match=message):
         train(tmp_path, optimizer_cls=optimizer_cls)
+
+
+def test_strides_cannot_have_a_pace_with_an_optimizer_that_bounds_the_rate(tmp_path: Path):
+    with pytest.raises(ValueError, match="stride_learning_rate must be 1 with Adafactor"):
+        train(tmp_path, optimizer_cls=keras.optimizers.Adafactor, stride_learning_rate=5.0)
+
+
+def test_strides_have_a_pace_beside_a_rate_that_is_a_function(tmp_path: Path):
+    layer, model = keras.layers.Dense(1), keras.Sequential([keras.Input((2,))])
+    model.add(layer)
+    before = np.array(layer.bias)
+    optimizer = keras.optimizers.SGD(lambda: 0.1)
+    pace_strides(optimizer, [layer.bias], relative_rate=5.0, rest_steps=0)
+    optimizer.apply([keras.ops.ones(1)], [layer.bias])
+    np.testing.assert_allclose(layer.bias, before - 0.5, rtol=1e-6)

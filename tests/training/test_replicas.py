@@ -65,6 +65,9 @@ def test_what_several_cpus_cannot_do_is_named(tmp_path: Path):
         clipped = {**options, "optimizer_cls": functools.partial(keras.optimizers.SGD, clipnorm=1.0)}
         with pytest.raises(ValueError, match=r"clipnorm needs one replica: Keras would clip .* of each of the 2"):
             train(**clipped)
+        averaged = functools.partial(keras.optimizers.SGD, use_ema=True, ema_overwrite_frequency=1)
+        with pytest.raises(ValueError, match=r"ema_overwrite_frequency needs one replica: .* variables of 2"):
+            train(**{**options, "optimizer_cls": averaged})
         accumulating = functools.partial(keras.optimizers.SGD, gradient_accumulation_steps=2)
         with pytest.raises(ValueError, match=r"gradient_accumulation_steps needs --strategy=one_device"):
             train(**{**options, "optimizer_cls": accumulating})
