@@ -56,7 +56,23 @@ def main(argv: Sequence[str]) -> None:
     for layer in diffstride_layers(model):
         strides = ", ".join(f"{stride:.3f}" for stride in layer.strides.numpy())
         print(f"  {short_path(model, layer.path):<24}  {strides}")
+    print(_normalization(channels))
     print(f"saved {output}")
+
+
+def _normalization(channels: int) -> str:
+    """A line that says which images the model takes, and how `audit` is told so."""
+    name, statistics = gin_names.bound_statistics(channels)
+    if statistics is None:
+        return (
+            "it takes images scaled to 0..1 and normalized as in its training; the mean and standard deviation of its "
+            "training images are not known here"
+        )
+    mean, std = ([f"{value:.4f}" for value in values] for values in statistics)
+    return (
+        f"it takes images scaled to 0..1, less {', '.join(mean)}, over {', '.join(std)}, as those of {name}: audit it "
+        f"with --mean={','.join(mean)} --std={','.join(std)}"
+    )
 
 
 if __name__ == "__main__":

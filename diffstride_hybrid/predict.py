@@ -22,6 +22,7 @@ from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import whole_file
+from diffstride_hybrid.common.printing import printable
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
 from diffstride_hybrid.data.image_files import find_images, read_image
@@ -35,6 +36,12 @@ _BATCH = 64
 
 _MANY = 2 * _BATCH
 """For more images than these, compiling the model takes less time than it saves."""
+
+_OF_EACH_CLASS = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+"""Losses that take the output of each class for the logit of that class against all others."""
+
+_ROUNDING = 1e-6
+"""By how much a probability may exceed 1."""
 
 
 def define_flags() -> None:
@@ -50,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
     """Reads the images, fits them to the network, and prints a line for each.
 
     If images lie in folders with the names of classes, below a folder that is given, the share of them that the model
-    sees as that class is printed.
+    sees as that class is printed. Outputs that are no probabilities are printed as they are, after a warning.
 
     Args:
         argv: the name of the command, then files or folders of images.
@@ -61,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = pathlib.Path(FLAGS.workdir)
     model, loss = saved_runs.load_model(workdir, FLAGS.model)
     image_format = saved_runs.load_image_format(workdir)
-    names, read, hits = image_format.class_names, 0, []
+    names, read, hits, warned = image_format.class_names, 0, [], False
     compiles = len(images) > _MANY
     outputs_of = (
         inference_function(model, image_format.image_shape) if compiles else functools.partial(model, training=False)
@@ -72,15 +79,38 @@ def main(argv: Sequence[str]) -> None:
             read += 1
             write_row([str(file), *(f"{value:.6f}" for value in values)])
             best = np.argsort(-values, kind="stable")[: FLAGS.top]
+            if not (warned or _are_probabilities(values)):
+                _warn_of_outputs(file, values)
+                warned = True
             # The table does not depend on who reads the lines.
             with contextlib.suppress(BrokenPipeError) if FLAGS.csv else contextlib.nullcontext():
-                print(_printable(f"{file}: {', '.join(f'{names[label]} {values[label]:.2%}' for label in best)}"))
+                print(printable(f"{file}: {_listed(values, best, names)}"))
             if (folder := _class_folder(file, named, names)) is not None:
                 hits.append(names[best[0]] == folder)
     if hits:
         print(f"accuracy {np.mean(hits):.2%} of {len(hits)} images in folders with the names of classes")
     if read < len(images):
         raise ValueError(f"{len(images) - read} of {len(images)} files cannot be read as images.")
+
+
+def _are_probabilities(values: np.ndarray) -> bool:
+    """Whether the outputs for an image can be probabilities. Those of a network that is trained on squares need not."""
+    return bool(((values >= 0) & (values <= 1 + _ROUNDING)).all())
+
+
+def _warn_of_outputs(file: pathlib.Path, values: np.ndarray) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(
+            f"warning: the outputs of {FLAGS.model} are no probabilities: for {file} they go from {values.min():g} to "
+            f"{values.max():g}. They are given as they are.",
+            file=sys.stderr,
+        )
+
+
+def _listed(values: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> str:
+    """Classes and their probabilities, or their outputs if these are no probabilities."""
+    form = ".2%" if _are_probabilities(values) else ".4f"
+    return ", ".join(f"{names[label]} {values[label]:{form}}" for label in labels)
 
 
 def _class_folder(file: pathlib.Path, named: pathlib.Path, names: Sequence[str]) -> str | None:
@@ -112,12 +142,6 @@ def _table(path: str | None, names: Sequence[str]) -> Iterator[Callable[[Sequenc
         yield writer.writerow
 
 
-def _printable(line: str) -> str:
-    """A line with escapes for what standard output cannot show: the name of a file need not be UTF-8."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return line.encode(encoding, "backslashreplace").decode(encoding)
-
-
 def _predictions(
     images: Sequence[tuple[pathlib.Path, pathlib.Path]],
     probabilities: Callable[[np.ndarray], np.ndarray],
@@ -143,11 +167,16 @@ def _predictions(
 def _probabilities(
     outputs_of: Callable[[tf.Tensor], tf.Tensor], loss: keras.losses.Loss, image_format: ImageFormat
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Makes the function that takes uint8 images and gives the probability of each class."""
+    """Makes the function that takes uint8 images and gives the probability of each class.
+
+    A loss that takes logits says what makes them probabilities. Outputs for another loss are left as they are.
+    """
+    takes_logits = getattr(loss, "from_logits", False)
+    activation = tf.nn.sigmoid if isinstance(loss, _OF_EACH_CLASS) else tf.nn.softmax
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         outputs = tf.cast(outputs_of(normalize_images(images, image_format.mean, image_format.std)), tf.float32)
-        return (tf.nn.softmax(outputs) if getattr(loss, "from_logits", False) else outputs).numpy()
+        return (activation(outputs) if takes_logits else outputs).numpy()
 
     return probabilities
 

@@ -3,11 +3,13 @@ r"""Audits a run's model, or a Keras model in a file: consistency under shifts, 
 python -m diffstride_hybrid.audit --workdir=runs/digits_hybrid
 python -m diffstride_hybrid.audit --model=model.keras --value_range=0,1 --output=audit folder_of_class_folders
 python -m diffstride_hybrid.audit --model=model.keras --preprocess=mobilenet folder_of_class_folders
+python -m diffstride_hybrid.audit --model=resnet.keras --mean=0.5 --std=0.25 folder_of_class_folders
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -21,16 +23,21 @@ from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.audit.auditing import PASSES, audit
+from diffstride_hybrid.audit.classifier import data_format_of
 from diffstride_hybrid.audit.report import Audit, figure_of
 from diffstride_hybrid.common.arguments import spread_indices
+from diffstride_hybrid.common.printing import encodable, printable
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.image_files import find_images, read_image
+from diffstride_hybrid.data.image_folders import SPLIT_NAMES
+from diffstride_hybrid.data.pixels import normalize_images
+from diffstride_hybrid.models.resnet import Resnet
 from diffstride_hybrid.runs import model_card
 from diffstride_hybrid.runs.folder import BEST_MODEL, FINAL_MODEL, RunFolder
 
 FLAGS = flags.FLAGS
 
-OF_RUNS, OF_FILES = ("split", "data_dir"), ("value_range", "preprocess", "image_size")
+OF_RUNS, OF_FILES = ("split", "data_dir"), ("value_range", "preprocess", "mean", "std", "image_size")
 """Options that only a run has, and options that only a model in a file has."""
 
 
@@ -40,7 +47,7 @@ class Subject(NamedTuple):
     Attributes:
         words: both, for the report.
         model: a classifier.
-        images: with values in `options["value_range"]`.
+        images: with values in `options["value_range"]`, and the channels where `options["data_format"]` says.
         labels: integers; None if the right classes are not known.
         options: more arguments for `audit`.
     """
@@ -55,7 +62,9 @@ class Subject(NamedTuple):
 def define_flags() -> None:
     """Defines the options of the command."""
     command_line.path_flag("workdir", "Folder of a run. Without it, --model is a file and images are named.")
-    command_line.path_flag("model", f"A .keras file; of a run, {FINAL_MODEL} or {BEST_MODEL}.", FINAL_MODEL)
+    command_line.path_flag(
+        "model", f"A .keras file; of a run, its name in the run's folder, such as {BEST_MODEL}.", FINAL_MODEL
+    )
     flags.DEFINE_integer("images", 1000, "How many images at most, spread evenly over all.", lower_bound=1)
     flags.DEFINE_enum("split", "test", ["train", "validation", "test"], "Which part of a run's data.")
     flags.DEFINE_integer("seed", 0, "Of shifts and noise.", lower_bound=0)
@@ -64,6 +73,10 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "preprocess", None, "Module of keras.applications whose preprocess_input the file's model needs."
     )
+    for name, words in (("mean", "Mean"), ("std", "Standard deviation")):
+        flags.DEFINE_list(
+            name, None, f"{words} of each channel, or of all, of images scaled to 0..1, if the file's model needs it."
+        )
     flags.DEFINE_integer("image_size", None, "Height and width if the file's model takes any size.", lower_bound=1)
     command_line.path_flag("output", "Folder for the files. The run's own if not given, for its final model.")
     command_line.data_dir_flag("As in the run if not given.")
@@ -98,22 +111,28 @@ def main(argv: Sequence[str]) -> None:
             progress=bar.update,
             **subject.options,
         )
-    results = dataclasses.replace(results, subject=subject.words)
-    print(results.to_markdown(), end="")
+    results = dataclasses.replace(results, subject=encodable(subject.words))
+    # The files do not depend on who reads the tables.
+    if folder is not None:
+        _write(folder, results)
+        if is_of_card and folder.is_finished():
+            model_card.write_model_card(folder, folder.read_json("summary.json"))
+    print(printable(results.to_markdown()), end="")
     if folder is None:
         print("\nNothing is written: give --output=FOLDER for the tables and the figure.")
-        return
-    _write(folder, results)
-    if is_of_card and folder.is_finished():
-        model_card.write_model_card(folder, folder.read_json("summary.json"))
-    print(f"\n{folder.path / 'audit.json'}, audit.md and figures/audit.png are written.")
+    else:
+        print(printable(f"\n{folder.path / 'audit.json'}, audit.md and figures/audit.png are written."))
 
 
 def _of_run(names: Sequence[str]) -> Subject:
     if names:
         raise ValueError(f"Unexpected argument {names[0]!r}: a run is audited on its own images, --split.")
-    if FLAGS.model not in (FINAL_MODEL, BEST_MODEL):
-        raise ValueError(f"--model must be {FINAL_MODEL} or {BEST_MODEL} of the run, got {FLAGS.model}.")
+    name = pathlib.PurePath(FLAGS.model)
+    if name.name != FLAGS.model or name.suffix != ".keras":
+        raise ValueError(
+            f"--model must be a .keras file in the folder of the run, such as {FINAL_MODEL} or {BEST_MODEL}, without "
+            f"the folder, got {FLAGS.model}."
+        )
     run = saved_runs.load_run(pathlib.Path(FLAGS.workdir), FLAGS.model, FLAGS.data_dir, FLAGS.split)
     datasets = run.datasets
     if datasets.splits[FLAGS.split].size == 0:
@@ -129,18 +148,23 @@ def _of_file(names: Sequence[str]) -> Subject:
     if (path.parent / "run.json").exists():
         raise ValueError(f"{path} is the model of a run: give --workdir={path.parent} --model={path.name}.")
     model = saved_runs.load_model_file(path)
-    shape, (low, high), preprocess = _image_shape(model), _value_range(), _preprocess()
+    data_format = data_format_of(model) or keras.config.image_data_format()
+    shape, (low, high) = _image_shape(model, data_format), _value_range()
+    preprocess = _preprocess(model, shape[-1], data_format)
     found = [
         (file, _class_of(file, pathlib.Path(name))) for name in names for file in find_images([name], recursive=True)
     ]
+    _check_no_splits(names, {name for _, name in found if name is not None})
     chosen = [found[i] for i in spread_indices(len(found), FLAGS.images)]
     images = low + (high - low) / 255 * _read([file for file, _ in chosen], shape).astype(np.float32)
+    if data_format == "channels_first":
+        images = np.moveaxis(images, -1, 1)
     return Subject(
         f"{FLAGS.model}, images of {', '.join(names)}",
         model,
         np.clip(images, low, high),
         _labels([name for _, name in found], [name for _, name in chosen], model.output_shape[-1]),
-        {"value_range": (low, high), "preprocess": preprocess},
+        {"value_range": (low, high), "preprocess": preprocess, "data_format": data_format},
     )
 
 
@@ -148,6 +172,17 @@ def _class_of(file: pathlib.Path, named: pathlib.Path) -> str | None:
     """The name of the folder that a file lies in, directly in the folder that the user named."""
     parts = file.relative_to(named).parts
     return parts[0] if len(parts) > 1 else None
+
+
+def _check_no_splits(names: Sequence[str], classes: set[str]) -> None:
+    """Refuses folders that are all splits of a data set: taken for classes, they would give labels that are wrong."""
+    if classes and all(name.lower() in SPLIT_NAMES for name in classes):
+        example = min(classes, key=lambda name: (not name.lower().startswith("test"), name))
+        folder = next(path for name in names if (path := pathlib.Path(name, example)).is_dir())
+        raise ValueError(
+            f"The folders {', '.join(sorted(classes))} are splits and no classes: name the folder of one split, such "
+            f"as {folder}."
+        )
 
 
 def _labels(all_names: Sequence[str | None], names: Sequence[str | None], num_classes: int) -> np.ndarray | None:
@@ -178,12 +213,12 @@ def _read(files: Sequence[pathlib.Path], shape: tuple[int, int, int]) -> np.ndar
     return np.stack(images)
 
 
-def _image_shape(model: keras.Model) -> tuple[int, int, int]:
+def _image_shape(model: keras.Model, data_format: str) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a model takes."""
     shape = model.input_shape
     if not isinstance(shape, tuple) or len(shape) != 4:
         raise ValueError(f"audit takes models of one image, and {FLAGS.model} takes inputs of shape {shape}.")
-    if keras.config.image_data_format() == "channels_first":
+    if data_format == "channels_first":
         shape = (shape[0], *shape[2:], shape[1])
     height, width = (length or FLAGS.image_size for length in shape[1:3])
     if None in (height, width):
@@ -200,7 +235,43 @@ def _value_range() -> tuple[float, float]:
     return low, high
 
 
-def _preprocess() -> Any:
+def _preprocess(model: keras.Model, channels: int, data_format: str) -> Any:
+    """What the options say must happen to pixels before the model in a file takes them. None if nothing must."""
+    others = [name for name in ("value_range", "preprocess") if FLAGS[name].present]
+    if FLAGS.mean is None and FLAGS.std is None:
+        if isinstance(model, Resnet) and not others:
+            raise ValueError(
+                f"{FLAGS.model} is a network of this package, which takes normalized images: give --mean and --std of "
+                "its training images, as run.json of its run or convert_google tells them, or give --value_range if it "
+                "takes pixels."
+            )
+        return _preprocess_input(data_format)
+    if FLAGS.mean is None or FLAGS.std is None:
+        raise ValueError("--mean and --std belong together: give both.")
+    if others:
+        raise ValueError(f"--{others[0]} is not for a model with --mean and --std: leave it out.")
+    along_channels = (channels, 1, 1) if data_format == "channels_first" else (channels,)
+    mean, std = (_statistic(name, channels).reshape(along_channels) for name in ("mean", "std"))
+    return functools.partial(normalize_images, mean=mean, std=std)
+
+
+def _statistic(name: str, channels: int) -> np.ndarray:
+    """The value of --mean or --std, for each channel."""
+    given = ",".join(FLAGS[name].value)
+    try:
+        values = np.array([float(text) for text in FLAGS[name].value])
+    except ValueError as error:
+        raise ValueError(f"--{name} must be numbers such as 0.5,0.4,0.4, got {given}.") from error
+    if len(values) not in (1, channels):
+        raise ValueError(f"--{name} must be one number, or one for each of the {channels} channels, got {given}.")
+    above = values > 0 if name == "std" else values >= 0
+    if not (above & (values <= 1)).all():  # NaN fails too.
+        allowed = "above 0 and at most 1" if name == "std" else "from 0 to 1"
+        raise ValueError(f"--{name} must be {allowed}, as of images scaled to 0..1, got {given}.")
+    return np.broadcast_to(values, channels)
+
+
+def _preprocess_input(data_format: str) -> Any:
     if FLAGS.preprocess is None:
         return None
     module = getattr(keras.applications, FLAGS.preprocess, None)
@@ -209,7 +280,7 @@ def _preprocess() -> Any:
             name for name in dir(keras.applications) if hasattr(getattr(keras.applications, name), "preprocess_input")
         ]
         raise ValueError(f"--preprocess must be one of {', '.join(known)}, got {FLAGS.preprocess}.")
-    return module.preprocess_input
+    return functools.partial(module.preprocess_input, data_format=data_format)
 
 
 def _write(folder: RunFolder, results: Audit) -> None:

@@ -69,7 +69,8 @@ def audit(
             images as they are.
         batch_size: how many images go through the model at once.
         seed: of shifts and noise.
-        data_format: of the images and the model; `keras.config.image_data_format()` if None.
+        data_format: of `images`, which the model takes as they are; `keras.config.image_data_format()` if None. The
+            layers of the model may have another one if it moves the axes of its images itself.
         progress: called after each pass of all images through the model with the number of passes since the last call,
             of `PASSES` in all.
 

@@ -24,8 +24,43 @@ Change = Callable[[np.ndarray, slice], np.ndarray]
 _TINY = 1e-30
 """Added before a logarithm. The least normal float32 number is 1.2e-38."""
 
+_MOVING = ("Permute", "Transpose", "Moveaxis", "Swapaxes")
+"""Layers and operations of Keras that move axes, by the names of their classes."""
+
 _LOSS_SCALE = 1024.0
 """Keeps small gradients above the least float16 number. It does not change their signs."""
+
+
+def data_format_of(model: keras.Model) -> str | None:
+    """Tells whether a model takes images with the channels last or first.
+
+    Its layers tell it, unless the model moves the axes of maps, as a `Resnet` may. Then the shape of its input tells
+    it: images mostly have one channel, three or four.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        'channels_last' or 'channels_first'. None if the model does not tell.
+
+    Example:
+        >>> data_format_of(keras.Sequential([keras.Input((3, 8, 8)), keras.layers.Permute((2, 3, 1))]))
+        'channels_first'
+    """
+    layers = leaf_layers(model)
+    if not any(type(each).__name__ in _MOVING for each in [*layers, *getattr(model, "operations", ())]):
+        formats = {layer.data_format for layer in layers if getattr(layer, "data_format", None)}
+        return formats.pop() if len(formats) == 1 else None
+    shape = getattr(model, "input_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 4:
+        return None
+    _, first, middle, last = shape
+    are_channels = {
+        "channels_last": last in (3, 4) or (last == 1 and first == middle),
+        "channels_first": first in (3, 4) or (first == 1 and middle == last),
+    }
+    told = [data_format for data_format, is_told in are_channels.items() if is_told]
+    return told[0] if len(told) == 1 else None
 
 
 class Classifier:
@@ -38,7 +73,7 @@ class Classifier:
         value_range: the values of black and white in the input of `preprocess`, or of the model if there is none.
         preprocess: turns a batch of images into the model's input; None if the model takes images as they are.
         batch_size: how many images go through the model at once. An incomplete batch is filled up.
-        data_format: of the model, 'channels_last' or 'channels_first'.
+        data_format: of the images that the model takes, 'channels_last' or 'channels_first'.
 
     Attributes:
         model: the model.
@@ -46,7 +81,7 @@ class Classifier:
 
     Raises:
         TypeError: `model` is no Keras model.
-        ValueError: the model has several inputs or outputs, or layers of another data format.
+        ValueError: the model has several inputs or outputs, or takes images of another data format.
     """
 
     def __init__(
@@ -65,9 +100,12 @@ class Classifier:
                 raise ValueError(
                     f"audit takes models with one input and one output, and {model.name} has {count} {name}."
                 )
-        formats = {layer.data_format for layer in leaf_layers(model) if getattr(layer, "data_format", None)}
-        if formats and data_format not in formats:
-            raise ValueError(f"The layers of {model.name} have data_format='{formats.pop()}': give audit the same.")
+        own = data_format_of(model)
+        if own not in (None, data_format):
+            axis = own.removeprefix("channels_")
+            raise ValueError(
+                f"{model.name} takes images with the channels {axis}: give audit such images, and data_format='{own}'."
+            )
         self.model = model
         self.num_classes = 0
         self._low, self._high = value_range

@@ -10,7 +10,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     Args:
         head: the titles of the columns.
-        rows: the cells of each row, as many as there are columns. A cell must not contain '|' or a line break.
+        rows: the cells of each row, as many as there are columns. A '|' in a cell is escaped, and a line break becomes
+            a space, as both would end the cell.
 
     Returns:
         The table, without a line break at its end.
@@ -21,4 +22,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         | --- | --- |
         | strided | 3 |
     """
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+    return "\n".join(f"| {' | '.join(map(_cell, cells))} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.splitlines()).replace("|", "\\|")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -90,11 +91,27 @@ _register_subclasses("tf.keras.losses", keras.losses, keras.losses.Loss)
 _register_subclasses("tf.keras.callbacks", keras.callbacks, keras.callbacks.Callback)
 
 
+def bound(configurable: str, parameter: str) -> Any:
+    """The value that is bound to one parameter of a function or class.
+
+    Of all references that are bound, gin resolves only those in this value: to resolve one may make a callback or read
+    a file, which nobody has asked for.
+
+    Args:
+        configurable: the name of the function or class, such as 'train.train'.
+        parameter: its name.
+
+    Returns:
+        The value. None if none is bound.
+    """
+    # Gin resolves references when they are copied.
+    return copy.deepcopy(gin.get_bindings(configurable, resolve_references=False).get(parameter))
+
+
 def bound_workdir() -> str | None:
     """The folder of a run that is bound to 'train.train.workdir', None if none is bound."""
-    workdir = gin.get_bindings("train.train", resolve_references=False).get("workdir")
-    # Gin resolves a reference to a macro, and nothing else that is bound to `train`, when it is copied.
-    return None if workdir is None else os.path.expanduser(copy.deepcopy(workdir))
+    workdir = bound("train.train", "workdir")
+    return None if workdir is None else os.path.expanduser(workdir)
 
 
 def bound_shapes() -> tuple[tuple[int, int, int], int]:
@@ -106,9 +123,9 @@ def bound_shapes() -> tuple[tuple[int, int, int], int]:
     Raises:
         ValueError: no set has the name that is bound, or the set does not pair images with one label each.
     """
-    bound = gin.get_bindings("data.load_datasets")
-    needed = inspect.signature(loading.shapes).parameters
-    return loading.shapes(**{name: value for name, value in bound.items() if name in needed})
+    of_data = gin.get_bindings("data.load_datasets", resolve_references=False)
+    needed = [name for name in inspect.signature(loading.shapes).parameters if name in of_data]
+    return loading.shapes(**{name: bound("data.load_datasets", name) for name in needed})
 
 
 def bound_model() -> tuple[keras.Model, tuple[int, int, int]]:
@@ -134,7 +151,7 @@ def bound_network(image_shape: tuple[int, int, int], num_classes: int) -> keras.
     Raises:
         ValueError: a parameter of the network is out of range, or no network is bound.
     """
-    make = gin.get_bindings("train.train").get("model_cls")
+    make = bound("train.train", "model_cls")
     if make is None:
         raise ValueError("train.train.model_cls is not bound: bind a network, such as @resnet.resnet18.")
     model = make(num_output_classes=num_classes)
@@ -142,10 +159,25 @@ def bound_network(image_shape: tuple[int, int, int], num_classes: int) -> keras.
     return model
 
 
+def bound_statistics(channels: int) -> tuple[str | None, tuple[tuple[float, ...], tuple[float, ...]] | None]:
+    """Tells how the images of the data set that is bound are normalized. The set need not be prepared.
+
+    Args:
+        channels: of the images that a network takes.
+
+    Returns:
+        The name of the set, None if none is bound; and mean and standard deviation of each channel, of images scaled to
+        0..1. In place of both there is None if they are not published, or belong to images of other channels.
+    """
+    name = bound("data.load_datasets", "name")
+    # The name of a set of TensorFlow Datasets may end in a config and a version.
+    published = loading._STATISTICS.get(re.split("[/:]", os.fspath(name))[0]) if name is not None else None
+    return name, published if published is not None and len(published[0]) == channels else None
+
+
 def bound_image_size() -> tuple[int, int]:
     """(height, width) of the images of the data set that is bound; that of CIFAR, 32 x 32, if none is bound."""
-    bound = gin.get_bindings("data.load_datasets")
-    if "name" in bound:
+    if bound("data.load_datasets", "name") is not None:
         return bound_shapes()[0][:2]
-    size = bound.get("image_size") or 32
+    size = bound("data.load_datasets", "image_size") or 32
     return size, size

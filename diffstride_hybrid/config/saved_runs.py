@@ -134,10 +134,12 @@ def load_run(workdir: pathlib.Path, model: str, data_dir: str | None = None, spl
         ValueError: the file is no model, or a model that would run code of its own, or the data have other classes or
             another size now, or the split has other files.
     """
-    network, loss = load_model(workdir, model, data_dir)
-    bound = gin.get_bindings("train.train")
+    network, loss = load_model(workdir, model)
+    load_data, seed = (gin_names.bound("train.train", name) for name in ("load_data_fn", "seed"))
+    # A binding would not do: in a scope, the run's own would win over it.
+    options = {} if data_dir is None else {"data_dir": data_dir}
     path = workdir / "run.json"
-    datasets = data_as_recorded(bound["load_data_fn"](seed=bound["seed"]), read_json(path), path, [split])
+    datasets = data_as_recorded(load_data(seed=seed, **options), read_json(path), path, [split])
     return Run(network, datasets, loss)
 
 
@@ -148,13 +150,14 @@ def pixel_options(run: Run) -> dict[str, Any]:
         run: from `load_run`.
 
     Returns:
-        `value_range` and `preprocess` as arguments of `audit`: pixels from 0 to 255, normalized as in training.
+        `value_range`, `preprocess` and `data_format` as arguments of `audit`: pixels from 0 to 255 with the channels
+        last, normalized as in training.
     """
     normalize = functools.partial(normalize_images, mean=run.datasets.mean, std=run.datasets.std)
-    return {"value_range": (0, 255), "preprocess": normalize}
+    return {"value_range": (0, 255), "preprocess": normalize, "data_format": "channels_last"}
 
 
-def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -> tuple[keras.Model, keras.losses.Loss]:
+def load_model(workdir: pathlib.Path, model: str) -> tuple[keras.Model, keras.losses.Loss]:
     """Loads the model and the loss of a run without its data, under the current distribution strategy.
 
     Afterwards the run's own config is bound in gin.
@@ -162,8 +165,6 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
     Args:
         workdir: folder of the run.
         model: name of the model's file, such as 'final.keras'.
-        data_dir: folder in which TensorFlow Datasets keeps prepared sets, bound for whoever loads the data later. None
-            for the folder that the run used.
 
     Returns:
         The model and the loss that the run trains with.
@@ -177,11 +178,10 @@ def load_model(workdir: pathlib.Path, model: str, data_dir: str | None = None) -
     for path in (config_path, model_path):
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: --workdir must be the folder of a run that has saved it.")
-    bindings = [] if data_dir is None else [f"data.load_datasets.data_dir = {data_dir!r}"]
-    gin_files.parse([str(config_path)], bindings)
-    if not {"seed", "load_data_fn", "loss_cls"} <= set(gin.get_bindings("train.train")):
+    gin_files.parse([str(config_path)], [])
+    if not {"seed", "load_data_fn", "loss_cls"} <= set(gin.get_bindings("train.train", resolve_references=False)):
         raise OSError(f"{config_path} is damaged: it is not the config of a run.")
-    return load_model_file(model_path), gin.get_bindings("train.train")["loss_cls"]()
+    return load_model_file(model_path), gin_names.bound("train.train", "loss_cls")()
 
 
 def load_model_file(path: pathlib.Path) -> keras.Model:
@@ -191,7 +191,7 @@ def load_model_file(path: pathlib.Path) -> keras.Model:
         path: of the file.
 
     Returns:
-        The model.
+        The model, not compiled.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -201,7 +201,8 @@ def load_model_file(path: pathlib.Path) -> keras.Model:
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}.")
     _check_undamaged(path)
-    return keras.models.load_model(path, safe_mode=True)
+    # A loss or a metric of the user's own would have to be known here, and nobody needs it.
+    return keras.models.load_model(path, safe_mode=True, compile=False)
 
 
 def load_image_format(workdir: pathlib.Path) -> ImageFormat:

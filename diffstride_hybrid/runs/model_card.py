@@ -32,7 +32,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         str(folder.path.resolve()),
         folder.read_json("run.json"),
         summary,
-        next(iter(folder.read_rows("strides.csv")), {}),
+        next((row for row in folder.read_rows("strides.csv") if row.get("epoch") == "0"), {}),
         config.read_text(encoding="utf-8") if config.exists() else None,
         [name for name in FIGURES if (folder.path / name).exists()],
         audit.read_text(encoding="utf-8") if audit.exists() else None,
@@ -55,7 +55,7 @@ def model_card(
         place: path of the run's folder.
         run: the values of `run.json`.
         summary: the values of `summary.json`.
-        strides_at_start: the first row of `strides.csv`.
+        strides_at_start: the row of epoch 0 in `strides.csv`; empty if it has none.
         config: the operative gin config; None if the run had none.
         figures: the keys of `FIGURES` that the run has.
         audit: the tables of the run's audit; None if there was none.
@@ -156,8 +156,12 @@ def _poolings(poolings: Sequence[Mapping[str, Any]], strides_at_start: Mapping[s
     rows = []
     for pooling in poolings:
         layer, strides = pooling["layer"], pooling["strides"]
-        start = [float(strides_at_start.get(f"{layer}/{way}_stride", "nan")) for way in ("vertical", "horizontal")]
+        start = [strides_at_start.get(f"{layer}/{way}_stride") for way in ("vertical", "horizontal")]
         before, after = ("x".join(map(str, pooling[size])) for size in ("input_size", "output_size"))
-        learned = [", ".join(f"{stride:.3f}" for stride in pair) for pair in (start, strides)] if strides else []
+        learned = ["not known" if None in pair else _pair(pair) for pair in (start, strides)] if strides else []
         rows.append([f"`{layer}`", *(learned or ["fixed", "fixed"]), before, after])
     return markdown.table(["layer", "strides at the start", "strides at the end", "size before", "size after"], rows)
+
+
+def _pair(strides: Sequence[float | str]) -> str:
+    return ", ".join(f"{float(stride):.3f}" for stride in strides)

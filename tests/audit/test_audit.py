@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -115,6 +117,29 @@ def test_channels_first_gives_the_same_figures():
     assert first.poolings[0].energy_kept == pytest.approx(last.poolings[0].energy_kept)
 
 
+def channels_moved(moves: Callable[[Any], Any]) -> keras.Model:
+    """Takes images with the channels last, and computes with the channels first, as a `Resnet` may."""
+    images = keras.Input((16, 12, 3))
+    maps = SpectralPooling(2.0, data_format="channels_first")(moves(images))
+    maps = keras.layers.GlobalMaxPooling2D(data_format="channels_first")(maps)
+    return keras.Model(images, keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotNormal(5))(maps))
+
+
+@pytest.mark.parametrize(
+    "moves", [keras.layers.Permute((3, 1, 2)), lambda images: keras.ops.transpose(images, (0, 3, 1, 2))]
+)
+def test_the_images_may_have_another_layout_than_the_layers(moves: Callable[[Any], Any]):
+    head = keras.layers.Dense(3, kernel_initializer=keras.initializers.GlorotNormal(5))
+    layers = [SpectralPooling(2.0), keras.layers.GlobalMaxPooling2D(), head]
+    images = IMAGES[:, :, :12]
+    last = audit(keras.Sequential([keras.Input((16, 12, 3)), *layers]), images)
+    moved = audit(channels_moved(moves), images)
+    assert moved.consistency == last.consistency and moved.attacks == last.attacks
+    assert moved.image_shape == (16, 12, 3)
+    with pytest.raises(ValueError, match="takes images with the channels last: give audit such images"):
+        audit(channels_moved(moves), images, data_format="channels_first")
+
+
 def test_a_model_of_any_size_and_a_subclassed_model_are_audited():
     class Own(keras.Model):
         def __init__(self):
@@ -162,7 +187,7 @@ TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), na
             {"preprocess": lambda x: x[:, ::2]},
             r"takes images of shape \(16, 16, 3\), got shape \(8, .* after preprocess",
         ),
-        ({"data_format": "channels_first"}, "layers of .* have data_format='channels_last': give audit the same"),
+        ({"data_format": "channels_first"}, "takes images with the channels last: give audit such images"),
         ({"model": keras.Model(TWO_INPUTS, keras.layers.Add()(TWO_INPUTS))}, "functional.* has 2 inputs"),
         (
             {"model": keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])},

@@ -144,7 +144,10 @@ def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Pat
         (f"--model={damaged}", str(photos)): "damaged.keras is damaged",
         (f"--model={two}", str(photos)): "audit takes models of one image",
         (f"--workdir={run}", str(photos)): "a run is audited on its own images",
-        (f"--workdir={run}", own): "--model must be final.keras or best.keras of the run",
+        (
+            f"--workdir={run}",
+            own,
+        ): "--model must be a .keras file in the folder of the run, such as final.keras or best.keras",
         (f"--workdir={tmp_path / 'none'}",): "--workdir must be the folder of a run",
         (f"--workdir={run}", "--value_range=0,1"): "--value_range is not for a run",
         (f"--workdir={run}", size): "--image_size is not for a run",

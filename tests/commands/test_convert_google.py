@@ -18,6 +18,7 @@ def test_no_data_set_need_be_bound(tmp_path: Path):
     saved, output = REFERENCE / "google_small", tmp_path / "model.keras"
     result = run_here("convert_google", f"--checkpoint={saved}", f"--gin_file={config}", f"--output={output}")
     assert result.code == 0, result.err
+    assert "the mean and standard deviation of its training images are not known here" in result.out
     with np.load(saved / "outputs.npz") as outputs:
         model = keras.saving.load_model(output)
         np.testing.assert_allclose(model(outputs["inputs"]), outputs["probabilities"], atol=1e-5)
@@ -60,6 +61,9 @@ def test_a_checkpoint_of_the_release_becomes_a_model(tmp_path: Path):
     result = run_here("convert_google", *arguments, f"--output={tmp_path / 'model.keras'}")
     assert result.code == 0, result.err
     assert "block_4/layer_1/pooling   2.023, 2.006" in result.out
+    statistics = "less 0.4914, 0.4822, 0.4465, over 0.2023, 0.1994, 0.2010, as those of cifar10"
+    assert f"it takes images scaled to 0..1, {statistics}" in result.out
+    assert "--mean=0.4914,0.4822,0.4465 --std=0.2023,0.1994,0.2010" in result.out
     model = keras.saving.load_model(tmp_path / "model.keras")
     with np.load(saved / "outputs.npz") as outputs:
         np.testing.assert_allclose(model(outputs["inputs"]), outputs["probabilities"], atol=1e-5)

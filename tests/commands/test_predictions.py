@@ -3,16 +3,17 @@
 import csv
 import io
 import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
-from support.commands import Result, parsed_command, run_here
+from support.commands import Result, run_here
 
-from diffstride_hybrid import command_line, predict
+from diffstride_hybrid import predict
 from diffstride_hybrid.config import saved_runs
 
 CLASSES = ["file", "2", "other"]
@@ -51,6 +52,46 @@ def test_a_class_may_have_the_name_of_a_column(tmp_path: Path):
     assert row == [str(path), "0.211942", "0.576117", "0.211942"]
 
 
+def give_outputs(monkeypatch: pytest.MonkeyPatch, outputs: list[float], loss: keras.losses.Loss) -> None:
+    """Makes the run's network give these outputs for every image, and its loss another one."""
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    model.layers[-1].set_weights([np.zeros((48, 3)), np.array(outputs)])
+    monkeypatch.setattr(saved_runs, "load_model", lambda *args: (model, loss))
+
+
+@pytest.mark.parametrize(
+    ("loss", "shares"),
+    [
+        (keras.losses.BinaryCrossentropy(from_logits=True), ["0.500000", "0.731059", "0.268941"]),
+        (keras.losses.BinaryFocalCrossentropy(from_logits=True), ["0.500000", "0.731059", "0.268941"]),
+        (keras.losses.CategoricalCrossentropy(from_logits=True), ["0.244728", "0.665241", "0.090031"]),
+        (keras.losses.CategoricalFocalCrossentropy(from_logits=True), ["0.244728", "0.665241", "0.090031"]),
+    ],
+)
+def test_logits_become_the_probabilities_that_the_loss_takes_them_for(
+    loss: keras.losses.Loss, shares: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    give_outputs(monkeypatch, [0.0, 1.0, -1.0], loss)
+    result = predicted(f"--csv={tmp_path / 'table.csv'}", draw(tmp_path / "a.png"))
+    assert result.code == 0 and result.err == ""
+    assert table(tmp_path / "table.csv")[1][1:] == shares
+
+
+@pytest.mark.parametrize("loss", [keras.losses.MeanSquaredError(), keras.losses.CategoricalHinge()])
+def test_outputs_that_are_no_probabilities_are_not_printed_as_percentages(
+    loss: keras.losses.Loss, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    give_outputs(monkeypatch, [0.0, 1.25, -0.5], loss)
+    for name in ("a.png", "b.png"):
+        draw(tmp_path / name)
+    result = predicted("--top=2", tmp_path)
+    assert result.code == 0
+    assert result.out == "".join(f"{tmp_path / name}: 2 1.2500, file 0.0000\n" for name in ("a.png", "b.png"))
+    (warning,) = result.err.splitlines()
+    assert warning.startswith("warning: the outputs of final.keras are no probabilities")
+    assert "from -0.5 to 1.25" in warning
+
+
 @pytest.mark.parametrize(
     ("file", "named", "counts"),
     [
@@ -87,34 +128,20 @@ def test_the_class_of_a_file_is_that_of_training(file: str, named: str, folder: 
     assert predict._class_folder(tmp_path / file, tmp_path / named, ["cat", "dog", "train"]) == folder
 
 
-def out_to(stream: io.TextIOBase, *arguments: str | Path) -> int:
-    """Predicts with another standard output, and returns the exit code."""
-    with (
-        parsed_command("predict", "--workdir=run", *map(str, arguments)) as (command, remaining),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(sys, "stdout", stream)
-        try:
-            command_line.reporting_errors(command.main, takes_arguments=True)(remaining)
-        except SystemExit as ended:
-            return ended.code
-    return 0
-
-
-def test_a_name_that_is_not_utf_8_is_escaped(tmp_path: Path):
+def test_a_name_that_is_not_utf_8_is_escaped(tmp_path: Path, out_to: Callable[..., Any]):
     path = tmp_path / os.fsdecode(b"f\xff.png")
     draw(tmp_path / "a.png").rename(path)
     stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
-    assert out_to(stream, f"--csv={tmp_path / 'table.csv'}", path) == 0
+    assert out_to(stream, "predict", "--workdir=run", f"--csv={tmp_path / 'table.csv'}", path) == 0
     for text in (stream.buffer.getvalue().decode(), table(tmp_path / "table.csv")[1][0]):
         assert "f\\udcff.png" in text
 
 
-def test_a_table_is_whole_though_nobody_reads_the_lines(tmp_path: Path):
+def test_a_table_is_whole_though_nobody_reads_the_lines(tmp_path: Path, out_to: Callable[..., Any]):
     reader, writer = os.pipe()
     os.close(reader)
     for i in range(3):
         draw(tmp_path / f"{i}.png")
     with open(writer, "w", 1) as stream:
-        assert out_to(stream, f"--csv={tmp_path / 'table.csv'}", tmp_path) == 1
+        assert out_to(stream, "predict", "--workdir=run", f"--csv={tmp_path / 'table.csv'}", tmp_path) == 1
     assert len(table(tmp_path / "table.csv")) == 4

@@ -1,13 +1,16 @@
 """The commands in the card of a run: they must work as they stand."""
 
+import shutil
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.paths import TESTS
 
-from diffstride_hybrid.runs.model_card import model_card
+from diffstride_hybrid.runs.folder import RunFolder
+from diffstride_hybrid.runs.model_card import model_card, write_model_card
 from diffstride_hybrid.training import records
 
 
@@ -78,3 +81,19 @@ def test_a_command_is_recorded_as_it_can_be_given_again(
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
     monkeypatch.setattr(sys, "argv", ["/long/path.py", "--flag"])
     assert records._command() == (["/long/path.py"] if name is None else ["python", "-m", name]) + ["--flag"]
+
+
+def test_strides_of_a_later_epoch_are_not_those_at_the_start(tmp_path: Path):
+    """As `strides.csv` begins if a run goes on after somebody has moved the file away."""
+    folder = RunFolder(str(shutil.copytree(TESTS / "fixtures" / "finished", tmp_path / "run")))
+    strides = folder.path / "strides.csv"
+    head, start, *later = strides.read_text().splitlines()
+    assert start.startswith("0,") and later
+    rows = {}
+    for name, lines in (("whole", [start, *later]), ("later", later), ("none", [])):
+        strides.write_text("\n".join([head, *lines]) + "\n")
+        write_model_card(folder, folder.read_json("summary.json"))
+        text = (folder.path / "README.md").read_text()
+        (rows[name],) = [line for line in text.splitlines() if line.startswith("| `pooling` |")]
+    assert rows["whole"].startswith("| `pooling` | 1.600, 1.600 |")
+    assert rows["later"] == rows["none"] == rows["whole"].replace("1.600, 1.600", "not known")
