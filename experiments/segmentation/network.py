@@ -160,6 +160,28 @@ def batches(split: Split, seed: int) -> tf.data.Dataset:
     return images.repeat().map(prepared).batch(BATCH).prefetch(1)
 
 
+def settings(split: Split, epochs: int, widths: Sequence[int] | None = None) -> dict[str, Any]:
+    """Tells with what a run is made, as its row of the CSV file does.
+
+    Args:
+        split: the images to train on.
+        epochs: how often the network is trained on each image.
+        widths: channels at each size of the maps, `WIDTHS` if None.
+
+    Returns:
+        The columns 'widths', 'steps' and 'versions'.
+    """
+    return {
+        "widths": " ".join(map(str, WIDTHS if widths is None else widths)),
+        "steps": epochs * _steps_per_epoch(split),
+        "versions": "; ".join(f"{name} {version}" for name, version in versions_of(PACKAGES).items()),
+    }
+
+
+def _steps_per_epoch(split: Split) -> int:
+    return max(1, len(split.images) // BATCH)
+
+
 def run(method: str, seed: int, data: CamVid, epochs: int, widths: Sequence[int] = WIDTHS) -> tuple[Row, keras.Model]:
     """Trains and tests one network.
 
@@ -176,7 +198,7 @@ def run(method: str, seed: int, data: CamVid, epochs: int, widths: Sequence[int]
     keras.utils.set_random_seed(seed)
     size = data.train.images.shape[1:3]
     model = network(method, size, widths)
-    steps_per_epoch = max(1, len(data.train.images) // BATCH)
+    steps_per_epoch = _steps_per_epoch(data.train)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, epochs * steps_per_epoch)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID)
     # On two cores XLA takes twice as long for the convolutions, and compiles anew whenever a crop changes.
@@ -195,6 +217,7 @@ def run(method: str, seed: int, data: CamVid, epochs: int, widths: Sequence[int]
     of_classes = scores.ious(counts)
     kept = scores.consistency(lambda images: predicted(model, images), data.larger)
     cost = macs(model)
+    made_with = settings(data.train, epochs, widths)
     row = {
         "method": method,
         "seed": seed,
@@ -206,12 +229,12 @@ def run(method: str, seed: int, data: CamVid, epochs: int, widths: Sequence[int]
         "pooling_macs": cost.pooling_macs,
         "strides_at_end": _pairs(strides(model), ".3f"),
         "sizes_at_end": _pairs(pooled_sizes(model), "d"),
-        "widths": " ".join(map(str, widths)),
+        "widths": made_with["widths"],
         "parameters": model.count_params(),
         "epochs": epochs,
-        "steps": epochs * steps_per_epoch,
+        "steps": made_with["steps"],
         "training_seconds": f"{seconds:.1f}",
-        "versions": "; ".join(f"{name} {version}" for name, version in versions_of(PACKAGES).items()),
+        "versions": made_with["versions"],
     }
     return row, model
 

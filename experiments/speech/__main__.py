@@ -1,6 +1,6 @@
 """Tells voices apart in recorded speech: one small network for signals, trained with three poolings.
 
-apt-get install asterisk-core-sounds-{en,es,fr,it,ru}-wav
+apt-get install --no-install-recommends asterisk-core-sounds-{en,es,fr,it,ru}-wav
 python -m experiments.speech --source=/usr/share/asterisk/sounds
 
 The results are a Markdown table and `experiments/results/speech.csv`.

@@ -42,7 +42,8 @@ def load(source: pathlib.Path, length: int = WINDOW, most: Mapping[str, int] = M
     """Reads the recordings of all voices.
 
     Args:
-        source: folder that holds a folder of wav files for each voice.
+        source: folder that holds a folder of wav files for each voice. A link to a folder that is there already is no
+            other voice.
         length: samples of a window.
         most: for 'train' and 'test', how many windows of one voice to keep at most. If there are more, evenly spaced
             ones are kept, in the order of the files' names.
@@ -57,10 +58,10 @@ def load(source: pathlib.Path, length: int = WINDOW, most: Mapping[str, int] = M
     needed = "--source must have a folder of wav files for each voice"
     if not source.is_dir():
         raise FileNotFoundError(
-            f"There is no folder {source}: {needed}. On Debian: apt-get install "
+            f"There is no folder {source}: {needed}. On Debian: apt-get install --no-install-recommends "
             "asterisk-core-sounds-{en,es,fr,it,ru}-wav, then --source=/usr/share/asterisk/sounds."
         )
-    files = {path: sorted(path.rglob("*.wav")) for path in sorted(source.iterdir()) if path.is_dir()}
+    files = {path: sorted(path.rglob("*.wav")) for path in _folders(source)}
     files = {folder: found for folder, found in files.items() if found}
     if len(files) < 2:
         raise ValueError(f"{source} has wav files of {len(files)} voices, at least 2 are needed: {needed}.")
@@ -78,6 +79,15 @@ def load(source: pathlib.Path, length: int = WINDOW, most: Mapping[str, int] = M
             chosen.append(windows[evenly, :, None].astype(np.float32))
     labels = {split: np.repeat(range(len(files)), [len(part) for part in parts]) for split, parts in signals.items()}
     return Speech([folder.name for folder in files], *((np.concatenate(signals[s]), labels[s]) for s in signals))
+
+
+def _folders(source: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the folders in `source` by name, each once: Debian's alternatives link to folders beside them."""
+    folders: dict[pathlib.Path, pathlib.Path] = {}
+    for path in sorted(source.iterdir(), key=lambda path: (path.is_symlink(), path)):
+        if path.is_dir():
+            folders.setdefault(path.resolve(), path)
+    return sorted(folders.values())
 
 
 def split_of(name: str) -> str:

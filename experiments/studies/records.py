@@ -7,7 +7,7 @@ stay as they are, unless the study, the config or the run that it is matched to 
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from diffstride_hybrid.common.files import read_rows, rows_as_text, write_whole
 from diffstride_hybrid.runs.folder import read_json
@@ -54,7 +54,7 @@ def record(study: Study, runs: str, results: pathlib.Path) -> tuple[list[Row], l
         fingerprint.check_unchanged(cell, runs, recorded)
     places = {key_of(cell): place for place, cell in enumerate(cells)}
     trained_anew = {cell for cell in finished if recorded.get(cell) != cell_cost(cell, runs)}
-    replaced = {key_of(cell) for cell in cells if cell in finished or cell.reference in trained_anew}
+    replaced = {key_of(cell) for cell in [*finished, *_outliving(cells, {*recorded} - trained_anew)]}
     files = []
     for path, rows_of in (
         (runs_path(study, results), lambda cell: [_run_row(study, cell, runs)]),
@@ -78,13 +78,15 @@ def recorded_costs(study: Study, results: pathlib.Path) -> dict[Cell, Cost]:
         results: the folder of the CSV files.
 
     Returns:
-        The cost after training of each such cell, to which other cells may be matched.
+        The cost after training of each such cell, to which other cells may be matched. A cell that is matched to one
+        without a row is left out, because the run that it was matched to is not known.
     """
     rows = {key_of_row(row): row for row in present_rows(study, read_whole_rows(runs_path(study, results)))}
+    cells = [cell for cell in study.cells() if key_of(cell) in rows]
     return {
-        cell: Cost(int(row["macs"]), _sizes_of(row["sizes_at_end"]))
-        for cell in study.cells()
-        if (row := rows.get(key_of(cell))) is not None
+        cell: Cost(int(rows[key_of(cell)]["macs"]), _sizes_of(rows[key_of(cell)]["sizes_at_end"]))
+        for cell in cells
+        if cell not in _outliving(cells, cells)
     }
 
 
@@ -96,10 +98,13 @@ def present_rows(study: Study, rows: Sequence[Row]) -> list[Row]:
         rows: with the columns `KEY` and `config`.
 
     Returns:
-        The rows of the study's cells with their present configs.
+        The rows of the study's cells with their present configs, and without those matched to a row left out.
     """
-    configs = {key_of(cell): config_of(cell) for cell in study.cells()}
-    return [row for row in rows if configs.get(key_of_row(row)) == row["config"]]
+    cells = {key_of(cell): cell for cell in study.cells()}
+    configs = {key: config_of(cell) for key, cell in cells.items()}
+    changed = {key_of_row(row) for row in rows if configs.get(key_of_row(row)) != row["config"]}
+    changed |= {key for key, cell in cells.items() if cell.reference and key_of(cell.reference) in changed}
+    return [row for row in rows if key_of_row(row) not in changed]
 
 
 def strides_at_start(row: Mapping[str, str]) -> dict[str, tuple[float, float]]:
@@ -147,6 +152,11 @@ def read_whole_rows(path: pathlib.Path) -> list[Row]:
         if None in row or None in row.values() or not {*KEY, "config"} <= row.keys():
             raise OSError(f"{path} is damaged: line {number} is no row of it. Restore the file, or take the line out.")
     return rows
+
+
+def _outliving(cells: Iterable[Cell], known: Collection[Cell]) -> list[Cell]:
+    """The cells that are matched to a cell that is not known."""
+    return [cell for cell in cells if cell.reference is not None and cell.reference not in known]
 
 
 def _run_row(study: Study, cell: Cell, runs: str) -> Row:

@@ -93,6 +93,47 @@ def test_a_card_is_named_and_runs_both_data_formats(
     assert {row["milliseconds"] for row in rows} == {"333.333"}  # Three passes in a second.
 
 
+def test_a_pooling_that_fails_on_a_card_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def step_of(layer: keras.layers.Layer, maps: np.ndarray) -> Any:
+        if isinstance(layer, timing.ByTransform):
+            raise ValueError("out of memory")
+        return lambda times: None
+
+    monkeypatch.setattr(timing, "step_of", step_of)
+    monkeypatch.setattr(timing, "_iterations", lambda step: 1)
+    monkeypatch.setattr(timing, "MAPS_ON_GPU", ((8, 8, 2), (8, 12, 2)))
+    monkeypatch.setattr(timing, "card", lambda: ("Card 9", []))
+    timing.main(1, "gpu")
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [answer for answer in answers if "left_out" in answer] == [
+        {"left_out": f"transforms at {place}", "error": "out of memory"} for place in ("8x8x2", "8x12x2")
+    ]
+    others = [name for name in (*timing.POOLINGS, *timing.ON_GPU) if name != "transforms"]
+    assert [answer["pooling"] for answer in answers if "pooling" in answer] == 2 * others
+    monkeypatch.setattr(timing, "MAPS", ((8, 8, 2),))
+    with pytest.raises(ValueError, match="out of memory"):
+        timing.main(1)
+
+
+def test_what_was_left_out_is_told_and_its_place_in_the_table_is_empty(
+    parsed: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    left_out = {"left_out": "transforms at 8x8x2", "error": "out of memory"}
+    timed = [answer for answer in answers_of("jax") if answer["pooling"] != "transforms"]
+    of_backend = {"jax": [left_out, *timed], "torch": answers_of("torch"), "tensorflow": [left_out]}
+    monkeypatch.setattr(command, "_timed", lambda backend, seconds: (of_backend[backend], None))
+    parsed("--device=gpu", f"--csv={tmp_path / 'rows.csv'}")
+    command.main(["command"])
+    printed = capsys.readouterr().out
+    assert "JAX: transforms at 8x8x2 is left out: out of memory.\n" in printed
+    assert "TensorFlow: transforms at 8x8x2 is left out: out of memory.\n" in printed
+    assert "| 8x8x2 | JAX | 1.000 ms | 1.000 ms |  | 1.000 ms |" in printed
+    assert "JAX: transforms take less time than `SpectralPooling` at 0 of 0 maps." in printed
+    assert "left_out" not in (tmp_path / "rows.csv").read_text()
+
+
 def test_the_table_of_a_card_names_it_and_says_what_is_faster():
     rows = answers_of("jax", transforms=0.5, **{"DiffStride, symmetric, channels_first": 0.25})
     assert report.table(rows).startswith("| map, Card 9 | backend | average pooling |")

@@ -12,10 +12,11 @@ from support.damage import truncate
 from support.small_study import SMALL
 from support.study_folders import POOLING, finish
 
+from diffstride_hybrid.common.files import rows_as_text
 from experiments import tables
 from experiments.studies import costs, fingerprint, records
 from experiments.studies import report as study_report
-from experiments.studies.study import Cell, Method, Variant
+from experiments.studies.study import Cell, Method, Study, Variant
 from experiments.transfer import report as transfer_report
 
 
@@ -112,6 +113,37 @@ def test_a_row_matched_to_a_run_that_is_trained_anew_does_not_stay(tmp_path: Pat
     finish(learned, tmp_path / "here", poolings=[{**POOLING, "output_size": [24, 30]}])
     rows, epochs = records.record(SMALL, str(tmp_path / "here"), tmp_path)
     assert {row["method"] for row in rows} == {row["method"] for row in epochs} == {"learned"}
+
+
+def with_another_config_of_learned() -> Study:
+    """The small study with another config of the one method that another is matched to."""
+    strided, learned, matched = SMALL.methods
+    learned = dataclasses.replace(learned, bindings=("train.train.num_epochs = 3",))
+    return dataclasses.replace(SMALL, methods=(strided, learned, matched))
+
+
+def test_a_row_matched_to_a_run_of_another_config_does_not_stay(tmp_path: Path):
+    strided, learned, matched, *_ = SMALL.cells()
+    for cell in (strided, learned, matched):
+        finish(cell, tmp_path / "there")
+    rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    changed = with_another_config_of_learned()
+    assert [row["method"] for row in records.present_rows(changed, rows)] == ["strided"]
+    assert [cell.method.name for cell in records.recorded_costs(changed, tmp_path)] == ["strided"]
+    kept = [[row["method"] for row in file] for file in records.record(changed, str(tmp_path / "nowhere"), tmp_path)]
+    assert kept == [["strided"], ["strided"] * 3]
+
+
+def test_a_row_matched_to_a_run_without_a_row_is_not_recorded(tmp_path: Path):
+    _, learned, matched, *_ = SMALL.cells()
+    for cell in (learned, matched):
+        finish(cell, tmp_path / "there")
+    rows, _ = records.record(SMALL, str(tmp_path / "there"), tmp_path)
+    (tmp_path / "small.csv").write_text(rows_as_text(list(rows[1]), rows[1:]))
+    assert records.present_rows(SMALL, rows[1:]) == rows[1:]  # An audit may be of a matched run alone.
+    assert not records.recorded_costs(SMALL, tmp_path)
+    rows, epochs = records.record(SMALL, str(tmp_path / "nowhere"), tmp_path)
+    assert (rows, {row["method"] for row in epochs}) == ([], {"learned"})
 
 
 def test_what_is_here_counts_before_what_is_recorded(tmp_path: Path):

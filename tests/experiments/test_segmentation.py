@@ -317,7 +317,7 @@ def runs(data: camvid.CamVid, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
         assert of is data
         started.append((method, seed))
         assert widths == ((9, 10 * seed) if method == "max_wide" else network.WIDTHS)
-        row = {**ROW, "method": method, "seed": seed, "epochs": epochs}
+        row = {**ROW, "method": method, "seed": seed, "epochs": epochs, **network.settings(of.train, epochs, widths)}
         if method == "diffstride":
             row |= {"macs": 10 * seed - 3, "pooling_macs": 3}
         return row, keras.Sequential([keras.Input((*SIZE, 3)), keras.layers.Conv2D(len(CLASSES), 1)])

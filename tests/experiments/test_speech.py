@@ -1,6 +1,7 @@
 """The speech experiment: its recordings, its networks and its command."""
 
 import math
+import shutil
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +113,15 @@ def test_all_voices_have_the_same_prompts_in_each_split(source: Path):
         np.testing.assert_array_equal(labels, np.repeat([0, 1], 3 * len(names)))
         expected = [recordings.cut(recordings.read_wav(source / "low" / name), LENGTH) for name in sorted(names)]
         np.testing.assert_allclose(signals[labels == 1, :, 0], np.concatenate(expected), atol=1e-6)
+
+
+def test_a_link_to_a_voice_is_no_other_voice(source: Path, tmp_path: Path):
+    """Debian's alternatives have one: es leads to es_MX."""
+    (source / "alias").symlink_to(source / "low")
+    (source / "elsewhere").symlink_to(tmp_path / "elsewhere")
+    (source / "also_elsewhere").symlink_to(tmp_path / "elsewhere")
+    shutil.copytree(source / "high", tmp_path / "elsewhere")
+    assert recordings.load(source, LENGTH).voices == ["also_elsewhere", "high", "low"]
 
 
 def test_windows_beyond_the_most_are_left_out_evenly(source: Path):
