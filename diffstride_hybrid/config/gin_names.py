@@ -171,7 +171,7 @@ def bound_statistics(channels: int) -> tuple[str | None, tuple[tuple[float, ...]
     """
     name = bound("data.load_datasets", "name")
     # The name of a set of TensorFlow Datasets may end in a config and a version.
-    published = loading._STATISTICS.get(re.split("[/:]", os.fspath(name))[0]) if name is not None else None
+    published = loading.STATISTICS.get(re.split("[/:]", os.fspath(name))[0]) if name is not None else None
     return name, published if published is not None and len(published[0]) == channels else None
 
 

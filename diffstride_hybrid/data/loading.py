@@ -22,15 +22,15 @@ from diffstride_hybrid.data.sources import (
     tfds_splits,
 )
 
-# Mean and standard deviation of each channel, of images scaled to 0..1. The code released with DiffStride uses those of
-# CIFAR-10 for CIFAR-100 too, so its published accuracies were reached with them. Those of ImageNet are customary. Every
-# other set is measured on its training images.
 _CIFAR_10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_STATISTICS = {
+STATISTICS = {
     "cifar10": _CIFAR_10,
     "cifar100": _CIFAR_10,
     "imagenet2012": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+"""Mean and standard deviation of each channel, of images scaled to 0..1. The code released with DiffStride uses those
+of CIFAR-10 for CIFAR-100 too, so its published accuracies were reached with them. Those of ImageNet are customary.
+Every other set is measured on its training images."""
 
 # So many images are enough to measure the channels of a set that is too large for memory.
 _MEASURED_IMAGES = 1000
@@ -215,8 +215,8 @@ def _measure(train: Split, published: str | None) -> tuple[tuple[int, int, int],
         decoded = train.stream(0, min(_MEASURED_IMAGES, train.size)).map(decoder_of(train))
         images = np.stack(list(decoded.map(as_written(lambda image, label: image))))
     shape = tuple(images.shape[1:])
-    if published in _STATISTICS:
-        return shape, *_STATISTICS[published]
+    if published in STATISTICS:
+        return shape, *STATISTICS[published]
     # NumPy counts 64-bit numbers, so the whole set at once would take eight times its memory.
     counts = np.zeros((shape[-1], 256), np.int64)
     for first in range(0, len(images), _COUNTED_IMAGES):

@@ -94,6 +94,7 @@ def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
       number that this method returns;
     - for everything else, such as normalization, activations, embeddings and sums: 0.
 
+    If a model takes an image apart, such as into windows or frames that stand in the batch axis, all parts count.
     Another layer that owns a kernel, and a product of two tensors in a functional model, count 0 too, and a warning
     names each of them once. What a layer of another class multiplies without a kernel of its own is not seen.
 

@@ -194,7 +194,7 @@ def diffstride_1d(
 
     Example:
         >>> from diffstride_hybrid import spectral
-        >>> spectral.diffstride_1d(keras.ops.ones([1, 16, 3]), keras.ops.array([2.0])).shape
+        >>> spectral.diffstride_1d(keras.ops.ones([1, 16, 3]), keras.ops.array([4.0])).shape
         TensorShape([1, 12, 3])
     """
     length = signal_length(inputs, data_format)

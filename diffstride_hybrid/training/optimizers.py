@@ -38,14 +38,14 @@ def pace_strides(
     gradient accumulation work as before.
 
     Args:
-        optimizer: of any kind that Keras has.
+        optimizer: of any kind that Keras has. Adafactor cannot have a relative rate, nor Ftrl steps of rest.
         strides: the variables concerned.
         relative_rate: factor of the optimizer's learning rate, above 0.
         rest_steps: training steps before the strides first move. With `gradient_accumulation_steps` an update of the
             optimizer takes several of them.
 
     Raises:
-        ValueError: there are no strides to pace, or they cannot rest with this optimizer.
+        ValueError: there are no strides to pace, or they cannot rest, or have a rate of their own, with this optimizer.
 
     Example:
         >>> from diffstride_hybrid import DiffStride
