@@ -167,22 +167,19 @@ def _shapes_of(input_shape: Any) -> tuple[list[Sequence[int]], Any]:
 
 
 def run_on_blank(model: keras.Model, inputs: Any) -> None:
-    """Runs a model for inference, and leaves its state as it was: that of recurrent layers, moving averages, seeds.
+    """Runs a model for inference, and leaves the states of recurrent layers as they were. Nothing else changes then.
 
     Args:
         model: a built model.
         inputs: from `blank_inputs`.
     """
-    # Keras does not list the states of recurrent layers among the variables.
-    states = [layer.states for layer in leaf_layers(model) if getattr(layer, "stateful", False)]
-    variables = [*model.non_trainable_variables, *(each for each in keras.tree.flatten(states) if each is not None)]
-    before = [(variable, np.array(keras.ops.convert_to_numpy(variable))) for variable in variables]
+    states = keras.tree.flatten([layer.states for layer in leaf_layers(model) if getattr(layer, "stateful", False)])
+    before = [(state, np.array(keras.ops.convert_to_numpy(state))) for state in states if state is not None]
     try:
         model(inputs, training=False)
     finally:
-        for variable, value in before:
-            if not np.array_equal(keras.ops.convert_to_numpy(variable), value):
-                variable.assign(value)
+        for state, value in before:
+            state.assign(value)
 
 
 @contextlib.contextmanager
