@@ -10,6 +10,7 @@ import io
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -104,6 +105,34 @@ def remove(path: pathlib.Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def without_wildcards(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    r"""Finds a path to a folder that TensorFlow can read checkpoints and SavedModels from.
+
+    TensorFlow takes the path of a checkpoint for a pattern, and finds nothing in a folder such as `strides=[1,2]`.
+
+    Args:
+        folder: the folder.
+
+    Yields:
+        The folder, or a link to it if its path has one of the signs `*?[\`. The link is gone after the context.
+
+    Example:
+        >>> import pathlib
+        >>> from diffstride_hybrid.common.files import without_wildcards
+        >>> with without_wildcards(pathlib.Path("runs/strides=[1,2]")) as path:
+        ...     "[" in str(path)
+        False
+    """
+    if not any(sign in str(folder) for sign in "*?[\\" if sign != os.sep):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as place:
+        link = pathlib.Path(place) / "link"
+        link.symlink_to(folder.absolute(), target_is_directory=True)
+        yield link
 
 
 def write_whole(path: pathlib.Path, text: str) -> None:

@@ -26,6 +26,14 @@ _NOTES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 _BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 """Two tags of a TIFF file, and a value of the second."""
 
+_SAMPLE_FORMAT, _SIGNED = 339, 2
+"""Another tag of a TIFF file, and a value of it."""
+
+_NO_KNOWN_WHITE = "it has 32 bits, or a sign, so which of its numbers is white is not known"
+
+_WHITE_OF_FEW_BITS = {"L;2": 3, "L;4": 15}
+"""The value of white in a PNG file, by Pillow's name for its gray pixels of less than 8 bits."""
+
 
 def find_images(names: Iterable[str | os.PathLike[str]], recursive: bool = False) -> list[pathlib.Path]:
     """Lists the image files that a user names, one by one or by their folder.
@@ -176,6 +184,8 @@ def read_image(path: str | os.PathLike[str], image_shape: Sequence[int], resizes
         tags = dict(image.tag_v2) if image.format == "TIFF" else None
         if tags is not None:
             image.filename = ""  # Pillow 13 maps files without compression by the size of the turned image: scrambled.
+        elif image.format == "PNG":
+            _scale_transparency(image)
         pixels = _as_bytes(ImageOps.exif_transpose(image), channels, tags)
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if pixels.shape[-1] != channels:
@@ -222,6 +232,13 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise ValueError(f"{os.fspath(path)} cannot be read as an image: {reason}.") from error
 
 
+def _scale_transparency(image: Any) -> None:
+    """Scales the gray that stands for transparency to 8 bits, as Pillow scales the pixels alone."""
+    white = _WHITE_OF_FEW_BITS.get(image.tile[0][3]) if image.tile else None
+    if white and "transparency" in image.info:
+        image.info["transparency"] = image.info["transparency"] * 255 // white
+
+
 def _as_bytes(image: Any, channels: int, tags: Mapping[int, Any] | None) -> np.ndarray:
     """The pixels of an image of Pillow as uint8, `[height, width]` or `[height, width, channels]`.
 
@@ -230,6 +247,8 @@ def _as_bytes(image: Any, channels: int, tags: Mapping[int, Any] | None) -> np.n
     from PIL import Image
 
     transparent = image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info
+    if tags is not None and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise ValueError(_NO_KNOWN_WHITE)
     if image.mode.startswith(("I", "F")):
         if transparent:
             raise ValueError(f"its mode {image.mode} with transparency is not supported")
@@ -242,17 +261,18 @@ def _as_bytes(image: Any, channels: int, tags: Mapping[int, Any] | None) -> np.n
 
 def _scaled(values: np.ndarray, mode: str, tags: Mapping[int, Any] | None) -> np.ndarray:
     """Scales pixels of more than 8 bits to 0..255, if it is known which of their values is white."""
+    white_is_zero = tags is not None and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     if mode.startswith("F"):
         if not np.all((values >= 0) & (values <= 1)):  # NaN is refused too.
             raise ValueError("its numbers are not all from 0 to 1, so which of them is white is not known")
-        return (values * 255).round().astype(np.uint8)
+        return ((1 - values if white_is_zero else values) * 255).round().astype(np.uint8)
     # Older versions of Pillow open PNG files of 16 bits in mode I, which holds 32 bits.
     if mode == "I" and (tags is not None or values.min() < 0 or values.max() > 65_535):
-        raise ValueError("it has 32 bits, or a sign, so which of its numbers is white is not known")
+        raise ValueError(_NO_KNOWN_WHITE)
     values = values.astype(np.int32)
     if tags is not None:
         white = 2 ** tags.get(_BITS, (16,))[0] - 1
         values = (values * (65_535 / white)).round().astype(np.int32)
-        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        if white_is_zero:
             values = 65_535 - values
     return to_8_bits(values).numpy()

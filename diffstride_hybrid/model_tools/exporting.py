@@ -18,6 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from diffstride_hybrid.common.files import without_wildcards
 from diffstride_hybrid.model_tools.frozen import inference_function
 
 FORMATS = ("saved_model", "litert", "onnx")
@@ -130,8 +131,11 @@ def export(
         raise ValueError("The quantization int8 needs images to calibrate with.")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder:
-        partial = pathlib.Path(folder) / "model"
+    with (
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial.") as folder,
+        without_wildcards(pathlib.Path(folder)) as readable,
+    ):
+        partial = readable / "model"
         _write_saved_model(model, partial, image_shape)
         if format == "litert":
             partial = _to_litert(partial, quantization, calibration)
@@ -271,7 +275,8 @@ def _to_onnx(saved_model: pathlib.Path) -> pathlib.Path:
 
 # --- Running ---------------------------------------------------------------------------------------------------------
 def _load_saved_model(path: str) -> Predict:
-    module = tf.saved_model.load(path)
+    with without_wildcards(pathlib.Path(path)) as folder:
+        module = tf.saved_model.load(str(folder))
     return lambda images: module.serve(tf.constant(images, tf.float32)).numpy()
 
 

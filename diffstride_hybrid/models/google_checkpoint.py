@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import tensorflow as tf
 
 from diffstride_hybrid.common.errors import first_line
+from diffstride_hybrid.common.files import without_wildcards
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.models.residual import ResidualLayer, ResnetBlock
 from diffstride_hybrid.models.resnet import Resnet
@@ -28,12 +31,12 @@ def restore(model: Resnet, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: there is no checkpoint at `path`.
         ValueError: the checkpoint holds a network of another architecture, or is damaged.
     """
-    prefix = _prefix(path)
     try:
-        saved = _saved_variables(prefix)
-        if saved != len(model.variables):
-            raise ValueError(f"it has {saved} variables, and that of the config {len(model.variables)}")
-        _as_saved(model).read(prefix).expect_partial().assert_existing_objects_matched()
+        with _prefix(path) as prefix:
+            saved = _saved_variables(prefix)
+            if saved != len(model.variables):
+                raise ValueError(f"it has {saved} variables, and that of the config {len(model.variables)}")
+            _as_saved(model).read(prefix).expect_partial().assert_existing_objects_matched()
     except (tf.errors.OpError, IndexError) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}.") from error
     except (AssertionError, ValueError) as error:
@@ -56,9 +59,9 @@ def channels_and_classes(path: str | os.PathLike[str]) -> tuple[int, int]:
         FileNotFoundError: there is no checkpoint at `path`.
         ValueError: the checkpoint is damaged, or holds no network that begins and ends in this way.
     """
-    prefix = _prefix(path)
     try:
-        shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
+        with _prefix(path) as prefix:
+            shapes = tf.train.load_checkpoint(prefix).get_variable_to_shape_map()
     except (tf.errors.OpError, IndexError) as error:
         raise ValueError(f"{path} is damaged: {first_line(error)}.") from error
     kernels = {
@@ -82,10 +85,13 @@ def _saved_variables(prefix: str) -> int:
     return sum(not name.startswith(others) and ".OPTIMIZER_SLOT" not in name for name in names)
 
 
-def _prefix(path: str | os.PathLike[str]) -> str:
+@contextlib.contextmanager
+def _prefix(path: str | os.PathLike[str]) -> Iterator[str]:
     for prefix in (pathlib.Path(path), pathlib.Path(path) / "variables" / "variables"):
         if prefix.with_name(f"{prefix.name}.index").is_file():
-            return str(prefix)
+            with without_wildcards(prefix.parent) as folder:
+                yield str(folder / prefix.name)
+            return
     raise FileNotFoundError(
         f"No TensorFlow checkpoint {path}: give the folder of a SavedModel, or a checkpoint's path without '.index'."
     )

@@ -12,7 +12,7 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride_hybrid.common.errors import first_line, one_line
-from diffstride_hybrid.common.files import remove, synced
+from diffstride_hybrid.common.files import remove, synced, without_wildcards
 
 KEPT = 2
 """The number of backups kept: if the last one is damaged, the run goes on from the one before."""
@@ -106,7 +106,8 @@ class Backups:
         for name in names:
             path = self._folder / str(name)
             try:
-                status = self._checkpoint.read(str(path))
+                with without_wildcards(self._folder) as folder:
+                    status = self._checkpoint.read(str(folder / str(name)))
                 try:
                     status.assert_consumed()
                 except AssertionError:

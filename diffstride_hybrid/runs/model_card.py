@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffstride_hybrid.common import markdown
+from diffstride_hybrid.common.printing import encodable
 from diffstride_hybrid.runs.folder import RunFolder
 
 FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "strides and sizes of the maps"}
@@ -37,7 +38,7 @@ def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
         [name for name in FIGURES if (folder.path / name).exists()],
         audit.read_text(encoding="utf-8") if audit.exists() else None,
     )
-    folder.write_text("README.md", card)
+    folder.write_text("README.md", encodable(card))
 
 
 def model_card(

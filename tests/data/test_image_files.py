@@ -1,5 +1,6 @@
 import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +137,27 @@ def test_transparency_of_every_kind_shows_white(tmp_path: Path):
         np.testing.assert_array_equal(pixels, [[10, 10, 255, 255]] * 4, err_msg=name)
 
 
+@pytest.mark.parametrize(("bits", "keyed"), [(2, 1), (4, 8), (4, 15)])
+def test_transparency_of_few_bits_shows_white(tmp_path: Path, bits: int, keyed: int):
+    """A gray PNG of one row, one pixel of each value; one of the values is transparent."""
+    values = 2**bits
+    row = int("".join(f"{value:0{bits}b}" for value in range(values)), 2).to_bytes(values * bits // 8, "big")
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", values, 1, bits, 0, 0, 0, 0),
+        b"tRNS": struct.pack(">H", keyed),
+        b"IDAT": zlib.compress(b"\0" + row),
+        b"IEND": b"",
+    }
+    whole = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    (tmp_path / "keyed.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(whole))
+    expected = np.arange(values) * 255 // (values - 1)
+    expected[keyed] = 255
+    np.testing.assert_array_equal(read_image(tmp_path / "keyed.png", (1, values, 1)).ravel(), expected)
+
+
 def test_the_colors_of_a_palette_are_kept(tmp_path: Path):
     image = Image.fromarray(PIXELS).convert("P", palette=Image.Palette.ADAPTIVE, colors=256)
     image.save(tmp_path / "palette.png")
@@ -254,9 +276,9 @@ def test_an_image_of_another_size_than_its_header_says_is_named(tmp_path: Path):
         read_image(path, (12, 20, 3), resizes=False)
 
 
-def write_tiff(path: Path, pixels: bytes, bits: int, photometric: int) -> Path:
-    """A gray TIFF of 2x2 pixels, as Pillow cannot write it."""
-    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 2, 279: len(pixels)}
+def write_tiff(path: Path, pixels: bytes, bits: int, photometric: int, numbers: int = 1) -> Path:
+    """A gray TIFF of 2x2 pixels, as Pillow cannot write it. Its `numbers` are 1: whole, 2: with a sign, 3: floating."""
+    tags = {256: 2, 257: 2, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 2, 279: len(pixels), 339: numbers}
     tags[273] = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
     path.write_bytes(b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + pixels)
@@ -271,6 +293,15 @@ def test_twelve_bits_become_eight(tmp_path: Path):
 def test_white_may_be_zero(tmp_path: Path):
     path = write_tiff(tmp_path / "16.tif", struct.pack("<4H", 0, 65_535, 257, 25_700), 16, 0)
     assert read_image(path, (2, 2, 1)).ravel().tolist() == [255, 0, 254, 155]
+    path = write_tiff(tmp_path / "float.tif", struct.pack("<4f", 0, 1, 0.2, 0.6), 32, 0, numbers=3)
+    assert read_image(path, (2, 2, 1)).ravel().tolist() == [255, 0, 204, 102]
+
+
+@pytest.mark.parametrize(("bits", "code"), [(8, "b"), (16, "h"), (32, "i")])
+def test_numbers_with_a_sign_are_refused(tmp_path: Path, bits: int, code: str):
+    path = write_tiff(tmp_path / "signed.tif", struct.pack(f"<4{code}", -1, 0, 1, 100), bits, 1, numbers=2)
+    with pytest.raises(ValueError, match=r"signed\.tif cannot be read as an image: it has 32 bits, or a sign"):
+        read_image(path, (2, 2, 1))
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tiff"])

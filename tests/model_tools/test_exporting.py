@@ -78,6 +78,17 @@ def test_an_export_gives_what_the_model_gives_without_this_package(
     assert comparison.size_bytes == sum(file.stat().st_size for file in files)
 
 
+@pytest.mark.parametrize("format", exporting.FORMATS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_folder_whose_name_tensorflow_takes_for_a_pattern(tmp_path: Path, format: str):
+    small = keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    path = tmp_path / "strides=[1,2]" / "export"
+    exporting.export(small, path, format, (4, 4, 1))
+    pixels = np.random.default_rng(0).normal(size=(2, 4, 4, 1)).astype("float32")
+    np.testing.assert_allclose(exporting.load_export(path, format)(pixels), small(pixels), atol=1e-5)
+    assert [entry.name for entry in path.parent.iterdir()] == ["export"]
+
+
 def test_the_model_is_as_before_after_an_export(model: keras.Model, images: np.ndarray, tmp_path: Path):
     before = model(images).numpy()
     exporting.export(model, tmp_path / "export", "saved_model", SHAPE)

@@ -63,12 +63,13 @@ def test_a_network_of_another_architecture_is_refused(changes: dict[str, Any]):
     assert "\n" not in str(error.value)
 
 
-def test_every_variable_is_restored(tmp_path: Path):
+@pytest.mark.parametrize("folder", [".", "strides=[1,2]"])  # TensorFlow takes the latter for a pattern.
+def test_every_variable_is_restored(tmp_path: Path, folder: str):
     saved, restored = network(), network()
     for weight in saved.weights:
         weight.assign(np.random.default_rng(0).uniform(2, 3, weight.shape))
-    google_checkpoint._as_saved(saved).write(tmp_path / "weights")
-    google_checkpoint.restore(restored, tmp_path / "weights")
+    google_checkpoint._as_saved(saved).write(tmp_path / folder / "weights")
+    google_checkpoint.restore(restored, tmp_path / folder / "weights")
     for before, after in zip(saved.weights, restored.weights):
         np.testing.assert_array_equal(before, after, err_msg=before.path)
 

@@ -68,6 +68,17 @@ def counter(tmp_path: Path) -> tuple[tf.Variable, Backups]:
     return number, Backups(tmp_path / "backup", tf.train.Checkpoint(number=number))
 
 
+@pytest.mark.parametrize("name", ["strides=[1,2]", "why?", "a*", "back\\slash"])
+def test_a_folder_whose_name_tensorflow_takes_for_a_pattern(tmp_path: Path, name: str):
+    number = tf.Variable(3.0)
+    (tmp_path / name).mkdir()
+    backups = Backups(tmp_path / name / "backup", tf.train.Checkpoint(number=number))
+    backups.save(6)
+    number.assign(0.0)
+    assert backups.restore() == 6
+    assert number.numpy() == 3.0
+
+
 def test_a_second_backup_after_the_same_step_does_not_cost_the_first(
     counter: tuple[tf.Variable, Backups], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -1,5 +1,6 @@
 """The commands in the card of a run: they must work as they stand."""
 
+import json
 import shutil
 import sys
 from importlib.machinery import ModuleSpec
@@ -97,3 +98,12 @@ def test_strides_of_a_later_epoch_are_not_those_at_the_start(tmp_path: Path):
         (rows[name],) = [line for line in text.splitlines() if line.startswith("| `pooling` |")]
     assert rows["whole"].startswith("| `pooling` | 1.600, 1.600 |")
     assert rows["later"] == rows["none"] == rows["whole"].replace("1.600, 1.600", "not known")
+
+
+def test_a_class_folder_need_not_have_a_name_in_utf_8(tmp_path: Path):
+    folder = RunFolder(str(shutil.copytree(TESTS / "fixtures" / "finished", tmp_path / "run")))
+    run = folder.read_json("run.json")
+    run["data"]["class_names"][0] = "K\udce4fer"
+    (folder.path / "run.json").write_text(json.dumps(run))
+    write_model_card(folder, folder.read_json("summary.json"))
+    assert r"K\udce4fer, " in (folder.path / "README.md").read_text(encoding="utf-8")
