@@ -6,6 +6,7 @@ the exported model contains no transform and no unknown size.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid.common.files import without_wildcards
-from diffstride_hybrid.model_tools.frozen import inference_function
+from diffstride_hybrid.model_tools.frozen import computed_in_float32, inference_function
 
 FORMATS = ("saved_model", "litert", "onnx")
 
@@ -101,10 +102,11 @@ def export(
 ) -> None:
     """Writes a model in a format that runs without this package.
 
-    Nothing is left at `path` if the export fails.
+    Nothing is left at `path` if the export fails. A model that was trained in half precision computes in float32 in
+    'litert' and 'onnx', and as it did in 'saved_model'.
 
     Args:
-        model: a trained model in float32.
+        model: a trained model.
         path: the result, a folder for 'saved_model', a file for the other formats. It must not exist.
         format: 'saved_model', 'litert' or 'onnx'.
         image_shape: (height, width, channels) of an image.
@@ -114,7 +116,8 @@ def export(
             from them.
 
     Raises:
-        ValueError: an argument is not among the allowed values, or two arguments do not go together.
+        ValueError: an argument is not among the allowed values, two arguments do not go together, or the format needs
+            weights in float32.
         FileExistsError: `path` exists.
         ImportError: the package that writes the format is not installed.
 
@@ -136,7 +139,9 @@ def export(
         without_wildcards(pathlib.Path(folder)) as readable,
     ):
         partial = readable / "model"
-        _write_saved_model(model, partial, image_shape)
+        # LiteRT and the runtimes of ONNX have no half-precision convolutions for CPUs.
+        with contextlib.nullcontext() if format == "saved_model" else computed_in_float32(model):
+            _write_saved_model(model, partial, image_shape)
         if format == "litert":
             partial = _to_litert(partial, quantization, calibration)
         elif format == "onnx":

@@ -32,6 +32,47 @@ def frozen_poolings(model: keras.Model) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def computed_in_float32(model: keras.Model) -> Iterator[None]:
+    """A context in which a model that was trained in half precision computes in float32.
+
+    The weights are float32 under the mixed policies too. Layers that Keras has quantized keep their arithmetic.
+
+    Args:
+        model: a built model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: a weight is of another floating type than float32.
+    """
+    for weight in model.variables:
+        if keras.backend.is_float_dtype(weight.dtype) and weight.dtype != "float32":
+            raise ValueError(f"{weight.path} is {weight.dtype}, and must be float32: choose the format saved_model.")
+    layers = (model, *leaf_layers(model))
+    policies = {layer: layer._dtype_policy for layer in layers}
+    # A model within a model casts what it is given to the type that it was given when it was made. Keras keeps that
+    # type in the symbolic inputs and in the input layers, and cannot change it.
+    tensors = [tensor for inner in layers if isinstance(inner, keras.Model) for tensor in getattr(inner, "inputs", ())]
+    inputs = [*tensors, *(layer for layer in layers if isinstance(layer, keras.layers.InputLayer))]
+    inputs = [given for given in inputs if keras.backend.is_float_dtype(given._dtype)]
+    dtypes = [given._dtype for given in inputs]
+    try:
+        for layer, policy in policies.items():
+            if getattr(policy, "quantization_mode", None) is None:
+                # Not by `dtype_policy`, which would change the map of policies that some layers share.
+                layer._dtype_policy = keras.DTypePolicy("float32")
+        for given in inputs:
+            given._dtype = "float32"
+        yield
+    finally:
+        for layer, policy in policies.items():
+            layer._dtype_policy = policy
+        for given, dtype in zip(inputs, dtypes):
+            given._dtype = dtype
+
+
 def inference_function(model: keras.Model, image_shape: Sequence[int]) -> tf.types.experimental.PolymorphicFunction:
     """Compiles a model for inference with its present strides and weights, as `export` writes it.
 

@@ -89,6 +89,33 @@ def test_a_folder_whose_name_tensorflow_takes_for_a_pattern(tmp_path: Path, form
     assert [entry.name for entry in path.parent.iterdir()] == ["export"]
 
 
+@pytest.mark.parametrize("format", ["litert", "onnx"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_a_model_trained_in_half_precision_computes_in_float32(tmp_path: Path, format: str):
+    def network(policy: str) -> keras.Model:
+        layers = keras.layers
+        return keras.Sequential(
+            [
+                keras.Input((12, 12, 1)),
+                layers.Conv2D(4, 3, dtype=policy),
+                layers.BatchNormalization(dtype=policy),
+                DiffStride(2.0, dtype=policy),
+                keras.Sequential([layers.GlobalAveragePooling2D(dtype=policy), layers.Dense(3, dtype=policy)]),
+            ]
+        )
+
+    half, single = network("mixed_bfloat16"), network("float32")
+    single.set_weights(half.get_weights())
+    exporting.export(half, tmp_path / "export", format, (12, 12, 1))
+    pixels = np.random.default_rng(0).normal(size=(2, 12, 12, 1)).astype("float32")
+    outputs = exporting.load_export(tmp_path / "export", format)(pixels)
+    np.testing.assert_allclose(outputs, single(pixels), atol=1e-5)
+    assert half(pixels).dtype == "bfloat16"
+    with pytest.raises(ValueError, match=r"kernel is float64, and must be float32: choose the format saved_model\.$"):
+        exporting.export(network("float64"), tmp_path / "double", format, (12, 12, 1))
+    assert not (tmp_path / "double").exists()
+
+
 def test_the_model_is_as_before_after_an_export(model: keras.Model, images: np.ndarray, tmp_path: Path):
     before = model(images).numpy()
     exporting.export(model, tmp_path / "export", "saved_model", SHAPE)
