@@ -38,8 +38,8 @@ class Split:
         decode: turns an encoded image of `stream` into a uint8 image `[height, width, channels]`.
         num_classes: every label of `stream` must be at least 0 and below this number.
         files_digest: a short hash of the names of its files, if it was drawn from the files of a user's own folder.
-        labels_digest: a short hash of its labels in their order, if it was drawn from a split of TensorFlow Datasets
-            and is in memory.
+        labels_digest: a short hash of its labels in their order, of at most 1,000 if it is streamed; if it was drawn
+            from a split of TensorFlow Datasets.
     """
 
     size: int

@@ -30,6 +30,9 @@ _CLASS_NAMES = {_TRAIN, "training", "valid"}
 _NAMED = 5
 """How many files a message names at most."""
 
+_FILES_AT_ONCE = 10_000
+"""How many files the threads are given at a time."""
+
 
 class ClassFolders(NamedTuple):
     """The images of a folder, by their split and class.
@@ -210,8 +213,12 @@ def _read_all(read: Callable[..., Any], paths: Sequence[str], folder: pathlib.Pa
         except ValueError as error:
             return error
 
+    results = []
     with without_warnings(), concurrent.futures.ThreadPoolExecutor() as pool:
-        results = list(pool.map(attempt, paths, *more))
+        # The pool keeps some 2 kB for each file that it is given, which a million files make gigabytes.
+        for first in range(0, len(paths), _FILES_AT_ONCE):
+            part = slice(first, first + _FILES_AT_ONCE)
+            results += pool.map(attempt, paths[part], *(values[part] for values in more))
     errors = [result for result in results if isinstance(result, ValueError)]
     if errors:
         more = f" So cannot {len(errors) - 1:,} more in {folder}: {_some(_paths(results, paths)[1:])}."

@@ -23,6 +23,9 @@ DIGITS = "digits"
 DIGITS_SIZE = 32
 """Height and width that the digits, of 8x8 pixels, are resized to by default."""
 
+_STREAMED_LABELS = 1000
+"""How many labels tell one order of streamed images from another."""
+
 
 def digits_splits(
     validation_fraction: float, training_images: int | None, image_size: int
@@ -93,11 +96,21 @@ def tfds_splits(
             "validation": reader.split("train", for_training, used),
             "test": reader.split(test_name, 0, test_size),
         }
-    if splits["validation"].arrays is not None:
         # The order of images is that of the files that the set was prepared from.
-        digest = hashlib.sha256(np.asarray(splits["validation"].arrays[1], "<i8").tobytes()).hexdigest()[:16]
-        splits["validation"] = dataclasses.replace(splits["validation"], labels_digest=digest)
+        splits["validation"] = dataclasses.replace(splits["validation"], labels_digest=_digest(splits["validation"]))
     return splits, class_names
+
+
+def _digest(split: Split) -> str | None:
+    """A short hash of the labels of a split; of a streamed one, of the first ones. None if it is empty."""
+    if split.arrays is not None:
+        labels = split.arrays[1]
+    elif split.size:
+        some = split.stream(0, min(split.size, _STREAMED_LABELS))
+        labels = np.array([label for _, label in some.as_numpy_iterator()])
+    else:
+        return None
+    return hashlib.sha256(np.asarray(labels, "<i8").tobytes()).hexdigest()[:16]
 
 
 @dataclasses.dataclass(frozen=True)

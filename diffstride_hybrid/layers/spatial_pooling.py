@@ -66,7 +66,7 @@ class SpatialPooling(keras.layers.AveragePooling2D):
         self._has_whole_strides = strides == whole
         if not self._has_whole_strides:
             if pool_size != (1, 1):
-                raise ValueError(f"SpatialPooling needs whole strides where pool_size is {pool_size}, got {strides}.")
+                raise ValueError(f"SpatialPooling needs whole strides if pool_size is {pool_size}, got {strides}.")
             self.strides = strides
 
     def build(self, input_shape: Sequence[int | None]) -> None:

@@ -76,7 +76,7 @@ def strides_by_path(model: keras.Model) -> dict[str, list[float]]:
         model: a built model.
 
     Returns:
-        (vertical, horizontal) strides, or one stride where a layer has one, by the path of the layer.
+        (vertical, horizontal) strides, or one stride if a layer has one, by the path of the layer.
 
     Raises:
         ValueError: the model is not built.

@@ -42,7 +42,7 @@ class LayerCost(NamedTuple):
 
     @property
     def is_pooling(self) -> bool:
-        """Whether the layer is a pooling of this package."""
+        """Whether the layer is a pooling or a spectral resizing of this package."""
         return isinstance(self.layer, (FourierPooling, SpatialPooling))
 
 
@@ -62,7 +62,7 @@ class ModelCost(NamedTuple):
 
     @property
     def pooling_macs(self) -> int:
-        """Multiply-accumulate operations of the poolings, which `macs` leaves out."""
+        """Multiply-accumulate operations of the poolings and spectral resizings, which `macs` leaves out."""
         return sum(cost.macs for cost in self.layers if cost.is_pooling)
 
     def pooling_sizes(self) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -88,8 +88,8 @@ def macs(model: keras.Model, input_shape: Any = None) -> ModelCost:
     - for convolutions and dense layers: output positions x kernel positions x input channels x output channels;
     - for recurrent layers: steps x the entries of both kernels, at each position of a map for ConvLSTM;
     - for attention: queries x values x (length of a key + length of a value), for each head, beside the projections;
-    - for poolings of this package: the matrix products of the method 'matmul', and for `SpatialPooling` output
-      values x samples of the window;
+    - for poolings and spectral resizings of this package: the matrix products of the method 'matmul', and for
+      `SpatialPooling` output values x samples of the window;
     - for any other layer that has a method `macs(input_shape, output_shape)`, shapes without the batch axis: the whole
       number that this method returns;
     - for everything else, such as normalization, activations, embeddings and sums: 0.

@@ -89,8 +89,8 @@ def check_callbacks(
         brings_back = isinstance(callback, keras.callbacks.EarlyStopping) and callback.restore_best_weights
         if brings_back and callback.start_from_epoch < met - 1:
             raise ValueError(
-                f"train.train.callbacks cannot have {name} with restore_best_weights = True, which may bring back the "
-                f"weights of an epoch before {met}, whose end meets the budget of MACs: let its start_from_epoch be at "
+                f"train.train.callbacks cannot have {name} with restore_best_weights = True: the budget of MACs is met "
+                f"at the end of epoch {met}, and it may bring back weights from before. Set its start_from_epoch to at "
                 f"least {met - 1}, got {callback.start_from_epoch}."
             )
         if _runs_users_code(callback):

@@ -225,7 +225,7 @@ def check_replicas(
     if merges and getattr(inner, "gradient_accumulation_steps", None):
         raise ValueError(
             "gradient_accumulation_steps needs --strategy=one_device: TensorFlow cannot add up gradients over several "
-            "steps where variables are mirrored. Give a greater data.load_datasets.batch_size in its place."
+            "steps if variables are mirrored. Give a greater data.load_datasets.batch_size in its place."
         )
     if batch_size % replicas:
         raise ValueError(

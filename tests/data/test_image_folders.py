@@ -59,6 +59,7 @@ def loaded(folder: Path, **options: object):
 def test_a_folder_with_train_and_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool):
     fill(tmp_path / "train")
     fill(tmp_path / "test", 2)
+    monkeypatch.setattr(image_folders, "_FILES_AT_ONCE", 5)
     if not in_memory:
         monkeypatch.setattr(image_folders, "MEMORY_LIMIT_BYTES", 0)
     datasets = loaded(tmp_path)
@@ -69,8 +70,7 @@ def test_a_folder_with_train_and_test(tmp_path: Path, monkeypatch: pytest.Monkey
     assert shapes(str(tmp_path)) == ((8, 8, 3), 2)
     for split in ("train", "validation", "test"):
         images, labels = datasets.first_images(split, 9)
-        pixels = (images * datasets.std + datasets.mean) * 255
-        assert_labels_fit(pixels, labels.argmax(-1))
+        assert_labels_fit((images * datasets.std + datasets.mean) * 255, labels.argmax(-1))
     images, labels = next(iter(datasets.training()))
     assert_labels_fit((images.numpy() * datasets.std + datasets.mean) * 255, labels.numpy().argmax(-1))
 

@@ -70,7 +70,7 @@ def test_strides_must_be_one_or_two_finite_numbers_of_at_least_1(
         (
             lambda: SpatialPooling(2, strides=1.5),
             ValueError,
-            r"whole strides where pool_size is \(2, 2\), got \(1.5, 1.5\)",
+            r"whole strides if pool_size is \(2, 2\), got \(1.5, 1.5\)",
         ),
         (lambda: SpatialPooling((1, 2), strides=(2, 2.5)), ValueError, r"whole strides.*got \(2.0, 2.5\)"),
         (lambda: SpatialPooling(strides=0.5), ValueError, "strides must be .*at least 1, got 0.5"),
