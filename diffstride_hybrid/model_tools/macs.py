@@ -150,15 +150,27 @@ def _batch_of(tensors: Any) -> int:
 
 @contextlib.contextmanager
 def _unrolled(layers: Sequence[keras.layers.Layer]) -> Iterator[None]:
-    """Runs recurrent layers step by step: a loop of the backend calls its cell once more than it has steps, or once."""
+    """Runs recurrent layers step by step: a loop of the backend calls its cell once more than it has steps, or once.
+
+    On a GPU a `Bidirectional` hands the weights of its two layers to cuDNN and calls neither: here it calls both.
+    """
     loops = [layer for layer in layers if isinstance(layer, keras.layers.RNN) and not layer.unroll]
+    pairs = [layer for layer in layers if isinstance(layer, keras.layers.Bidirectional)]
+    halves = [
+        half for pair in pairs for half in (pair.forward_layer, pair.backward_layer) if hasattr(half, "use_cudnn")
+    ]
+    uses = [half.use_cudnn for half in halves]
     try:
         for layer in loops:
             layer.unroll = True
+        for half in halves:
+            half.use_cudnn = False
         yield
     finally:
         for layer in loops:
             layer.unroll = False
+        for half, use in zip(halves, uses):
+            half.use_cudnn = use
 
 
 # --- Layers that nobody has counted ----------------------------------------------------------------------------------

@@ -47,8 +47,9 @@ class MacsBudget(keras.callbacks.Callback):
     Maps have whole sizes. So at the end of each epoch from the target epoch on, before validation, the strides are
     moved by as little as brings the model's true MACs within `tolerance` of the target. Static crops are set with them.
 
-    In `fit`, give it before other callbacks. `training.run.train` has the arguments `macs_budget` and
-    `macs_budget_epoch` in its place.
+    In `fit`, give it before other callbacks. An `EarlyStopping` with `restore_best_weights` brings back the strides of
+    an earlier epoch too, so its `start_from_epoch` must be at least `epoch - 1`. `training.run.train` has the arguments
+    `macs_budget` and `macs_budget_epoch` in its place.
 
     Args:
         target: at most 1, a share of the MACs that the model has at the initial strides in the constructors of its

@@ -13,6 +13,7 @@ import numpy as np
 
 from diffstride_hybrid import spectral
 from diffstride_hybrid.common.errors import one_line
+from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.graph import Call, Graph, is_functional, read_graph
 from diffstride_hybrid.model_tools.inspection import first_argument, leaf_layers
 from diffstride_hybrid.model_tools.pairing import Pair
@@ -163,6 +164,8 @@ class Rebuild:
         operation = call.operation
         if self._plan.chooser.replaces(operation):
             return self._pooled(call)
+        if self._covers_a_changed_map(call):
+            return self._pooled_globally(call, first_argument(call.args, call.kwargs))
         if is_padding(operation):
             self._unpadded[id(call.outputs[0])] = first_argument(call.args, call.kwargs)
         args, kwargs = keras.tree.map_structure(self._value, (call.args, call.kwargs))
@@ -184,19 +187,37 @@ class Rebuild:
         """Calls the pooling, and beside it what stays of the original at stride 1: a convolution or a maximum."""
         original = call.operation
         tensor = self._without_padding(call)
-        sizes = tuple(_spatial_size(original.data_format, each.shape) for each in (tensor, call.outputs[0]))
+        sizes = self._sizes(tensor, call)
         inputs = self._value(tensor)
         # A window that covers the map by chance, with smaller strides, has branches beside it that keep their size.
         steps = np.minimum(getattr(original, "pool_size", 0), original.strides)
         if sizes[1] == (1, 1) and np.all(steps >= sizes[0]):
-            name = self._free_name(original.name)
-            return self._run(self._plan.replacements.global_pooling(original, sizes, name), inputs)
+            return self._pooled_globally(call, tensor)
         pooling = self._plan.replacements.pooling(original, self._model, sizes)
         if self._plan.drops(original):
             return self._run(pooling, inputs)
         if self._plan.keep_macs and not isinstance(original, POOLINGS):
             return self._run(self._copy(original), self._run(pooling, inputs))
         return self._run(pooling, self._run(self._copy(original), inputs))
+
+    def _sizes(self, tensor: Any, call: Call) -> tuple[Size, Size]:
+        """(height, width) of a map that a call takes, and of its result, in the original model."""
+        before, after = (_spatial_size(call.operation.data_format, each.shape) for each in (tensor, call.outputs[0]))
+        return before, after
+
+    def _covers_a_changed_map(self, call: Call) -> bool:
+        """Whether a pooling that is not replaced made one value of each map, and would not of its present map."""
+        original = call.operation
+        if type(original) not in POOLINGS or self._plan.chooser.excludes(original):
+            return False
+        tensor = first_argument(call.args, call.kwargs)
+        before, after = self._sizes(tensor, call)
+        return after == (1, 1) != before and _spatial_size(original.data_format, self._value(tensor).shape) != before
+
+    def _pooled_globally(self, call: Call, tensor: Any) -> Any:
+        name = self._free_name(call.operation.name)
+        pooling = self._plan.replacements.global_pooling(call.operation, self._sizes(tensor, call), name)
+        return self._run(pooling, self._value(tensor))
 
     def _resized(self, pair: Pair) -> Any:
         """Resizes a map to the size of another one, and convolves it if the original was a transposed convolution."""

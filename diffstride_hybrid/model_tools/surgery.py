@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from diffstride_hybrid.backends.current import SIZE_ERRORS
 from diffstride_hybrid.common.arguments import validated_flag
@@ -17,6 +18,7 @@ from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.model_tools.calibration import Images, recalibrate_normalization
 from diffstride_hybrid.model_tools.inspection import (
     blank_inputs,
+    diffstride_layers,
     leaf_layers,
     replaced_calls,
     run_on_blank,
@@ -67,10 +69,12 @@ def replace_downsampling(
             still takes images of any size.
         keep_max: whether the maximum of a max pooling is kept. If not, the pooling alone replaces it, which costs
             accuracy until the model is trained on.
-        keep_macs: whether the pooling comes before a strided convolution instead of after it. The model then costs no
-            more than before, but for the pooling itself; but the convolution sees a map without the frequencies that
-            the pooling removes, and its kernel covers more of the image, so it needs more training. The convolution
-            of a transposed one comes before the resizing, likewise.
+        keep_macs: whether the pooling comes before a strided convolution instead of after it. With a pooling that
+            gives the size that the convolution gave, such as `SpectralPooling`, the model then costs no more than
+            before, but for the pooling itself; the window of a `DiffStride` keeps up to `2 * smoothness_factor` samples
+            more along each axis. The convolution sees a map without the frequencies that the pooling removes, and its
+            kernel covers more of the image, so it needs more training. The convolution of a transposed one comes
+            before the resizing, likewise.
         calibrate: images, as `recalibrate_normalization` takes them, from which batch normalization gets its statistics
             anew in the swapped model. The present ones stay if None. There is a warning if the model has no batch
             normalization.
@@ -115,6 +119,30 @@ def replace_downsampling(
 
 def _checked_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[Size, Size]]:
     """The sizes before and after each pooling, by its path; raises ValueError if branches that meet do not agree."""
+    sizes = _present_sizes(model, shape)
+    with _moved_strides(model):  # At the initial strides branches may agree by chance.
+        _present_sizes(model, shape)
+    return sizes
+
+
+@contextlib.contextmanager
+def _moved_strides(model: keras.Model) -> Iterator[None]:
+    """A context in which each pooling has smaller strides, by another factor than all others."""
+    layers = diffstride_layers(model)
+    strides = [keras.ops.convert_to_numpy(layer.strides) for layer in layers]
+    try:
+        for place, (layer, values) in enumerate(zip(layers, strides)):
+            layer.strides.assign(np.maximum(values * (0.7 + 0.25 * ((place + 1) * _GOLDEN_RATIO % 1)), 1))
+        yield
+    finally:
+        for layer, values in zip(layers, strides):
+            layer.strides.assign(values)
+
+
+_GOLDEN_RATIO = 0.618  # Its multiples are spread evenly, and no two of them are the same.
+
+
+def _present_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[Size, Size]]:
     try:
         return macs(model, shape).pooling_sizes()
     except SIZE_ERRORS as error:

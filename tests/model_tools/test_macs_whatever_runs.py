@@ -88,3 +88,12 @@ def test_a_budget_of_nothing_is_refused(target: float):
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="no MACs that a budget could bound"):
         model.fit(np.zeros([2, 16, 16, 1]), np.zeros([2, 1]), callbacks=[MacsBudget(target)], verbose=0)
+
+
+def test_two_layers_that_cudnn_runs_as_one_cost_what_they_did(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU PyTorch and JAX do not call them."""
+    layer = keras.layers.Bidirectional(keras.layers.LSTM(2))
+    model = keras.Sequential([keras.Input((7, 3)), layer])
+    monkeypatch.setattr(type(layer), "_call_fused_lstm", lambda self, *args: keras.ops.ones((1, 4)), raising=False)
+    assert macs(model).macs == 2 * 7 * (3 * 8 + 2 * 8)
+    assert layer.forward_layer.use_cudnn == layer.backward_layer.use_cudnn == "auto"

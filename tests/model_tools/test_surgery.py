@@ -240,6 +240,33 @@ def unequal_branches() -> keras.Model:
     return keras.Model(inputs, layers.Add()([once, twice]), name="unequal")
 
 
+def branches_equal_by_chance() -> keras.Model:
+    """Of 28 samples a stride of 4 keeps 9, and two strides of 2 keep 15 and 9, with the options of the test."""
+    inputs = keras.Input((28, 28, 3))
+    once = layers.MaxPooling2D(4)(inputs)
+    twice = layers.MaxPooling2D(2)(layers.MaxPooling2D(2)(inputs))
+    return keras.Model(inputs, layers.Add()([once, twice]), name="chance")
+
+
+def test_branches_that_agree_by_chance_are_refused():
+    model = branches_equal_by_chance()
+    with pytest.raises(ValueError, match="The maps of chance do not fit together any more at layer add"):
+        replace_downsampling(model, smoothness_factor=1.0)
+    swapped = replace_downsampling(model, SpectralPooling)  # Its strides stay as they are.
+    assert swapped(np.ones([1, 28, 28, 3])).shape == (1, 7, 7, 3)
+
+
+@pytest.mark.parametrize("pooling", [layers.AveragePooling2D, layers.MaxPooling2D])
+def test_a_pooling_of_the_whole_map_at_stride_1_becomes_a_global_one(pooling: type[keras.layers.Layer]):
+    parts = [layers.MaxPooling2D(2), pooling(8, strides=1, name="head"), layers.Conv2D(5, 1)]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *parts])
+    swapped = replace_downsampling(model)
+    assert isinstance(swapped.layers[-2], layers.GlobalMaxPooling2D | layers.GlobalAveragePooling2D)
+    assert isinstance(swapped.layers[-2], layers.GlobalMaxPooling2D) == (pooling is layers.MaxPooling2D)
+    assert swapped(images()[:, :16, :16]).shape[1:] == model.output_shape[1:] == (1, 1, 5)
+    assert replace_downsampling(model, exclude="head").get_layer("head").strides == (1, 1)
+
+
 def branch_in_a_model() -> keras.Model:
     inputs = keras.Input((16, 16, 3))
     inner = keras.Sequential([keras.Input((16, 16, 3)), layers.MaxPooling2D(2)], name="inner")
