@@ -19,7 +19,7 @@ def overview() -> str:
     for name in COMMANDS:
         summary = importlib.import_module(f"diffstride_hybrid.{name}").__doc__.splitlines()[0]
         lines += [f"  python -m diffstride_hybrid.{name}", f"      {summary}"]
-    configs = sorted(path.stem for path in gin_files.shipped_configs().glob("*_*.gin"))
+    configs = sorted(path.stem for path in gin_files.shipped_configs().glob("*.gin"))
     return "\n".join([*lines, "", "Shipped configs, for --gin_file of train:", "", *(f"  {name}" for name in configs)])
 
 

@@ -10,6 +10,7 @@ import functools
 import os
 import pathlib
 import re
+import tokenize
 from collections.abc import Iterator, Sequence
 
 import gin
@@ -91,6 +92,8 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
     with _searched(folders), _read_as_utf8(), _without_log_lines():
         try:
             gin.parse_config_files_and_bindings(files, bindings)
+        except tokenize.TokenError as error:
+            raise SyntaxError(f"a bracket or quote is not closed in {' or '.join([*files, *bindings])}.") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{' or '.join(files)}, or what it includes, is not UTF-8 text: {error}.") from error
         except ValueError as error:
@@ -98,7 +101,9 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
             if unknown is None:
                 raise
             name, parameter = unknown.groups()
-            known = next(known for full, known in PARAMETERS.items() if f".{full}".endswith(f".{name}"))
+            known = next((known for full, known in PARAMETERS.items() if f".{full}".endswith(f".{name}")), None)
+            if known is None:
+                raise  # A configurable of the user's own.
             raise ValueError(f"{name} has no parameter {parameter!r}; it has {', '.join(known)}.") from error
 
 

@@ -208,7 +208,8 @@ class RunFolder:
             OSError: the file cannot be written, or the folder is gone.
         """
         rows = [earlier for earlier in self.read_rows(name) if int(earlier["epoch"]) < row["epoch"]]
-        self.write_text(name, rows_as_text(list(row), [*rows, row]))
+        columns = dict.fromkeys([*(rows[0] if rows else ()), *row])  # Not every epoch need be validated.
+        self.write_text(name, rows_as_text(list(columns), [*rows, row]))
 
     def check_epoch_rows(self, name: str, epochs: int) -> None:
         """Checks that a CSV file has a row for each epoch from its first row to the last epoch done.

@@ -109,9 +109,10 @@ class Listeners:
             if isinstance(callback, keras.callbacks.CSVLogger) and epochs_done:
                 _keep_rows(pathlib.Path(callback.filename), callback.sep, epochs_done)
                 callback.append = True
+        self._made = self._states()
         for listeners in self._lists:
             listeners.on_train_begin()
-        self._begun = [{name: np.array(value) for name, value in _state_of(each)} for each in self._callbacks]
+        self._begun = self._states()
         self._lost = [_not_kept(each) for each in self._callbacks]
         self._stop_begun = self.stop
         self.restore(state)
@@ -168,11 +169,18 @@ class Listeners:
                         stacklevel=2,
                     )
 
+    def _states(self) -> list[dict[str, np.ndarray]]:
+        return [{name: np.array(value) for name, value in _state_of(each)} for each in self._callbacks]
+
     def _changed(self) -> dict[str, Any]:
-        """What has changed since training began: the rest is as the config, or the user's program, has made it."""
+        """What has changed since the config, or the user's program, made the callbacks.
+
+        What `on_train_begin` noted is part of it: in a later sitting it would see another model.
+        """
         changed: dict[str, Any] = {}
-        for i, (callback, begun) in enumerate(zip(self._callbacks, self._begun)):
-            changed |= {f"{i}/{key}": value for key, value in _changes(callback, begun).items()}
+        for i, (callback, made, begun) in enumerate(zip(self._callbacks, self._made, self._begun)):
+            state = _changes(callback, made) | _changes(callback, begun)
+            changed |= {f"{i}/{key}": value for key, value in state.items()}
         return changed
 
     def restore(self, state: str | None) -> None:
@@ -278,8 +286,13 @@ def _from_arrays(kept: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _keep_rows(path: pathlib.Path, separator: str, epochs: int) -> None:
-    """Takes the rows of later epochs out of the file of a CSVLogger: those epochs are trained again."""
+    """Takes the last rows, of later epochs, out of the file of a CSVLogger: those epochs are trained again.
+
+    Rows further up may be of another run, which the file had before.
+    """
     rows = read_rows(path, separator)
-    kept = [row for row in rows if row["epoch"].isdigit() and int(row["epoch"]) < epochs]
-    if len(kept) < len(rows):
-        write_whole(path, rows_as_text(list(rows[0]), kept, separator))
+    kept = len(rows)
+    while kept and not (rows[kept - 1]["epoch"].isdigit() and int(rows[kept - 1]["epoch"]) < epochs):
+        kept -= 1
+    if kept < len(rows):
+        write_whole(path, rows_as_text(list(rows[0]), rows[:kept], separator))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import sys
 import time
+from collections.abc import Iterator
 
 import keras
 import tensorflow as tf
@@ -102,12 +103,13 @@ class Runner:
             self._loop.start(self.step)
 
     def begin(self, listeners: Listeners) -> None:
-        """Tells the callbacks that training begins or goes on.
+        """Tells the callbacks that training begins or goes on. What they change then was changed when it began.
 
         Args:
             listeners: the callbacks of the run.
         """
-        listeners.begin(self.progress.epochs_done, self.progress.callbacks)
+        with self._state_kept() if self._has_backup else contextlib.nullcontext():
+            listeners.begin(self.progress.epochs_done, self.progress.callbacks)
         self._listeners = listeners
 
     def train(self) -> None:
@@ -155,12 +157,19 @@ class Runner:
     def _begin_epoch(self) -> None:
         """Tells the callbacks that an epoch begins or goes on. What they change then was changed when it began."""
         progress = self.progress
-        state = [tf.convert_to_tensor(variable.value) for variable in self._state] if progress.steps_done else []
-        self._listeners.on_epoch_begin(progress.epochs_done)
-        if state:
-            for variable, value in zip(self._state, state, strict=True):
-                variable.assign(value)
+        goes_on = progress.steps_done > 0
+        with self._state_kept() if goes_on else contextlib.nullcontext():
+            self._listeners.on_epoch_begin(progress.epochs_done)
+        if goes_on:
             self._listeners.restore(progress.callbacks)
+
+    @contextlib.contextmanager
+    def _state_kept(self) -> Iterator[None]:
+        """A context after which the state of the network and of the optimizer is as before."""
+        state = [tf.convert_to_tensor(variable.value) for variable in self._state]
+        yield
+        for variable, value in zip(self._state, state, strict=True):
+            variable.assign(value)
 
     def _train_epoch(self) -> None:
         progress, steps_per_epoch, listeners = self.progress, self._schedule.steps_per_epoch, self._listeners

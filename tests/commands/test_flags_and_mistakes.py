@@ -305,6 +305,18 @@ def test_evaluation_needs_the_folder_of_a_run(tmp_path: Path, name: str):
     assert {path.name for path in tmp_path.iterdir()} == {"empty"}
 
 
+@pytest.mark.parametrize("end", ["[1, 1, 2", "'''a"])
+def test_what_is_not_closed_is_named(end: str):
+    with pytest.raises(SyntaxError, match=r"a bracket or quote is not closed in .*place = "):
+        gin_files.parse([gin_files.find_gin_file("base")], [f"place = {end}"])
+
+
+def test_what_gin_says_of_a_configurable_of_the_users_own_is_said(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gin_files, "PARAMETERS", {})  # As of a configurable that this package does not know.
+    with pytest.raises(ValueError, match=r"'pooling.DiffStride' doesn't include kwarg 'depth' in its allowlist"):
+        gin_files.parse([], ["pooling.DiffStride.depth = 3"])
+
+
 def test_the_overview_names_every_command():
     overview = __main__.overview()
     folder = Path(command_line.__file__).parent
@@ -315,4 +327,4 @@ def test_the_overview_names_every_command():
         if "command_line.run(" in path.read_text(encoding="utf-8")
     }
     assert set(re.findall(r"diffstride_hybrid\.(\w+)", overview)) == commands
-    assert "  digits_hybrid" in overview.splitlines()
+    assert {"  digits_hybrid", "  base"} <= set(overview.splitlines())

@@ -49,6 +49,16 @@ def test_the_callbacks_serve_a_users_own_fit(tmp_path: Path):
     assert [list(row) for row in metrics] == 2 * [["epoch", "accuracy", "loss"]]
 
 
+def test_epochs_without_validation_have_empty_fields(tmp_path: Path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    data = np.ones((4, 2)), np.ones((4, 1))
+    model.fit(*data, validation_data=data, validation_freq=2, epochs=3, verbose=0, callbacks=[MetricsLog(tmp_path)])
+    rows = rows_of(tmp_path / "metrics.csv")
+    assert [row["val_loss"] != "" for row in rows] == [False, True, False]
+    assert all(row["loss"] for row in rows)
+
+
 DIRECTIONS = ("vertical", "horizontal")
 
 

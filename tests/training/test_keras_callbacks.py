@@ -103,7 +103,7 @@ def test_weights_from_before_a_budget_was_met_are_not_brought_back(tmp_path: Pat
     def stop(first: int) -> keras.callbacks.EarlyStopping:
         return keras.callbacks.EarlyStopping("val_loss", restore_best_weights=True, start_from_epoch=first)
 
-    message = r"EarlyStopping with restore_best_weights = True.* start_from_epoch be at least 2, got 1"
+    message = r"EarlyStopping with restore_best_weights = True.* start_from_epoch to at least 2, got 1"
     for options in ({"macs_budget": 0.5, "macs_budget_epoch": 3}, {}):
         own = [] if options else [MacsBudget(0.5, 3, input_shape=(16, 16, 1))]
         with pytest.raises(ValueError, match=message):
@@ -226,6 +226,41 @@ def test_a_callback_of_ones_own_keeps_what_has_changed_and_nothing_else(tmp_path
     run(tmp_path, callbacks=[counts])
     assert (counts._name, counts.epochs, len(counts.weights)) == ("new", 4, 4)
     assert counts.weights[0].shape == counts.weights[3].shape
+
+
+class Begins(keras.callbacks.Callback):
+    """Changes the network and the rate before training, and keeps the rate that it found."""
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.base = float(self.model.optimizer.learning_rate)
+        self.model.optimizer.learning_rate = self.base / 100
+        self.model.set_weights([weight * np.array(1.25, weight.dtype) for weight in self.model.get_weights()])
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.model.optimizer.learning_rate = self.base * (epoch + 1) / 10
+
+
+@pytest.mark.parametrize("backup_every", [None, 1], ids=["between epochs", "within"])
+def test_what_a_callback_does_at_the_beginning_is_done_once(backup_every: int | None, tmp_path: Path):
+    options = {"num_epochs": 3, "backup_every": backup_every}
+    run(tmp_path / "alone", callbacks=[Begins()], **options)
+    with pytest.raises(Fault):
+        run(tmp_path / "stopped", callbacks=[Begins(), At(5, fail)], **options)
+    run(tmp_path / "stopped", callbacks=[Begins()], **options)
+    assert_same_run(tmp_path / "stopped", tmp_path / "alone")
+    rates = [float(row["learning_rate"]) for row in rows_of(tmp_path / "alone/metrics.csv")]
+    assert rates == pytest.approx([0.001, 0.01, 0.02])
+
+
+def test_a_log_that_several_runs_append_to_keeps_the_rows_of_the_others(tmp_path: Path):
+    def log() -> keras.callbacks.Callback:
+        return keras.callbacks.CSVLogger(tmp_path / "log.csv", append=True)
+
+    run(tmp_path / "first", callbacks=[log()])
+    with pytest.raises(Fault):
+        run(tmp_path / "second", callbacks=[log(), At(7, fail)])
+    run(tmp_path / "second", callbacks=[log()])
+    assert [row["epoch"] for row in rows_of(tmp_path / "log.csv")] == ["0", "1", "2", "3"] * 2
 
 
 def test_a_rate_that_follows_a_schedule_is_not_set(tmp_path: Path):
