@@ -303,7 +303,7 @@ class DiffStride(FourierPooling):
             return
         if self.static_crop is False:
             raise ValueError(
-                f"{self.path} has static_crop=False: XLA and TPUs need a static crop, so leave it at None."
+                f"{self.path} has static_crop=False: XLA, TPUs and JAX need a static crop, so leave it at None."
             )
         self._crop.is_static = True
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from diffstride_hybrid.backends import current
+from diffstride_hybrid.common.arguments import validated_whole
 from diffstride_hybrid.layers.static_crop import StaticCrop
 from diffstride_hybrid.model_tools.inspection import blank_inputs, diffstride_layers, run_on_blank
 
@@ -33,6 +34,9 @@ def refresh_crops(model: keras.Model, input_shape: Any = None, hysteresis: float
     Returns:
         Whether a crop has changed, or differs from that in a function traced before. Keras's own functions are then
         traced again by themselves. A `tf.function` of your own still computes the old sizes and must be traced again.
+
+    Raises:
+        ValueError: `input_shape` does not fit the model.
 
     Example:
         >>> model = keras.Sequential([keras.Input((32, 32, 3)), DiffStride(2.0, static_crop=True)])
@@ -95,18 +99,22 @@ def _let_trace_anew(model: keras.Model) -> None:
 class CropRefresh(keras.callbacks.Callback):
     """A callback that lets static crops follow the strides during training.
 
-    It compares both now and then. Where a crop has changed, it lets Keras trace the training step again. Inference has
-    the sizes that the strides ask for at any time, and so has the model after training. Under
-    `compile(jit_compile=True)` it also fixes the crops of layers whose `static_crop` is None, as XLA needs.
+    It compares crops and strides after each epoch, or every `every_steps` steps. If a crop has changed, it lets Keras
+    trace the training step again. Inference has the sizes that the strides ask for at any time, and so has the model
+    after training. Under `compile(jit_compile=True)` it also fixes the crops of layers whose `static_crop` is None, as
+    XLA needs.
 
     Args:
-        every_steps: number of training steps between two comparisons. None compares after every epoch.
+        every_steps: number of training steps between two comparisons, at least 1. None compares after every epoch.
         hysteresis: by what share of itself a stride must have passed the boundary between two sizes before the crop
             changes size. It keeps a stride that wavers at a boundary from causing a new trace each time.
         input_shape: as for `refresh_crops`.
 
     Attributes:
         changes: how often the crops have changed.
+
+    Raises:
+        ValueError: `every_steps` is no whole number of at least 1.
 
     Example:
         >>> model = keras.Sequential([keras.Input((16, 16, 1)), DiffStride(2.0, static_crop=True)])
@@ -125,7 +133,7 @@ class CropRefresh(keras.callbacks.Callback):
     ):
         super().__init__()
         self.changes = 0
-        self._every_steps = every_steps
+        self._every_steps = None if every_steps is None else validated_whole("every_steps", every_steps, least=1)
         self._hysteresis = hysteresis
         self._input_shape = input_shape
         self._steps = self._steps_before_epoch = 0

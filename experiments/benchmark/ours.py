@@ -1,4 +1,4 @@
-"""The benchmark process of this package: answers the requests of `driver.Worker`.
+"""The benchmark process of this package: answers the requests of `processes.Worker`.
 
 python -m experiments.benchmark.ours
 """

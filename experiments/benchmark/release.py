@@ -1,4 +1,4 @@
-"""The benchmark process of the released code: answers the requests of `driver.Worker`.
+"""The benchmark process of the released code: answers the requests of `processes.Worker`.
 
 TF_USE_LEGACY_KERAS=1 PYTHONPATH=PATH python -m experiments.benchmark.release
 

@@ -1,4 +1,4 @@
-"""The flags that `experiments.sweep`, `experiments.tables` and `experiments.figures` share."""
+"""The flags that `experiments.sweep`, `tables`, `figures` and `audits` share."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.layer_cases import SHAPE, every_class, every_class_with_strides, images, in_format
 
-from diffstride_hybrid import DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling
+from diffstride_hybrid import CropRefresh, DiffStride, FixedSpectralPooling, SpatialPooling, SpectralPooling
 
 every_fourier_class = pytest.mark.parametrize("cls", [DiffStride, FixedSpectralPooling, SpectralPooling])
 
@@ -74,6 +74,7 @@ def test_strides_must_be_one_or_two_finite_numbers_of_at_least_1(
         ),
         (lambda: SpatialPooling((1, 2), strides=(2, 2.5)), ValueError, r"whole strides.*got \(2.0, 2.5\)"),
         (lambda: SpatialPooling(strides=0.5), ValueError, "strides must be .*at least 1, got 0.5"),
+        (lambda: CropRefresh(every_steps=0), ValueError, "every_steps must be a whole number of at least 1, got 0"),
         (lambda: SpatialPooling(pool_size=0), ValueError, "pool_size must be at least 1.*got 0"),
         (lambda: SpatialPooling(pool_size="big"), TypeError, "pool_size must be a whole number.*got 'big'"),
         (lambda: SpatialPooling(padding="most"), ValueError, "padding.*'same'.*'valid'.*'most'"),

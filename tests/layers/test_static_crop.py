@@ -166,7 +166,7 @@ def test_a_crop_that_must_be_dynamic_is_refused_to_xla():
     layer = DiffStride(static_crop=False, name="pool")
     assert not layer.supports_jit
     layer(images())
-    with pytest.raises(ValueError, match=r"pool has static_crop=False: XLA and TPUs need a static crop"):
+    with pytest.raises(ValueError, match=r"pool has static_crop=False: XLA, TPUs and JAX need a static crop"):
         tf.function(layer, jit_compile=True)(tf.constant(images()))
 
 
