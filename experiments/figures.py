@@ -20,7 +20,7 @@ from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import read_rows
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.runs.folder import FINAL_MODEL
-from experiments.studies import drawings, records
+from experiments.studies import drawings, fingerprint, records
 from experiments.studies.flags import chosen_study, define_study_flags
 from experiments.studies.study import Cell, Study
 
@@ -100,6 +100,7 @@ def main(argv: Sequence[str]) -> None:
     if cell is None:
         print(f"no run with learned strides is in {FLAGS.runs}: its windows and the poolings are not drawn")
         return
+    fingerprint.check_unchanged(cell, FLAGS.runs)
     _write(study, results, figures_of_run(cell, FLAGS.runs))
 
 

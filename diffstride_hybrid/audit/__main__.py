@@ -215,7 +215,9 @@ def _read(files: Sequence[pathlib.Path], shape: tuple[int, int, int]) -> np.ndar
 
 def _image_shape(model: keras.Model, data_format: str) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a model takes."""
-    shape = model.input_shape
+    shape = getattr(model, "input_shape", None)
+    if shape is None:
+        raise ValueError(f"{FLAGS.model} is not built: call the model on an image before it is saved.")
     if not isinstance(shape, tuple) or len(shape) != 4:
         raise ValueError(f"audit takes models of one image, and {FLAGS.model} takes inputs of shape {shape}.")
     if data_format == "channels_first":
@@ -245,6 +247,8 @@ def _preprocess(model: keras.Model, channels: int, data_format: str) -> Any:
                 "its training images, as run.json of its run or convert_google tells them, or give --value_range if it "
                 "takes pixels."
             )
+        if FLAGS.preprocess is not None and _value_range() != (0, 255):
+            raise ValueError("--value_range is not for a model with --preprocess, which takes pixels from 0 to 255.")
         return _preprocess_input(data_format)
     if FLAGS.mean is None or FLAGS.std is None:
         raise ValueError("--mean and --std belong together: give both.")

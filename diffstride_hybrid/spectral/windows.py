@@ -165,7 +165,7 @@ def diffstride_window_1d(
     Returns:
         A one-sided window.
     """
-    strides = ops.concatenate([ops.ones([1]), ops.cast(stride, "float32")])
+    strides = ops.concatenate([ops.ones([1], dtype), ops.cast(stride, dtype)])
     _, window = diffstride_windows(1, length, strides, kept=None if kept is None else (1, kept), dtype=dtype, **options)
     return window
 

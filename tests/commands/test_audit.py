@@ -126,6 +126,9 @@ def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Pat
     inputs = [keras.Input((16, 16, 1)), keras.Input((16, 16, 1))]
     two = tmp_path / "two.keras"
     keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Add()(inputs)))).save(two)
+    unbuilt = tmp_path / "unbuilt.keras"
+    with pytest.warns(UserWarning, match="not yet been built"):
+        keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)]).save(unbuilt)
     broken = tmp_path / "broken"
     for name in ("a.png", "b.jpg"):
         broken.mkdir(exist_ok=True)
@@ -140,6 +143,14 @@ def test_mistakes_end_in_one_clear_line(run: Path, model_file: Path, photos: Pat
         (own, size, "--value_range=1", str(photos)): "--value_range must be two numbers such as 0,1, got 1",
         (own, size, "--value_range=1,0", str(photos)): "value_range must be the values of black and white",
         (own, size, "--preprocess=lenet", str(photos)): "--preprocess must be one of",
+        (
+            own,
+            size,
+            "--preprocess=mobilenet",
+            "--value_range=-1,1",
+            str(photos),
+        ): "--value_range is not for a model with",
+        (f"--model={unbuilt}", size, str(photos)): f"{unbuilt} is not built: call the model on an image",
         (f"--model={tmp_path / 'none.keras'}", str(photos)): "There is no",
         (f"--model={damaged}", str(photos)): "damaged.keras is damaged",
         (f"--model={two}", str(photos)): "audit takes models of one image",
