@@ -120,15 +120,18 @@ def replace_downsampling(
 def _checked_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[Size, Size]]:
     """The sizes before and after each pooling, by its path; raises ValueError if branches that meet do not agree."""
     sizes = _present_sizes(model, shape)
-    with _moved_strides(model):  # At the initial strides branches may agree by chance.
-        _present_sizes(model, shape)
+    if learned := diffstride_layers(model):
+        with _moved_strides(learned):  # At the initial strides branches may agree by chance.
+            _present_sizes(model, shape)
     return sizes
 
 
+_GOLDEN_RATIO = 0.618  # Its multiples are spread evenly, and no two of them are the same.
+
+
 @contextlib.contextmanager
-def _moved_strides(model: keras.Model) -> Iterator[None]:
+def _moved_strides(layers: Sequence[DiffStride]) -> Iterator[None]:
     """A context in which each pooling has smaller strides, by another factor than all others."""
-    layers = diffstride_layers(model)
     strides = [keras.ops.convert_to_numpy(layer.strides) for layer in layers]
     try:
         for place, (layer, values) in enumerate(zip(layers, strides)):
@@ -137,9 +140,6 @@ def _moved_strides(model: keras.Model) -> Iterator[None]:
     finally:
         for layer, values in zip(layers, strides):
             layer.strides.assign(values)
-
-
-_GOLDEN_RATIO = 0.618  # Its multiples are spread evenly, and no two of them are the same.
 
 
 def _present_sizes(model: keras.Model, shape: Sequence[int]) -> dict[str, tuple[Size, Size]]:
