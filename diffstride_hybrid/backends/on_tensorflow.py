@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -211,6 +212,8 @@ def gradient_of(function: Callable[..., tf.Tensor]) -> Callable[..., np.ndarray]
 def peak_megabytes(run: Callable[[], Any]) -> float | None:
     """How much more memory TensorFlow holds while a function runs than before.
 
+    Unused objects are collected first: what is freed during the run would be subtracted from its memory.
+
     Args:
         run: the function.
 
@@ -218,6 +221,7 @@ def peak_megabytes(run: Callable[[], Any]) -> float | None:
         10^6 bytes. None if TensorFlow does not count the memory of its last device, or counts none.
     """
     device = tf.config.list_logical_devices()[-1].name
+    gc.collect()
     try:
         tf.config.experimental.reset_memory_stats(device)
         before = tf.config.experimental.get_memory_info(device)["current"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import gc
 import json
 import sys
 import time
@@ -110,9 +111,11 @@ def device() -> dict[str, Any]:
 def _peak_megabytes(run: Callable[[], Any]) -> float | None:
     """Measures how much more memory TensorFlow holds during a run than before; None if its allocator does not count.
 
-    TensorFlow holds inputs and weights before the run, so they are not part of it. Outputs and gradients are.
+    TensorFlow holds inputs and weights before the run, so they are not part of it. Outputs and gradients are. Unused
+    objects are collected first: what is freed during the run would be subtracted from its memory.
     """
     device = tf.config.list_logical_devices()[-1].name
+    gc.collect()
     try:
         tf.config.experimental.reset_memory_stats(device)
         before = tf.config.experimental.get_memory_info(device)["current"]

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from support.memory import least_peak_megabytes
+from support.memory import median_peak_megabytes
 from support.replicas import started_loop, two_cpus
 
 from diffstride_hybrid import DiffStride, FixedSpectralPooling, ResidualLayer, resnet18
@@ -120,7 +120,7 @@ def test_a_training_step_of_a_network_holds_less(tmp_path: Path):
         return model
 
     plain, recomputing = network(False), network(True)
-    assert least_peak_megabytes(recomputing, images) < 0.85 * least_peak_megabytes(plain, images)
+    assert median_peak_megabytes(recomputing, images) < 0.85 * median_peak_megabytes(plain, images)
     recomputing.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.get_config()["recompute_pooling"] is True
