@@ -199,12 +199,12 @@ def _archive_files(path: pathlib.Path, layout: _Layout) -> dict[str, bytes]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads pickled arrays and lists. A pickle could name any function to call: these files need NumPy's alone."""
+    """Reads pickled arrays, lists and bytes. A pickle could name any function to call: these files need few."""
 
-    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "encode"})
+    _ALLOWED = frozenset({"_reconstruct", "ndarray", "dtype", "scalar", "_frombuffer", "encode", "bytes"})
 
     def find_class(self, module: str, name: str) -> Any:
-        if module.split(".")[0] in ("numpy", "_codecs") and name in self._ALLOWED:
+        if module.split(".")[0] in ("numpy", "_codecs", "builtins", "__builtin__") and name in self._ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it would call {module}.{name}")
 

@@ -31,6 +31,7 @@ def cifar_files(name: str, layout: str) -> dict[str, bytes]:
         if layout == "python":
             entries = {b"data": images, b"labels" if name == "cifar10" else b"fine_labels": labels.tolist()}
             entries |= {} if name == "cifar10" else {b"coarse_labels": [3] * len(labels)}
+            entries[b"batch_label"] = b""  # Python 3 pickles it as a call of `bytes`.
             files[file] = pickle.dumps(entries, protocol=2)
         else:
             columns = [labels] if name == "cifar10" else [np.full(len(labels), 3), labels]
