@@ -11,9 +11,6 @@ from diffstride_hybrid.audit.corruptions import SEVERITIES
 from diffstride_hybrid.audit.poolings import PoolingAudit
 from diffstride_hybrid.common import markdown
 
-MEASURED_HERE = ("milliseconds", "peak_megabytes")
-"""The figures that differ from one machine, and one time, to another."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Audit:

@@ -27,6 +27,24 @@ def versions_of(packages: Sequence[str]) -> dict[str, str | None]:
     return {name: _version(name) for name in packages}
 
 
+def versions_as_text(packages: Sequence[str], separator: str = ", ") -> str:
+    """The installed version of each named package, in one text.
+
+    Args:
+        packages: names of distributions, as `pip` spells them.
+        separator: stands between the packages.
+
+    Returns:
+        Name and version of each package, in the order given.
+
+    Example:
+        >>> from diffstride_hybrid.common.versions import versions_as_text
+        >>> versions_as_text(["no-such-package", "another"])
+        'no-such-package None, another None'
+    """
+    return separator.join(f"{name} {version}" for name, version in versions_of(packages).items())
+
+
 def checkout_commit() -> str | None:
     """The commit of the git checkout that the package runs from.
 

@@ -71,8 +71,8 @@ class DiffStride(FourierPooling):
             negative frequencies alike on both axes, gives odd output sizes, and costs less.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
             the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
-            faster one: 'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrices. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         static_crop: whether the output's size is fixed, at the size that the strides ask for when the layer is built,
             so that Keras, XLA and exporters know it. True needs a known input size. `refresh_crop()` and the callback
             `CropRefresh` fix the size anew. If None, the size follows the strides until XLA compiles the layer or it

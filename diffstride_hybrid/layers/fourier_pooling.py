@@ -30,8 +30,8 @@ class FourierPooling(keras.layers.Layer):
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward' divides by the output's size, so a
             constant map of ones grows by the ratio of the areas; 'forward' keeps the mean of the map; 'ortho'
             multiplies the mean by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes 'matmul', but
-            'fft' if it is faster at the size: for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrices. 'auto'
+            takes 'matmul', but 'fft' if it is faster at the size: for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Attributes:

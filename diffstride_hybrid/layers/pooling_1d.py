@@ -76,8 +76,8 @@ class DiffStride1D(OneAxis, DiffStride):
             vertical formula, which gives odd output lengths unless the whole spectrum is kept.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
             lengths; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrix. 'auto' takes the
-            faster one: 'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrix. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         static_crop: whether the output's length is fixed, at the length that the stride asks for when the layer is
             built, so that Keras, XLA and exporters know it. True needs a known input length. `refresh_crop()` and the
             callback `CropRefresh` fix the length anew. If None, the length follows the stride until XLA compiles the
@@ -186,8 +186,8 @@ class SpectralPooling1D(OneAxis, SpectralPooling):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
             lengths; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrix. 'auto' takes the
-            faster one: 'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrix. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

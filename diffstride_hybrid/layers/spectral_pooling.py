@@ -33,8 +33,8 @@ class FixedSpectralPooling(FourierPooling):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward', as released, multiplies the mean by
             the ratio of the areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
-            faster one: 'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrices. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -102,8 +102,8 @@ class SpectralPooling(FourierPooling):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'backward' multiplies the mean by the ratio of the
             areas; 'forward' keeps the mean; 'ortho' multiplies it by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the
-            faster one: 'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrices. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

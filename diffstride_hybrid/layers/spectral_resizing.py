@@ -46,8 +46,8 @@ class SpectralResizing(FourierPooling):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'forward' keeps the mean; 'backward' multiplies it
             by the ratio of the areas; 'ortho' by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrices. 'auto' takes the faster one:
-            'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrices. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:
@@ -169,8 +169,8 @@ class SpectralResizing1D(OneAxis, SpectralResizing):
         data_format: 'channels_last' or 'channels_first'. `keras.config.image_data_format()` if None.
         norm: normalization of the two transforms, as in `numpy.fft`. 'forward' keeps the mean; 'backward' multiplies it
             by the ratio of the lengths; 'ortho' by the square root of the ratio.
-        method: 'fft' runs the transforms, 'matmul' multiplies by the equivalent matrix. 'auto' takes the faster one:
-            'fft' for long axes, few channels and small batches.
+        method: 'fft' runs the transforms, on TensorFlow only; 'matmul' multiplies by the equivalent matrix. 'auto'
+            takes the faster one: 'fft' for long axes, few channels and small batches.
         **kwargs: for `keras.layers.Layer`, such as `name` and `dtype`.
 
     Raises:

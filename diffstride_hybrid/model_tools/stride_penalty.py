@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 
+from diffstride_hybrid.common.arguments import validated_number
 from diffstride_hybrid.layers.diffstride import DiffStride
 from diffstride_hybrid.model_tools.inspection import check_built, diffstride_layers
 
@@ -31,6 +32,7 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
             for it, a warning says so.
 
     Raises:
+        TypeError: `factor` is not a number.
         ValueError: `factor` is out of range, or the model is not built.
 
     Example:
@@ -39,7 +41,7 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
         >>> [float(loss) for loss in model.losses]
         [0.0625]
     """
-    factor = validated_factor(factor)
+    factor = validated_number("factor", factor, at_least=0.0)
     layers = diffstride_layers(model)
     if factor and not layers:
         warnings.warn(
@@ -50,23 +52,6 @@ def regularize_strides(model: keras.Model, factor: float) -> None:
     check_built(layers, model)
     for layer in layers:
         layer.strides.regularizer = _AreaPenalty(factor, layers, layer) if factor else None
-
-
-def validated_factor(factor: float) -> float:
-    """Checks the factor of a penalty on small strides.
-
-    Args:
-        factor: the value that a user gave.
-
-    Returns:
-        The factor.
-
-    Raises:
-        ValueError: it is not a finite number of at least 0.
-    """
-    if not (isinstance(factor, (int, float)) and 0 <= factor < math.inf):
-        raise ValueError(f"The factor of the stride complexity must be a number of at least 0, got {factor!r}.")
-    return factor
 
 
 class _AreaPenalty(keras.regularizers.Regularizer):

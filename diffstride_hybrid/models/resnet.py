@@ -12,11 +12,11 @@ from typing import Any
 
 import keras
 
-from diffstride_hybrid.common.arguments import validated_choice
+from diffstride_hybrid.common.arguments import validated_choice, validated_number
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.model_tools.inspection import leaf_layers
-from diffstride_hybrid.model_tools.stride_penalty import regularize_strides, validated_factor
+from diffstride_hybrid.model_tools.stride_penalty import regularize_strides
 from diffstride_hybrid.models.layer_templates import LayerFactory, layer_template
 from diffstride_hybrid.models.residual import batch_norm, channel_axis, image_data_format
 from diffstride_hybrid.models.resnet_parts import (
@@ -80,7 +80,8 @@ class Resnet(keras.Sequential):
     Raises:
         ValueError: `filters`, `strides` and `num_layers` do not fit together, a placement is unknown, or a number is
             out of range.
-        TypeError: `strides` is not a sequence, or an argument that makes layers is neither a class nor a function.
+        TypeError: `strides` is not a sequence, a number is none, or an argument that makes layers is neither a class
+            nor a function.
 
     Example:
         >>> model = Resnet([4, 8], [1, 2], 10, num_layers=1, pooling_cls=DiffStride)
@@ -154,7 +155,7 @@ class Resnet(keras.Sequential):
             "num_layers": layers_of_blocks,
             "kernel_size": kernel_size,
             "normalization_cls": of_norms[0],
-            "stride_complexity": validated_factor(stride_complexity),
+            "stride_complexity": validated_number("stride_complexity", stride_complexity, at_least=0.0),
             "recompute_pooling": recompute_pooling,
         }
 

@@ -57,7 +57,7 @@ def diffstride(
             positive and negative frequencies alike.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
         kept: how many bins to keep, (rows, columns), as `kept_bins` gives them. None lets the strides say, which makes
             the output's size dynamic.
         trainable: whether the strides are trained. If not, the gradient to the inputs alone costs less.
@@ -105,7 +105,7 @@ def fixed_spectral_pooling(
         strides: vertical and horizontal, at least 1.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
         at_most: no map is larger than this, (height, width). It lets a graph for maps of unknown size hold fewer
             operations.
 
@@ -143,7 +143,7 @@ def spectral_pooling(
         output_lengths: height and width of the result, at most those of `inputs`.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
         at_most: no map is larger than this, (height, width). It lets a graph for maps of unknown size hold fewer
             operations.
 
@@ -186,7 +186,7 @@ def diffstride_1d(
         mask: 'released' or 'symmetric'.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
         **options: `kept` (a number of bins) and `trainable`, for `diffstride_window_1d`.
 
     Returns:
@@ -222,7 +222,7 @@ def spectral_pooling_1d(
         output_length: samples of the result, fewer or more than those of `inputs`.
         norm: as in `numpy.fft`.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
 
     Returns:
         The resized signals, in the dtype of `inputs`.
@@ -248,7 +248,7 @@ def spectral_resizing(
         output_lengths: height and width of the result, each smaller or larger than that of `inputs`.
         norm: as in `numpy.fft`. 'forward' keeps the values of a smooth map.
         data_format: which axis holds the channels.
-        method: the engine, 'fft' or 'matmul'; 'auto' picks one by the size.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
 
     Returns:
         The resized maps, in the dtype of `inputs`.

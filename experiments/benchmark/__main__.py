@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 from absl import flags
 
 from diffstride_hybrid import command_line
-from diffstride_hybrid.common.versions import versions_of
+from diffstride_hybrid.common.versions import versions_as_text
 from experiments import RESULTS, devices
 from experiments.benchmark import cases, crossovers, report
 from experiments.benchmark.driver import measure
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
         rows = report.read(pathlib.Path(FLAGS.tables_of))
         print(_tables(rows))
         return
-    versions = ", ".join(f"{name} {version}" for name, version in versions_of(("tensorflow", "keras")).items())
+    versions = versions_as_text(("tensorflow", "keras"))
     processor = platform.processor() or platform.machine()
     print(f"{versions}, {processor}, {os.cpu_count()} processors and as many threads")
     seconds = devices.seconds_to_measure(FLAGS.device, FLAGS.minutes)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from diffstride_hybrid import DiffStride, SpectralPooling, SpectralResizing
-from diffstride_hybrid.common.versions import versions_of
+from diffstride_hybrid.common.versions import versions_as_text
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
 from diffstride_hybrid.model_tools.inspection import diffstride_layers
 from diffstride_hybrid.model_tools.macs import macs
@@ -174,7 +174,7 @@ def settings(split: Split, epochs: int, widths: Sequence[int] | None = None) -> 
     return {
         "widths": " ".join(map(str, WIDTHS if widths is None else widths)),
         "steps": epochs * _steps_per_epoch(split),
-        "versions": "; ".join(f"{name} {version}" for name, version in versions_of(PACKAGES).items()),
+        "versions": versions_as_text(PACKAGES, separator="; "),
     }
 
 

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from diffstride_hybrid import DiffStride1D, SpectralPooling1D
-from diffstride_hybrid.common.versions import versions_of
+from diffstride_hybrid.common.versions import versions_as_text
 from diffstride_hybrid.model_tools.crop_refresh import CropRefresh
 from diffstride_hybrid.model_tools.inspection import strides_by_path
 from diffstride_hybrid.model_tools.macs import macs
@@ -90,7 +90,7 @@ def run(method: str, seed: int, speech: Speech, epochs: int) -> Row:
         "training_seconds": f"{seconds:.1f}",
         "train_windows": len(train),
         "test_windows": len(test),
-        "versions": "; ".join(f"{name} {version}" for name, version in versions_of(PACKAGES).items()),
+        "versions": versions_as_text(PACKAGES, separator="; "),
     }
 
 

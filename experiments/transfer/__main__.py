@@ -15,7 +15,7 @@ from absl import flags
 
 from diffstride_hybrid import command_line
 from diffstride_hybrid.common.files import rows_as_text, write_whole
-from diffstride_hybrid.common.versions import versions_of
+from diffstride_hybrid.common.versions import versions_as_text
 from diffstride_hybrid.data.loading import load_datasets
 from experiments.transfer import experiment, report
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
     command_line.keep_freed_memory()
     # TensorFlow would warn of retracing, because each network has a graph of its own.
     tf.get_logger().setLevel("ERROR")
-    versions = "; ".join(f"{name} {version}" for name, version in versions_of(("tensorflow", "keras")).items())
+    versions = versions_as_text(("tensorflow", "keras"), separator="; ")
     rows = []
     for seed in range(1, FLAGS.seeds + 1):
         datasets = load_datasets(FLAGS.data, batch_size=64, seed=seed)

@@ -225,7 +225,7 @@ def test_head_placement_without_a_head_pooling_changes_nothing():
             {"pooling_placement": "stem"},
             "pooling_placement must be one of 'everywhere', 'first_convolution', 'blocks', got 'stem'",
         ),
-        ({"stride_complexity": -1.0}, "stride complexity must be a number of at least 0, got -1.0"),
+        ({"stride_complexity": -1.0}, "stride_complexity must be finite and at least 0, got -1.0"),
         ({"strides": (1, 1.5)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1.5, 1)}, "whole strides of at least 1, got 1.5"),
         ({"strides": (1, (2, 1.5))}, r"whole strides of at least 1, got \(2, 1.5\)"),
