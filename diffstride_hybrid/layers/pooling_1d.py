@@ -229,7 +229,7 @@ class SpectralPooling1D(OneAxis, SpectralPooling):
         length = None if self.output_size is None else self.output_size[1]
         if length is None:
             length = spectral.spectral_output_length(spectral.signal_length(inputs, self.data_format), self.strides[1])
-        return spectral.spectral_pooling_1d(inputs, length, **self._options())
+        return spectral.spectral_resizing_1d(inputs, length, **self._options())
 
     def _windows(self, height: int, width: int) -> tuple[spectral.Window | None, spectral.Window]:
         return None, spectral.resampling_window(width, self._pooled_shape(height, width)[1], self._window_dtype())

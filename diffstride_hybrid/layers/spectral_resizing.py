@@ -211,7 +211,7 @@ class SpectralResizing1D(OneAxis, SpectralResizing):
         }
 
     def _resize(self, inputs: spectral.Tensor, size: tuple[spectral.Length, spectral.Length]) -> spectral.Tensor:
-        return spectral.spectral_pooling_1d(inputs, size[1], **self._options())
+        return spectral.spectral_resizing_1d(inputs, size[1], **self._options())
 
     def _lengths(self, inputs: spectral.Tensor) -> tuple[spectral.Length, spectral.Length]:
         return 1, spectral.signal_length(inputs, self.data_format)

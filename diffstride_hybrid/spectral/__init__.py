@@ -13,8 +13,8 @@ from diffstride_hybrid.spectral.functional import (
     diffstride_1d,
     fixed_spectral_pooling,
     spectral_pooling,
-    spectral_pooling_1d,
     spectral_resizing,
+    spectral_resizing_1d,
 )
 from diffstride_hybrid.spectral.hard_windows import fixed_windows, resampling_window
 from diffstride_hybrid.spectral.layout import resized, signal_length, spatial_axes, spatial_lengths
@@ -85,7 +85,7 @@ __all__ = [
     "spectral_output_length",
     "spectral_output_lengths",
     "spectral_pooling",
-    "spectral_pooling_1d",
     "spectral_resizing",
+    "spectral_resizing_1d",
     "unequal_frequencies",
 ]

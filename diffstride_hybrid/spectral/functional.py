@@ -204,34 +204,6 @@ def diffstride_1d(
     return pool_signals(inputs, window, norm, data_format, method, "learned")
 
 
-@shares_graph("resized", signals=True)
-def spectral_pooling_1d(
-    inputs: Tensor,
-    output_length: Length,
-    *,
-    norm: Norm = "backward",
-    data_format: DataFormat = "channels_last",
-    method: Method = "auto",
-) -> Tensor:
-    """Resizes signals by cropping their spectrum or padding it with zeros.
-
-    The result is that of `scipy.signal.resample`, times the factor of `norm`.
-
-    Args:
-        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
-        output_length: samples of the result, fewer or more than those of `inputs`.
-        norm: as in `numpy.fft`.
-        data_format: which axis holds the channels.
-        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
-
-    Returns:
-        The resized signals, in the dtype of `inputs`.
-    """
-    length = signal_length(inputs, data_format)
-    window = resampling_window(length, output_length, working_dtype(inputs))
-    return pool_signals(inputs, window, norm, data_format, method, "resized")
-
-
 @shares_graph("resized")
 def spectral_resizing(
     inputs: Tensor,
@@ -260,6 +232,37 @@ def spectral_resizing(
     """
     rows, columns = _resampling_windows(inputs, output_lengths, data_format)
     return pool_maps(inputs, rows, columns, norm, data_format, method, "resized")
+
+
+@shares_graph("resized", signals=True)
+def spectral_resizing_1d(
+    inputs: Tensor,
+    output_length: Length,
+    *,
+    norm: Norm = "forward",
+    data_format: DataFormat = "channels_last",
+    method: Method = "auto",
+) -> Tensor:
+    """Resizes signals by cropping their spectrum or padding it with zeros: `scipy.signal.resample` at `norm='forward'`.
+
+    Args:
+        inputs: floating-point `[batch, time, channels]`, or `[batch, channels, time]`.
+        output_length: samples of the result, fewer or more than those of `inputs`.
+        norm: as in `numpy.fft`. 'forward' keeps the values of a smooth signal.
+        data_format: which axis holds the channels.
+        method: the engine, 'matmul', or 'fft' on TensorFlow; 'auto' picks one by the size.
+
+    Returns:
+        The resized signals, in the dtype of `inputs`.
+
+    Example:
+        >>> from diffstride_hybrid import spectral
+        >>> spectral.spectral_resizing_1d(keras.ops.ones([1, 16, 3]), 40).shape
+        TensorShape([1, 40, 3])
+    """
+    length = signal_length(inputs, data_format)
+    window = resampling_window(length, output_length, working_dtype(inputs))
+    return pool_signals(inputs, window, norm, data_format, method, "resized")
 
 
 def _resampling_windows(

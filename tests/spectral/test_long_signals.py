@@ -16,7 +16,7 @@ RNG = np.random.default_rng(0)
 def test_products_of_long_signals_are_right(length: int):
     """The kept bins are low here. A matrix in which bin times sample is beyond int32 takes 17 GB."""
     signal = RNG.normal(size=(1, length, 1)).astype("float32")
-    pooled = spectral.spectral_pooling_1d(tf.constant(signal), 31, norm="forward", method="matmul")
+    pooled = spectral.spectral_resizing_1d(tf.constant(signal), 31, norm="forward", method="matmul")
     expected = scipy.signal.resample(signal.astype("float64"), 31, axis=1)
     np.testing.assert_allclose(pooled, expected, atol=1e-5 * np.abs(expected).max())
 
