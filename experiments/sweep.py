@@ -133,7 +133,7 @@ def _composition(cells: Sequence[Cell]) -> str:
     matched = sum(cell.reference is not None for cell in cells)
     count = len({cell.method.name for cell in cells if cell.reference is None})
     text = f"{len(cells) - matched} of {count} methods"
-    return f"{text}, {matched} of strided convolutions matched to one of them" if matched else text
+    return f"{text}, {matched} matched to one of them" if matched else text
 
 
 if __name__ == "__main__":

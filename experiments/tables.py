@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import sys
 import types
 from collections.abc import Sequence
 
@@ -65,11 +66,18 @@ def main(argv: Sequence[str]) -> None:
     """Writes the CSV files, prints the tables of the study and puts tables into pages if that is asked for."""
     del argv
     study, results = chosen_study(), pathlib.Path(FLAGS.results)
+    path = records.runs_path(study, results)
+    recorded = records.read_whole_rows(path)
     rows, _ = records.record(study, FLAGS.runs, results)
     if not rows:
+        lack = f"{path} has no run of the present study" if recorded else f"there is no {path}"
         raise ValueError(
-            f"No run of {study.name} is finished in {FLAGS.runs}, and there is no {records.runs_path(study, results)}: "
+            f"No run of {study.name} is finished in {FLAGS.runs}, and {lack}: "
             f"start python -m experiments.sweep --study={study.name}."
+        )
+    if others := len(recorded) - len(records.present_rows(study, recorded)):
+        print(
+            f"left out, as of another version of the study: {others} of {len(recorded)} rows of {path}", file=sys.stderr
         )
     table = study_report.tables(study, rows)
     print(table)

@@ -148,7 +148,7 @@ def test_the_tables_are_those_of_their_rows(page: str, name: str):
     table = tables.standing_tables().get(name)
     if table is None:
         study = load_study(name)
-        rows = records.read_rows(records.runs_path(study, RESULTS))
+        rows = records.present_rows(study, records.read_whole_rows(records.runs_path(study, RESULTS)))
         cells = len(study.cells())
         # A study that takes many sittings grows row by row. Until it is complete its page says how much of it there is.
         assert len(rows) == cells or f"{len(rows)} of the {cells} runs of `{name}`" in " ".join(TEXT[page].split())

@@ -10,6 +10,7 @@ import ctypes
 import dataclasses
 import gc
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from typing import Any
 import tensorflow as tf
 
 from experiments.benchmark.cases import Case
+
+MEMORY_RUNS = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +74,13 @@ def work(build: Callable[[Case], Built]) -> None:
             built[case].run(*[times] if times > 1 else [])
             return {"seconds": time.perf_counter() - began}
         if request["do"] == "peak":
-            return {"megabytes": _peak_megabytes(built[case].run)}
+            return {"megabytes": peak_megabytes(built[case].run)}
         for other in [other for other in built if other.place != case.place]:
             del built[other]
         built[case] = build(case)
         built[case].run()
         if request["do"] == "memory":
-            return {"megabytes": _peak_megabytes(built[case].run)}
+            return {"megabytes": peak_megabytes(built[case].run)}
         built[case].run()
         return {"macs": built[case].macs}
 
@@ -108,21 +111,31 @@ def device() -> dict[str, Any]:
     }
 
 
-def _peak_megabytes(run: Callable[[], Any]) -> float | None:
-    """Measures how much more memory TensorFlow holds during a run than before; None if its allocator does not count.
+def peak_megabytes(run: Callable[[], Any]) -> float | None:
+    """Measures how much more memory TensorFlow holds during a run than before.
 
     TensorFlow holds inputs and weights before the run, so they are not part of it. Outputs and gradients are. Unused
     objects are collected first: what is freed during the run would be subtracted from its memory.
+
+    Args:
+        run: the function.
+
+    Returns:
+        10^6 bytes, the median of `MEMORY_RUNS` runs: each peak depends on the order in which the kernels run. None if
+        TensorFlow's allocator does not count.
     """
     device = tf.config.list_logical_devices()[-1].name
     gc.collect()
+    peaks = []
     try:
-        tf.config.experimental.reset_memory_stats(device)
-        before = tf.config.experimental.get_memory_info(device)["current"]
-        run()
-        return round((tf.config.experimental.get_memory_info(device)["peak"] - before) / 1e6, 3)
+        for _ in range(MEMORY_RUNS):
+            tf.config.experimental.reset_memory_stats(device)
+            before = tf.config.experimental.get_memory_info(device)["current"]
+            run()
+            peaks.append(tf.config.experimental.get_memory_info(device)["peak"] - before)
     except ValueError:
         return None
+    return round(statistics.median(peaks) / 1e6, 3)
 
 
 def compiled(

@@ -24,6 +24,8 @@ from diffstride_hybrid.common.errors import one_line
 from experiments import devices
 from experiments.frameworks.report import CHANNELS_FIRST
 
+Step = Callable[[int], list[Any]]
+
 BATCH = 32
 
 MAPS = ((32, 32, 64), (16, 16, 128), (56, 56, 32), (112, 112, 8))
@@ -53,30 +55,44 @@ class ByTransform(keras.layers.Layer):
         return batch, height // 2, width // 2, channels
 
 
+def _diffstride(**options: Any) -> DiffStride:
+    """DiffStride at stride 2. JAX fixes its size in any case, and warns unless that was asked for."""
+    return DiffStride(2.0, static_crop=True if keras.backend.backend() == "jax" else None, **options)
+
+
 POOLINGS: dict[str, Callable[[], keras.layers.Layer]] = {
     "average pooling": lambda: keras.layers.AveragePooling2D(2),
     "SpectralPooling": lambda: SpectralPooling(2.0, norm="forward"),
     "transforms": ByTransform,
-    "DiffStride, symmetric": lambda: DiffStride(2.0, mask="symmetric", norm="forward"),
-    "DiffStride, released": lambda: DiffStride(2.0),
+    "DiffStride, symmetric": lambda: _diffstride(mask="symmetric", norm="forward"),
+    "DiffStride, released": _diffstride,
 }
 
 
 ON_GPU: dict[str, Callable[[], keras.layers.Layer]] = {
     f"SpectralPooling{CHANNELS_FIRST}": lambda: SpectralPooling(2.0, norm="forward", data_format="channels_first"),
-    f"DiffStride, symmetric{CHANNELS_FIRST}": lambda: DiffStride(
-        2.0, mask="symmetric", norm="forward", data_format="channels_first"
+    f"DiffStride, symmetric{CHANNELS_FIRST}": lambda: _diffstride(
+        mask="symmetric", norm="forward", data_format="channels_first"
     ),
 }
 """What a GPU runs too: either data format may be faster there."""
 
 
-def step_of(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
-    """A function that runs a layer forward and backward as often as it is told, and waits for the last result."""
+def step_of(layer: keras.layers.Layer, maps: np.ndarray) -> Step:
+    """Compiles a pass forward and backward through a layer, in training.
+
+    Args:
+        layer: a built layer.
+        maps: its inputs.
+
+    Returns:
+        A function that runs as many passes as it is told, and waits for the last one. It returns the gradients of the
+        sum of the squared outputs to the maps and to the layer's weights.
+    """
     return _STEPS[keras.backend.backend()](layer, maps)
 
 
-def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
+def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Step:
     import tensorflow as tf
 
     inputs = tf.constant(maps)
@@ -86,48 +102,51 @@ def _on_tensorflow(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int
     def gradients() -> Any:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
-            loss = tf.reduce_sum(layer(inputs) ** 2)
+            loss = tf.reduce_sum(layer(inputs, training=True) ** 2)
         return tape.gradient(loss, [inputs, *weights])
 
-    def run(times: int) -> None:
+    def run(times: int) -> list[Any]:
         for _ in range(times):
-            gradients()
+            last = gradients()
         # To read a result would copy it from the card.
         tf.test.experimental.sync_devices()
+        return last
 
     return run
 
 
-def _on_jax(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
+def _on_jax(layer: keras.layers.Layer, maps: np.ndarray) -> Step:
     import jax
 
-    others = [weight.value for weight in layer.non_trainable_variables]
-    arguments = [weight.value for weight in layer.trainable_variables], jax.numpy.asarray(maps)
+    model = keras.Sequential([keras.Input(maps.shape[1:]), layer])  # Only a model's `stateless_call` takes `training`.
+    others = [weight.value for weight in model.non_trainable_variables]
+    arguments = [jax.numpy.asarray(maps), *(weight.value for weight in model.trainable_variables)]
 
     @jax.jit
     @jax.grad
     def gradients(arguments: Any) -> Any:
-        return (layer.stateless_call(arguments[0], others, arguments[1])[0] ** 2).sum()
+        return (model.stateless_call(arguments[1:], others, arguments[0], training=True)[0] ** 2).sum()
 
-    def run(times: int) -> None:
+    def run(times: int) -> list[Any]:
         for _ in range(times):
             last = gradients(arguments)
-        jax.block_until_ready(last)
+        return jax.block_until_ready(last)
 
     return run
 
 
-def _on_torch(layer: keras.layers.Layer, maps: np.ndarray) -> Callable[[int], None]:
+def _on_torch(layer: keras.layers.Layer, maps: np.ndarray) -> Step:
     import torch
 
     inputs = keras.ops.convert_to_tensor(maps).requires_grad_()  # Where Keras keeps the weights.
     weights = [weight.value for weight in layer.trainable_variables]
 
-    def run(times: int) -> None:
+    def run(times: int) -> list[Any]:
         for _ in range(times):
-            torch.autograd.grad((layer(inputs) ** 2).sum(), [inputs, *weights])
+            last = torch.autograd.grad((layer(inputs, training=True) ** 2).sum(), [inputs, *weights])
         if inputs.is_cuda:
             torch.cuda.synchronize()
+        return list(last)
 
     return run
 

@@ -89,12 +89,14 @@ def finished(csv: pathlib.Path, epochs: int, settings: Mapping[str, Any]) -> lis
         raise ValueError(f"{csv} has runs of {others[0]} epochs, not {epochs}: give --epochs={others[0]} or --fresh.")
     reasons: dict[tuple[str, str], str] = {}
     for row in rows:
-        other = network.MATCHED.get(row["method"])
         for name, value in settings.items():
-            if row.get(name) != str(value) and not (other and name == "widths"):
+            if row.get(name) != str(value) and not (row["method"] in network.MATCHED and name == "widths"):
                 reasons[row["method"], row["seed"]] = f"{name} was {row.get(name)}, is {value}"
-        if (other, row["seed"]) in reasons:
-            reasons[row["method"], row["seed"]] = f"it was matched to {other}, which is made anew"
+    kept = {(row["method"], row["seed"]) for row in rows} - reasons.keys()
+    for method, seed in sorted(kept):
+        other = network.MATCHED.get(method)
+        if other and (other, seed) not in kept:
+            reasons[method, seed] = f"it was matched to {other}, which is made anew"
     for (method, seed), reason in reasons.items():
         print(f"{method}, seed {seed}, is left out and made anew: {reason}", flush=True)
     return [row for row in rows if (row["method"], row["seed"]) not in reasons]

@@ -22,7 +22,7 @@ def table(rows: Sequence[Row]) -> str:
 
     The MACs are those of convolutions and dense layers for one window, after training. A second figure after a plus
     sign is the MACs that the poolings take as matrix products. `method='auto'` uses transforms instead for long
-    signals of many channels.
+    signals, the earlier the fewer channels they have.
 
     Args:
         rows: of the CSV file, as `network.run` returns them.

@@ -77,10 +77,10 @@ def check_unchanged(cell: Cell, runs: str, recorded: Mapping[Cell, costs.Cost] |
     if not path.exists():
         return
     before, now = read_json(path), description(cell)
-    if "matched" in before:
+    if "matched" in before and cell.reference is not None:
         is_known = cell.reference in (recorded or {}) or cell.reference.is_finished(runs)
         now["matched"] = list(costs.matched_bindings(cell, runs, recorded)) if is_known else before["matched"]
-    changed = [f"{name} was {value}, is {now[name]}" for name, value in before.items() if value != now[name]]
+    changed = [f"{name} was {value}, is {now.get(name)}" for name, value in before.items() if value != now.get(name)]
     if changed:
         raise ValueError(
             f"{path.parent} was run by another version of the study: {'; '.join(changed)}. Move it away, or give "

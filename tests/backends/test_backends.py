@@ -37,8 +37,9 @@ def checked(backend: str, files: str, *options: str) -> None:
 @pytest.mark.parametrize(
     ("files", "backend"),
     [
-        ("check_layers.py", "jax"),
-        ("check_layers.py check_models.py", "torch"),
+        ("check_layers.py check_timing.py", "jax"),
+        ("check_layers.py check_timing.py check_models.py", "torch"),
+        ("check_timing.py", "tensorflow"),
         pytest.param("check_models.py", "jax", marks=pytest.mark.slow),
     ],
 )

@@ -43,11 +43,24 @@ def test_a_row_has_the_means_of_an_audit(small_audit: Audit):
     }
     kept, of_convolution = small_audit.poolings
     assert of_convolution.energy_kept is None
-    assert float(row["energy_kept"]) == pytest.approx(kept.energy_kept, abs=1e-5)
-    assert float(row["aliased"]) == pytest.approx((kept.aliased + of_convolution.aliased) / 2, abs=1e-5)
-    assert float(row["noise"]) == pytest.approx(np.mean(small_audit.corruptions["noise"]), abs=1e-5)
-    assert float(row["fgsm_4"]) == pytest.approx(small_audit.attacks["4/255"], abs=1e-5)
-    assert float(row["mirrored_fractional"]) == pytest.approx(small_audit.consistency["mirrored, fractional"], abs=1e-5)
+    shares = {
+        "accuracy": small_audit.accuracy,
+        "consistency": np.mean(list(small_audit.consistency.values())),
+        **{name.replace(", ", "_"): share for name, share in small_audit.consistency.items()},
+        "worst_case": small_audit.worst_case_consistency,
+        "worst_case_accuracy": small_audit.worst_case_accuracy,
+        "energy_kept": kept.energy_kept,
+        "aliased": (kept.aliased + of_convolution.aliased) / 2,
+        "shift_error": (kept.shift_error + of_convolution.shift_error) / 2,
+        "corruptions": np.mean(list(small_audit.corruptions.values())),
+        **{kind: np.mean(by_level) for kind, by_level in small_audit.corruptions.items()},
+        **{f"fgsm_{strength}": small_audit.attacks[f"{strength}/255"] for strength in (1, 4)},
+    }
+    assert {name: float(row[name]) for name in shares} == pytest.approx(shares, abs=1e-5)
+    counts = {"images": 36, "macs": small_audit.macs, "pooling_macs": small_audit.pooling_macs}
+    assert {name: int(row[name]) for name in counts} == counts
+    assert row.keys() - shares.keys() - counts.keys() - {*records.KEY} == {"parameters", "commit", "config"}
+    assert (row["parameters"], row["commit"]) == (str(small_audit.parameters), "abc")
 
 
 def rows_of(small_audit: Audit, accuracies: dict[tuple[str, int], float]) -> list[dict[str, str]]:
@@ -69,6 +82,9 @@ def test_the_table_and_the_figure_have_each_method_with_its_spread(small_audit: 
     assert " |  | " in audited.table(SMALL, without)
     figure = audited.drawing(SMALL, rows)
     assert [len(axes.containers) for axes in figure.axes] == [2, 2, 2, 2]
+    for name, axes in zip(audited.DRAWN, figure.axes):
+        ((of_macs, share),) = axes.containers[1].lines[0].get_xydata()
+        assert (of_macs, share) == pytest.approx((small_audit.macs / 1e6, 100 * float(rows[-1][name])))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["strided", "learned", "strides 2,2,2"]
 
 

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from support.paths import ROOT
 
 from diffstride_hybrid import DiffStride
@@ -76,6 +78,9 @@ def test_rows_and_figure_are_written(tmp_path: Path):
     with open(tmp_path / "rows.csv", encoding="utf-8", newline="") as file:
         assert [read["milliseconds"] for read in csv.DictReader(file)] == ["20.0", "40.0"]
     assert (tmp_path / "rows.png").read_bytes().startswith(b"\x89PNG")
+    for panel, milliseconds in zip(benchmark_report.draw(rows).axes, (20.0, 40.0)):
+        (bar,) = panel.patches
+        assert milliseconds in (bar.get_width(), bar.get_height())
 
 
 def test_the_figure_has_a_panel_for_each_place_and_no_other():
@@ -123,6 +128,43 @@ def test_no_signal_is_multiplied_by_a_matrix_that_does_not_fit():
     signals = [case for case in cases.cases(["engines"], 1) if case.part == "engines" and not cases.is_map(case.place)]
     assert max(case.height for case in signals) == 200_000
     assert max(case.height for case in signals if case.variant == "matmul") == cases.LONGEST_PRODUCT
+
+
+@pytest.mark.parametrize("size_is_known", [True, False])
+def test_a_timed_layer_runs_forward_and_backward_each_time(size_is_known: bool):
+    passes = {name: tf.Variable(0) for name in ("forward", "backward")}
+
+    @tf.custom_gradient
+    def counted(images: tf.Tensor) -> Any:
+        passes["forward"].assign_add(1)
+
+        def backward(upstream: tf.Tensor, variables: Any = None) -> Any:
+            passes["backward"].assign_add(1)
+            return upstream, [None] * len(variables or [])
+
+        return tf.identity(images), backward
+
+    run = worker.forward_and_backward(counted, CASE, [], size_is_known=size_is_known)
+    before = int(passes["forward"])
+    run(3)
+    assert (int(passes["forward"]) - before, int(passes["backward"])) == (3, 3)
+
+
+def test_a_timed_training_step_trains():
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    optimizer = keras.optimizers.SGD(0.1)
+    optimizer.build(model.trainable_variables)
+    before = [weight.numpy() for weight in model.weights]
+    case = cases.Case("step", "net", "hybrid", "float32", 10, 4, 2, 2.0)
+    worker.training_step(model, optimizer, keras.losses.CategoricalCrossentropy(from_logits=True), case)(2)
+    assert all(np.abs(weight - old).max() > 1e-4 for weight, old in zip(model.weights, before))
+    assert int(optimizer.iterations) == 2
+
+
+def test_the_memory_is_that_of_the_median_run():
+    sizes = iter([5_000_000, *[1_000_000] * (worker.MEMORY_RUNS - 1)])
+    measured = worker.peak_megabytes(lambda: tf.random.uniform([next(sizes)]))
+    assert 3.9 < measured < 10.0
 
 
 @pytest.mark.parametrize("variant", cases.STEP_VARIANTS)

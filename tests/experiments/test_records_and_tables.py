@@ -33,11 +33,27 @@ def test_each_finished_run_is_a_row_and_each_of_its_epochs_another(tmp_path: Pat
     assert [(row["method"], row["epoch"]) for row in epochs] == list(
         itertools.product(("strided", "learned", "matched"), ("0", "1", "2"))
     )
-    assert rows[1]["strides_at_start"] == "pooling 2.0000,2.0000"
-    assert rows[1]["strides_at_end"] == "pooling 2.5000,1.5000"
-    assert rows[1]["sizes_at_end"] == "pooling 32x32 to 20x26"
-    assert rows[1]["commit"] == "abc"
-    assert "keras 3" in rows[1]["versions"]
+    columns = {name: value for name, value in rows[1].items() if name not in (*records.KEY, "config")}
+    assert columns == {
+        "validation_accuracy": "0.80000",
+        "validation_loss": "1.10000",
+        "test_accuracy": "0.90000",
+        "test_loss": "0.10000",
+        "epochs": "2",
+        "steps": "80",
+        "macs_at_start": "1600000",
+        "macs": "1500000",
+        "pooling_macs": "1000",
+        "parameters": "44926",
+        "strides_at_start": "pooling 2.0000,2.0000",
+        "strides_at_end": "pooling 2.5000,1.5000",
+        "sizes_at_end": "pooling 32x32 to 20x26",
+        "training_seconds": "3.5",
+        "training_images": "1293",
+        "dtype_policy": "float32",
+        "versions": "python 3.11.0; keras 3.15.1",
+        "commit": "abc",
+    }
     assert epochs[3]["loss"] == "" and float(epochs[4]["loss"]) > 0
 
 
@@ -88,6 +104,17 @@ def test_a_run_of_another_version_of_the_study_is_refused(tmp_path: Path):
     )
     with pytest.raises(ValueError, match=r"another version of the study: gin_bindings was \['a = 1'\], is "):
         records.record(SMALL, str(tmp_path), tmp_path)
+
+
+def test_a_run_that_is_no_longer_matched_is_refused(tmp_path: Path):
+    _, learned, matched, *_ = SMALL.cells()
+    runs = str(tmp_path / "runs")
+    finish(learned, runs)
+    finish(matched, runs)
+    fingerprint.write_description(matched, runs, costs.matched_bindings(matched, runs))
+    unmatched = dataclasses.replace(matched, reference=None)
+    with pytest.raises(ValueError, match=r"another version of the study: .*matched was .*, is None\. Move it away"):
+        fingerprint.check_unchanged(unmatched, runs)
 
 
 def test_a_run_that_was_matched_to_another_run_than_the_present_one_is_refused(tmp_path: Path):

@@ -1,5 +1,6 @@
 """Which runs of the segmentation experiment count as finished when its command is started again."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ SETTINGS = {"widths": "8 24 48 96", "steps": 1440, "versions": "keras 3.15.1"}
 EVERY = [(method, seed) for seed in ("1", "2") for method in network.METHODS]
 
 
-def finished(tmp_path: Path, changed: tuple[str, str], **values: Any) -> list[tuple[str, str]]:
+def finished(
+    tmp_path: Path, changed: tuple[str, str], runs: Sequence[tuple[str, str]] = EVERY, **values: Any
+) -> list[tuple[str, str]]:
     """The runs that need not be trained again, of a file in which one run has other values."""
     rows = []
-    for method, seed in EVERY:
+    for method, seed in runs:
         row = {"method": method, "seed": seed, "epochs": 32, **SETTINGS}
         row |= {"widths": f"9 {seed}"} if method in network.MATCHED else {}
         rows.append(row | (values if (method, seed) == changed else {}))
@@ -50,6 +53,16 @@ def test_a_run_matched_to_one_that_is_made_anew_is_made_anew_too(tmp_path: Path,
     assert capsys.readouterr().out.splitlines()[1:] == [
         "max_wide, seed 1, is left out and made anew: it was matched to diffstride, which is made anew"
     ]
+
+
+@pytest.mark.parametrize("others", [[("diffstride", "2")], []], ids=["of another seed", "gone"])
+def test_a_run_matched_to_one_that_the_file_lacks_is_made_anew(tmp_path: Path, others: list[tuple[str, str]]):
+    runs = [*others, ("max", "1"), ("max_wide", "1")]
+    assert finished(tmp_path, ("max", "1"), runs) == [*others, ("max", "1")]
+
+
+def test_a_matched_run_may_stand_before_its_own(tmp_path: Path):
+    assert finished(tmp_path, ("diffstride", "1"), [("max_wide", "1"), ("diffstride", "1")], steps=720) == []
 
 
 def test_the_settings_are_those_that_a_row_has():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from support.study_folders import POOLING, finish
 from diffstride_hybrid.config import gin_files
 from experiments import RESULTS
 from experiments.studies import costs, grids, records
-from experiments.studies.grids import fashion_mnist_small
+from experiments.studies.grids import cifar_small, fashion_mnist_small
 from experiments.studies.study import Cell, Method, Variant, load_study, shard_of, study_names
 
 STUDIES = study_names()
@@ -82,9 +83,12 @@ def test_all_methods_of_the_small_study_have_the_same_budget_of_tuning():
     assert tuning.measure == "validation"
 
 
-def test_the_rates_of_the_small_study_are_the_best_on_the_validation_images():
-    rows = records.read_rows(records.runs_path(load_study("learning_rate"), RESULTS))
-    for method, rate in fashion_mnist_small.LEARNING_RATES.items():
+@pytest.mark.parametrize(
+    ("rates", "tuning"), [(fashion_mnist_small, "learning_rate"), (cifar_small, "cifar_small_rates")]
+)
+def test_the_rates_of_a_small_study_are_the_best_on_the_validation_images(rates: types.ModuleType, tuning: str):
+    rows = records.read_rows(records.runs_path(load_study(tuning), RESULTS))
+    for method, rate in rates.LEARNING_RATES.items():
         of_method = [row for row in rows if row["method"] == method]
         best = max(of_method, key=lambda row: float(row["validation_accuracy"]))
         assert best["variant"] == f"rate{rate:g}", method

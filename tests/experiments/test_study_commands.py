@@ -31,7 +31,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         define_flags = getattr(module, "define_flags", study_flags.define_study_flags)
         with defined_flags(define_flags), flagsaver.flagsaver(**{"study": "small", **folders, **values}):
             module.main([])
-        return capsys.readouterr().out
+        captured = capsys.readouterr()
+        return captured.out + captured.err
 
     return run
 
@@ -50,6 +51,24 @@ def test_tables_are_printed_and_put_into_a_file_with_or_without_the_runs(command
     before = readme.read_bytes()
     assert command(tables, readme=str(readme), runs=str(tmp_path / "nowhere")) == printed
     assert readme.read_bytes() == before
+
+
+def test_rows_of_another_version_of_the_study_are_counted(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    strided, learned, *others = SMALL.methods
+    for cell in SMALL.cells()[:2]:
+        finish(cell, tmp_path / "runs")
+    command(tables)
+    changed = dataclasses.replace(strided, bindings=(*strided.bindings, "train.train.num_epochs = 3"))
+    nowhere = str(tmp_path / "nowhere")
+    with monkeypatch.context() as patch:
+        patch.setattr(tables, "chosen_study", lambda: dataclasses.replace(SMALL, methods=(changed, learned, *others)))
+        printed = command(tables, runs=nowhere)
+        assert "`strided`" not in printed and "another version of the study: 1 of 2 rows of" in printed
+        patch.setattr(tables, "chosen_study", lambda: dataclasses.replace(SMALL, seeds=(7,)))
+        with pytest.raises(ValueError, match=r"small\.csv has no run of the present study: start python -m"):
+            command(tables, runs=nowhere)
 
 
 def test_the_tables_are_put_into_the_page_of_results_only_if_asked_for(
