@@ -112,7 +112,10 @@ def test_only_commands_and_experiments_know_flags():
 
 def absl_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(tree_of(path)):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("absl"):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module.startswith("absl"):
+            yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from diffstride_hybrid.config import gin_files
 from diffstride_hybrid.model_tools.inspection import leaf_layers
 from diffstride_hybrid.models.residual import ResidualLayer
 from diffstride_hybrid.training import run as run_module
+from experiments.studies import costs
 from experiments.studies.grids import fashion_mnist_small
 
 CONFIGS = sorted(path.stem for path in gin_files.shipped_configs().glob("*.gin"))
@@ -75,7 +77,11 @@ def test_each_file_opens_with_its_command_and_what_it_costs(name: str):
     comment = text[: text.index("\n\n") if name == "base" else text.index("\ninclude")]
     assert all(line.startswith("#") for line in comment.splitlines())
     assert f"#   python -m diffstride_hybrid.train --gin_file={name}\n" in comment + "\n"
-    assert "Cost: " in comment
+    cost = costs.initial_cost(name, ()).macs / 1e9
+    epochs = gin.query_parameter("train.train.num_epochs")
+    assert re.search(
+        rf"\n# Cost: {cost:.{3 if cost < 0.1 else 2}f} G MACs an image[^:.]*, {epochs} epochs of ", comment
+    )
     assert "\n# Learning rate: " in comment
 
 
