@@ -89,13 +89,14 @@ def inference_function(model: keras.Model, image_shape: Sequence[int]) -> tf.typ
         >>> inference_function(model, (16, 16, 1))(keras.ops.ones([5, 16, 16, 1])).shape
         TensorShape([5, 1])
     """
-    function = tf.function(
-        lambda images: model(images, training=False),
-        input_signature=[tf.TensorSpec([None, *image_shape], tf.float32, name="images")],
-        autograph=False,
-    )
-    with frozen_poolings(model):
-        function.get_concrete_function()
+
+    def serve(images: tf.Tensor) -> tf.Tensor:
+        with frozen_poolings(model):  # Within the function: TensorFlow traces it once more when it saves it.
+            return model(images, training=False)
+
+    images = tf.TensorSpec([None, *image_shape], tf.float32, name="images")
+    function = tf.function(serve, input_signature=[images], autograph=False)
+    function.get_concrete_function()
     return function
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from tensorflow.core.protobuf import saved_model_pb2
 
-from diffstride_hybrid import DiffStride, Resnet, SpectralPooling
+from diffstride_hybrid import DiffStride, Resnet, SpectralPooling, SpectralResizing
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.loading import load_datasets
 from diffstride_hybrid.model_tools import exporting
@@ -76,6 +77,26 @@ def test_an_export_gives_what_the_model_gives_without_this_package(
     assert comparison.accuracy == np.mean(outputs.argmax(-1) == expected.argmax(-1))
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     assert comparison.size_bytes == sum(file.stat().st_size for file in files)
+
+
+@pytest.mark.parametrize("format", exporting.FORMATS)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_no_export_transforms_or_asks_for_a_size(tmp_path: Path, format: str):
+    """At this size the layers transform if they are not frozen; a resizing asks for the size of a map."""
+    inputs = keras.Input((72, 72, 1))
+    pooled = DiffStride(3.7)(DiffStride(2.4)(inputs))
+    outputs = keras.layers.Concatenate()([SpectralResizing()(pooled, like=inputs), inputs])
+    network = keras.Model(inputs, outputs)
+    exporting.export(network, tmp_path / "export", format, (72, 72, 1))
+    pixels = np.random.default_rng(0).normal(size=(2, 72, 72, 1)).astype("float32")
+    outputs = exporting.load_export(tmp_path / "export", format)(pixels)
+    np.testing.assert_allclose(outputs, network(pixels), atol=1e-4)
+    if format == "saved_model":
+        saved = saved_model_pb2.SavedModel.FromString((tmp_path / "export" / "saved_model.pb").read_bytes())
+        functions = saved.meta_graphs[0].graph_def.library.function
+        assert functions
+        kinds = {node.op for function in functions for node in function.node_def}
+        assert not [kind for kind in kinds if "FFT" in kind or kind in ("If", "StatelessIf", "Shape")]
 
 
 @pytest.mark.parametrize("format", exporting.FORMATS)
