@@ -29,6 +29,7 @@ from diffstride_hybrid.data.image_files import find_images, read_image
 from diffstride_hybrid.data.image_folders import SPLIT_NAMES
 from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.model_tools.frozen import inference_function
+from diffstride_hybrid.training.checks import OF_EACH_CLASS
 
 FLAGS = flags.FLAGS
 
@@ -36,9 +37,6 @@ _BATCH = 64
 
 _MANY = 2 * _BATCH
 """For more images than these, compiling the model takes less time than it saves."""
-
-_OF_EACH_CLASS = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
-"""Losses that take the output of each class for the logit of that class against all others."""
 
 _ROUNDING = 1e-6
 """By how much a probability may exceed 1."""
@@ -84,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
                 warned = True
             # The table does not depend on who reads the lines.
             with contextlib.suppress(BrokenPipeError) if FLAGS.csv else contextlib.nullcontext():
-                print(printable(f"{file}: {_listed(values, best, names)}"))
+                print(printable(f"{file}: {_listed(values, best, names, '.4f' if warned else '.2%')}"))
             if (folder := _class_folder(file, named, names)) is not None:
                 hits.append(names[best[0]] == folder)
     if hits:
@@ -107,9 +105,8 @@ def _warn_of_outputs(file: pathlib.Path, values: np.ndarray) -> None:
         )
 
 
-def _listed(values: np.ndarray, labels: Sequence[int], names: Sequence[str]) -> str:
-    """Classes and their probabilities, or their outputs if these are no probabilities."""
-    form = ".2%" if _are_probabilities(values) else ".4f"
+def _listed(values: np.ndarray, labels: Sequence[int], names: Sequence[str], form: str) -> str:
+    """Classes and their values in one form."""
     return ", ".join(f"{names[label]} {values[label]:{form}}" for label in labels)
 
 
@@ -172,7 +169,7 @@ def _probabilities(
     A loss that takes logits says what makes them probabilities. Outputs for another loss are left as they are.
     """
     takes_logits = getattr(loss, "from_logits", False)
-    activation = tf.nn.sigmoid if isinstance(loss, _OF_EACH_CLASS) else tf.nn.softmax
+    activation = tf.nn.sigmoid if isinstance(loss, OF_EACH_CLASS) else tf.nn.softmax
 
     def probabilities(images: np.ndarray) -> np.ndarray:
         outputs = tf.cast(outputs_of(normalize_images(images, image_format.mean, image_format.std)), tf.float32)

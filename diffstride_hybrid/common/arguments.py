@@ -22,7 +22,7 @@ def validated_whole(name: str, value: Any, least: int) -> int:
         least: the smallest number allowed.
 
     Returns:
-        `value`.
+        The number as a Python integer.
 
     Raises:
         ValueError: the value is no such number.
@@ -31,9 +31,9 @@ def validated_whole(name: str, value: Any, least: int) -> int:
         >>> validated_whole("num_epochs", 3, least=1)
         3
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-    return value
+    return int(value)
 
 
 def validated_choice(name: str, value: Any, allowed: Sequence[str]) -> Any:

@@ -32,9 +32,13 @@ class _Statistics:
     def __init__(self) -> None:
         self.count, self.mean, self.sum_of_squares = 0, 0.0, 0.0
 
-    def add(self, maps: Any, axis: int) -> None:
+    def add(self, maps: Any, axis: int, mask: Any = None) -> None:
         values = np.asarray(keras.ops.convert_to_numpy(maps), np.float64)
         values = np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
+        if mask is not None:
+            values = values[np.asarray(keras.ops.convert_to_numpy(mask), bool).reshape(-1)]
+        if not len(values):
+            return
         count, mean = self.count + len(values), values.mean(0)
         difference = mean - self.mean
         self.sum_of_squares += ((values - mean) ** 2).sum(0) + difference**2 * self.count * len(values) / count
@@ -48,7 +52,8 @@ def recalibrate_normalization(model: keras.Model, images: Images, batch_size: in
     Pruning, quantization, a swap of poolings, averaged weights or another image size change the maps that a layer gets.
     Its statistics belong to the maps from before, and the error grows from layer to layer. Here the layers get mean and
     variance of all given images, one after the other in the order in which the model calls them, so that each sees maps
-    that the layers before it have normalized by their new statistics. No weight that is trained changes.
+    that the layers before it have normalized by their new statistics. No weight that is trained changes. Steps of
+    signals that a mask leaves out do not count, as in training.
 
     The model runs in inference, eagerly, as often as it has such layers, each time up to the layer concerned.
 
@@ -115,7 +120,7 @@ def _run_up_to(model: keras.Model, layer: keras.layers.Layer, calls: int, batch:
 
         def noting(inputs: Any, *args: Any, **kwargs: Any) -> Any:
             nonlocal remaining
-            statistics.add(inputs, layer.axis)
+            statistics.add(inputs, layer.axis, kwargs.get("mask"))
             remaining -= 1
             if remaining == 0:
                 raise _Reached

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -14,6 +14,12 @@ from diffstride_hybrid.common import distribution
 from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_number, validated_whole
 from diffstride_hybrid.model_tools.macs_budget import validated_target
 from diffstride_hybrid.runs.folder import RunFolder
+
+OF_EACH_CLASS = (keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy)
+"""Losses that take the output of each class for the logit of that class against all others."""
+
+_OF_ALL_CLASSES = (keras.losses.CategoricalCrossentropy, keras.losses.CategoricalFocalCrossentropy)
+"""Losses that take the outputs, divided by their sum, for the probabilities of the classes."""
 
 ON_NOT_FINITE = ("stop", "roll_back")
 """The allowed values of `on_not_finite`."""
@@ -131,7 +137,7 @@ def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
     """Refuses a loss that is not one number, and a cross-entropy of which Keras would silently compute nonsense.
 
     Args:
-        loss: any loss. Of `CategoricalCrossentropy` more is checked than the reduction.
+        loss: any loss. Of the categorical and binary cross-entropies more is checked than the reduction.
         model: a built model.
 
     Raises:
@@ -143,23 +149,43 @@ def check_loss(loss: keras.losses.Loss, model: keras.Model) -> None:
             f"{type(loss).__name__}.reduction must be 'sum_over_batch_size' or 'sum', so that the loss is one number, "
             f"got {loss.reduction!r}."
         )
-    if not isinstance(loss, keras.losses.CategoricalCrossentropy):
+    if not isinstance(loss, (*OF_EACH_CLASS, *_OF_ALL_CLASSES)):
         return
+    name = f"tf.keras.losses.{type(loss).__name__}"
     smoothing, takes_logits = (loss.get_config()[name] for name in ("label_smoothing", "from_logits"))
     if not isinstance(smoothing, (int, float)) or not 0 <= smoothing < 1:
-        raise ValueError(
-            "tf.keras.losses.CategoricalCrossentropy.label_smoothing must be at least 0 and below 1, got "
-            f"{smoothing!r}."
-        )
-    activation = getattr(model.layers[-1], "activation", None)
+        raise ValueError(f"{name}.label_smoothing must be at least 0 and below 1, got {smoothing!r}.")
+    activation = _last_activation(model)
     if activation is None:
         return
-    if takes_logits != (activation is keras.activations.linear):
-        name = keras.activations.serialize(activation)
+    least, most = _range_of(activation)
+    are_probabilities = least >= 0 and most <= 1
+    fits = (
+        not are_probabilities
+        if takes_logits
+        else are_probabilities or (isinstance(loss, _OF_ALL_CLASSES) and least >= 0)
+    )
+    if not fits:
+        usual = "sigmoid" if isinstance(loss, OF_EACH_CLASS) else "softmax"
+        given = "softmax" if isinstance(activation, keras.layers.Layer) else keras.activations.serialize(activation)
         raise ValueError(
-            "resnet.Resnet.output_activation must be 'softmax', or None together with "
-            f"tf.keras.losses.CategoricalCrossentropy.from_logits = True; got {name!r} and {takes_logits}."
+            f"resnet.Resnet.output_activation must be {usual!r}, or None together with {name}.from_logits = True; got "
+            f"{given!r} and {takes_logits}."
         )
+
+
+def _last_activation(model: keras.Model) -> Callable[[Any], Any] | None:
+    """The activation of a model's last layer; None if the layer has none of its own."""
+    layer = model.layers[-1]
+    while isinstance(layer, keras.Model):
+        layer = layer.layers[-1]
+    return layer if isinstance(layer, keras.layers.Softmax) else getattr(layer, "activation", None)
+
+
+def _range_of(activation: Callable[[Any], Any]) -> tuple[float, float]:
+    """The least and the greatest of what an activation makes of the outputs of four classes."""
+    outputs = keras.ops.convert_to_numpy(activation(keras.ops.convert_to_tensor([[-3.0, -0.5, 0.5, 3.0]])))
+    return float(outputs.min()), float(outputs.max())
 
 
 def check_list(callbacks: Any) -> None:

@@ -41,6 +41,7 @@ from diffstride_hybrid.training.loop import TrainingLoop
 from diffstride_hybrid.training.optimizers import keep_from_decay, pace_strides
 from diffstride_hybrid.training.records import check_seed, data_as_recorded, run_record, summarize
 from diffstride_hybrid.training.runner import Runner, Schedule
+from diffstride_hybrid.training.schedule_check import warn_of_schedule
 
 
 def train(
@@ -159,6 +160,7 @@ def train(
         schedule = Schedule(num_epochs, steps_per_epoch, steps_per_execution, backup_every, rolls_back, best_from)
         others = [*([] if budget is None else [budget]), *callbacks]
         check_callbacks(others, loop.optimizer, num_epochs, datasets.splits["validation"].size > 0)
+        warn_of_schedule(loop.optimizer, num_epochs, steps_per_epoch)
         loop.start(0)  # This reads the bindings of augmentation, so that they become part of the operative config.
         if check_folder is not None:
             check_folder(folder)

@@ -92,6 +92,17 @@ def test_outputs_that_are_no_probabilities_are_not_printed_as_percentages(
     assert "from -0.5 to 1.25" in warning
 
 
+def test_after_the_warning_no_output_is_printed_as_a_percentage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Outputs between 0 and 1 are no probabilities either if those of another image are not."""
+    model = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])
+    monkeypatch.setattr(saved_runs, "load_model", lambda *args: (model, keras.losses.MeanSquaredError()))
+    monkeypatch.setattr(predict, "normalize_images", lambda images, mean, std: images / np.float32(127.5))
+    for name, gray in (("a.png", 255), ("b.png", 51)):
+        Image.new("RGB", (4, 4), (gray, gray, gray)).save(tmp_path / name)
+    lines = predicted("--top=1", tmp_path).out.splitlines()
+    assert [line.split()[-1] for line in lines] == ["2.0000", "0.4000"]
+
+
 @pytest.mark.parametrize(
     ("file", "named", "counts"),
     [

@@ -116,3 +116,15 @@ def test_a_swap_calibrates_and_says_so():
     assert_calibrated(swapped, IMAGES)
     names = ", ".join(recalibrate_normalization(swapped, IMAGES))
     assert reports[0].endswith(f"statistics taken anew: {names}")
+
+
+def test_steps_that_a_mask_leaves_out_do_not_count():
+    parts = [keras.layers.Masking(), keras.layers.BatchNormalization(), keras.layers.LSTM(2)]
+    model = keras.Sequential([keras.Input((6, 3)), *parts])
+    signals = RNG.normal(2.0, size=(8, 6, 3)).astype("float32")
+    signals[:5, 4:] = 0.0
+    recalibrate_normalization(model, signals)
+    kept = signals[np.any(signals != 0, axis=-1)].astype("float64")
+    assert len(kept) == 8 * 6 - 5 * 2
+    np.testing.assert_allclose(model.layers[1].moving_mean, kept.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(model.layers[1].moving_variance, kept.var(0), rtol=1e-5)

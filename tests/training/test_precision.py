@@ -1,5 +1,6 @@
 """Losses, precisions and splits, and the arguments that `train` refuses."""
 
+import contextlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from support.tiny_runs import (
 
 from diffstride_hybrid.common import distribution
 from diffstride_hybrid.data.datasets import Datasets
+from diffstride_hybrid.training.checks import check_loss
 from diffstride_hybrid.training.run import evaluate
 
 pytestmark = pytest.mark.long
@@ -61,6 +63,44 @@ def test_label_smoothing_takes_effect_in_training(tmp_path: Path, uncompiled: No
     loss = float(rows_of(tmp_path / "metrics.csv")[0]["loss"]) - float(sum(model.losses))
     assert loss == pytest.approx(smoothed, rel=1e-4)
     assert loss != pytest.approx(plain, rel=1e-2)
+
+
+@pytest.mark.parametrize("focal", ["", "Focal"])
+@pytest.mark.parametrize(
+    ("kind", "activation", "from_logits", "is_refused"),
+    [
+        ("Categorical", "softmax", True, True),
+        ("Categorical", None, False, True),
+        ("Categorical", "tanh", False, True),
+        ("Categorical", "log_softmax", False, True),
+        ("Categorical", "log_softmax", True, False),
+        ("Categorical", "softmax", False, False),
+        ("Categorical", "sigmoid", False, False),
+        ("Categorical", "softplus", False, False),
+        ("Categorical", None, True, False),
+        ("Binary", "softmax", True, True),
+        ("Binary", "sigmoid", True, True),
+        ("Binary", "softplus", False, True),
+        ("Binary", None, False, True),
+        ("Binary", "sigmoid", False, False),
+        ("Binary", None, True, False),
+    ],
+)
+@pytest.mark.parametrize("is_layer", [False, True], ids=["of a layer", "a layer"])
+def test_cross_entropies_fit_the_outputs_or_are_refused(
+    kind: str, focal: str, activation: str | None, from_logits: bool, is_refused: bool, is_layer: bool
+):
+    loss = getattr(keras.losses, f"{kind}{focal}Crossentropy")(from_logits=from_logits)
+    last = [keras.layers.Dense(10, activation=activation)]
+    if is_layer:
+        own = keras.layers.Softmax() if activation == "softmax" else keras.layers.Activation(activation or "linear")
+        last = [keras.layers.Dense(10), keras.Sequential([own])]
+    model = keras.Sequential([keras.Input((4,)), *last])
+    usual = {"Categorical": "softmax", "Binary": "sigmoid"}[kind]
+    given = f"must be '{usual}', or None together with tf.keras.losses.{kind}{focal}Crossentropy.from_logits = True"
+    message = rf"{given}; got '{activation or 'linear'}' and {from_logits}\."
+    with pytest.raises(ValueError, match=message) if is_refused else contextlib.nullcontext():
+        check_loss(loss, model)
 
 
 @pytest.mark.parametrize(
