@@ -89,7 +89,8 @@ def test_a_page_begins_with_its_title_and_has_no_long_lines(page: str):
 
 
 @pytest.mark.parametrize(("page", "snippet"), SNIPPETS)
-def test_each_snippet_runs(page: str, snippet: str):
+def test_each_snippet_runs(page: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
     names = {
         "keras": keras,
         "x": keras.Input((32, 32, 8)),
