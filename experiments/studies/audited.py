@@ -26,7 +26,7 @@ from experiments.studies.records import (
 )
 from experiments.studies.study import Cell, Study
 
-STUDIES = ("fashion_mnist_small", "cifar_small")
+STUDIES = ("fashion_mnist_small", "cifar_small", "cifar100_small")
 """The studies whose audits stand in the results."""
 
 SHARES = {
