@@ -16,6 +16,7 @@ from support.paths import ROOT
 import diffstride_hybrid
 from diffstride_hybrid import DiffStride
 from diffstride_hybrid.config import gin_files
+from diffstride_hybrid.model_tools.exporting import export
 from experiments import RESULTS, tables
 from experiments.studies import records
 from experiments.studies import report as study_report
@@ -106,7 +107,7 @@ def test_each_snippet_runs(page: str, snippet: str, tmp_path: Path, monkeypatch:
         "images": np.zeros([8, 12, 12, 3], "float32"),
         "labels": np.arange(8),
     }
-    names |= {name: getattr(diffstride_hybrid, name) for name in diffstride_hybrid.__all__}
+    names |= {name: getattr(diffstride_hybrid, name) for name in diffstride_hybrid.__all__} | {"export": export}
     exec(snippet, names)
     assert names["x"].shape[-1] in (8, 64)
 
