@@ -25,8 +25,8 @@ from diffstride_hybrid.common.files import whole_file
 from diffstride_hybrid.common.printing import printable
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.config.saved_runs import ImageFormat
+from diffstride_hybrid.data.folder_layout import is_split_name
 from diffstride_hybrid.data.image_files import find_images, read_image
-from diffstride_hybrid.data.image_folders import SPLIT_NAMES
 from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.model_tools.frozen import inference_function
 from diffstride_hybrid.training.checks import OF_EACH_CLASS
@@ -119,7 +119,7 @@ def _class_folder(file: pathlib.Path, named: pathlib.Path, names: Sequence[str])
     """
     highest = file.parent if file == named else named
     below = [folder.name for folder in reversed(file.relative_to(highest).parents) if folder.name in names]
-    if len(below) > 1 and below[0].lower() in SPLIT_NAMES:
+    if len(below) > 1 and is_split_name(below[0]):
         return below[1]
     return next((name for name in (*below, highest.absolute().name) if name in names), None)
 

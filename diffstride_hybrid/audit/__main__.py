@@ -28,8 +28,13 @@ from diffstride_hybrid.audit.report import Audit, figure_of
 from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.common.printing import encodable, printable
 from diffstride_hybrid.config import saved_runs
+from diffstride_hybrid.data.folder_layout import (
+    check_no_classes_in_classes,
+    check_no_splits_in_classes,
+    is_split_name,
+    subfolders,
+)
 from diffstride_hybrid.data.image_files import find_images, read_image
-from diffstride_hybrid.data.image_folders import SPLIT_NAMES
 from diffstride_hybrid.data.pixels import normalize_images
 from diffstride_hybrid.models.resnet import Resnet
 from diffstride_hybrid.runs import model_card
@@ -154,7 +159,7 @@ def _of_file(names: Sequence[str]) -> Subject:
     found = [
         (file, _class_of(file, pathlib.Path(name))) for name in names for file in find_images([name], recursive=True)
     ]
-    _check_no_splits(names, {name for _, name in found if name is not None})
+    _check_no_splits(names, {name for _, name in found if name is not None}, model.output_shape[-1])
     chosen = [found[i] for i in spread_indices(len(found), FLAGS.images)]
     images = low + (high - low) / 255 * _read([file for file, _ in chosen], shape).astype(np.float32)
     if data_format == "channels_first":
@@ -174,15 +179,21 @@ def _class_of(file: pathlib.Path, named: pathlib.Path) -> str | None:
     return parts[0] if len(parts) > 1 else None
 
 
-def _check_no_splits(names: Sequence[str], classes: set[str]) -> None:
-    """Refuses folders that are all splits of a data set: taken for classes, they would give labels that are wrong."""
-    if classes and all(name.lower() in SPLIT_NAMES for name in classes):
+def _check_no_splits(names: Sequence[str], classes: set[str], num_classes: int) -> None:
+    """Refuses folders that are splits of a data set, or hold some: the labels would be wrong, or images of training."""
+    if classes and all(is_split_name(name) for name in classes):
         example = min(classes, key=lambda name: (not name.lower().startswith("test"), name))
         folder = next(path for name in names if (path := pathlib.Path(name, example)).is_dir())
         raise ValueError(
             f"The folders {', '.join(sorted(classes))} are splits and no classes: name the folder of one split, such "
             f"as {folder}."
         )
+    if len(classes) != num_classes:  # Then they are not taken for the model's classes.
+        return
+    for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, names)):
+        inside = [entry.name for entry in subfolders(folder) if entry.name in classes]
+        check_no_splits_in_classes(folder, inside)
+        check_no_classes_in_classes(folder, inside)
 
 
 def _labels(all_names: Sequence[str | None], names: Sequence[str | None], num_classes: int) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,19 +16,19 @@ import tensorflow as tf
 from absl import logging
 
 from diffstride_hybrid.data.datasets import Split, as_written
+from diffstride_hybrid.data.folder_layout import (
+    TEST,
+    TRAIN,
+    VALIDATION,
+    check_no_classes_in_classes,
+    check_no_splits_in_classes,
+    is_split_name,
+    may_name_a_class,
+    some,
+    subfolders,
+)
 from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image, without_warnings
 from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division
-
-_TRAIN, _TEST, _VALIDATION = "train", "test", ("validation", "val", "valid")
-
-SPLIT_NAMES = {_TRAIN, "training", _TEST, "testing", *_VALIDATION}
-"""Names of folders that divide images, in lower case."""
-
-_CLASS_NAMES = {_TRAIN, "training", "valid"}
-"""Those of them that may name a class as well, such as trains, if no other one is beside them."""
-
-_NAMED = 5
-"""How many files a message names at most."""
 
 _FILES_AT_ONCE = 10_000
 """How many files the threads are given at a time."""
@@ -86,36 +86,39 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
     if not folder.is_dir():
         raise ValueError(f"data.load_datasets.name = {os.fspath(name)!r} names a folder that does not exist.")
     roots = {"train": folder}
-    if _subfolders(folder / _TRAIN):
-        validation = next((folder / name for name in _VALIDATION if (folder / name).is_dir()), None)
-        test = folder / _TEST if (folder / _TEST).is_dir() else validation
+    if subfolders(folder / TRAIN):
+        validation = next((folder / name for name in VALIDATION if (folder / name).is_dir()), None)
+        test = folder / TEST if (folder / TEST).is_dir() else validation
         if test is None:
             raise ValueError(
-                f"{folder} has a folder 'train' and no 'test': add one, or name {folder / _TRAIN}, of which a share is "
+                f"{folder} has a folder 'train' and no 'test': add one, or name {folder / TRAIN}, of which a share is "
                 "then held out for testing."
             )
-        roots = {"train": folder / _TRAIN, "test": test}
+        roots = {"train": folder / TRAIN, "test": test}
         if validation not in (None, test):
             roots["validation"] = validation
-        unused = [entry for entry in _subfolders(folder) if entry not in roots.values()]
+        unused = [entry for entry in subfolders(folder) if entry not in roots.values()]
         if unused:
-            logging.warning("%s is divided into %s, and not used are %s", folder, ", ".join(roots), _some(unused))
-    class_names = tuple(entry.name for entry in _subfolders(roots["train"]))
-    splits = [name for name in class_names if name.lower() in SPLIT_NAMES]
-    divide = [name for name in splits if name.lower() not in _CLASS_NAMES or _has_any(folder / name, class_names)]
-    if _TEST not in roots and (len(splits) > 1 or divide):
+            logging.warning("%s is divided into %s, and not used are %s", folder, ", ".join(roots), some(unused))
+    class_names = tuple(entry.name for entry in subfolders(roots["train"]))
+    splits = [name for name in class_names if is_split_name(name)]
+    divide = [name for name in splits if not may_name_a_class(name) or _has_any(folder / name, class_names)]
+    if TEST not in roots and (len(splits) > 1 or divide):
         taken = f"folders {' and '.join(splits)} would be taken for classes"
         if len(splits) == 1:
             taken = f"folder {splits[0]} would be taken for a class"
         raise ValueError(
-            f"{folder} seems to be divided, but its {taken}: divide all images into '{_TRAIN}', '{_TEST}' and "
-            f"'{_VALIDATION[0]}', with a folder for each class in each of them, or rename what is a class."
+            f"{folder} seems to be divided, but its {taken}: divide all images into '{TRAIN}', '{TEST}' and "
+            f"'{VALIDATION[0]}', with a folder for each class in each of them, or rename what is a class."
         )
     if len(class_names) < 2:
         raise ValueError(
             f"{roots['train']} must have a folder of images for each of at least two classes, and has "
             f"{', '.join(class_names) or 'none'}."
         )
+    check_no_splits_in_classes(roots["train"], class_names)
+    if TEST not in roots:
+        check_no_classes_in_classes(folder, class_names)
     files = {split: _labeled_files(root, class_names, split) for split, root in roots.items()}
     headers = _read_all(read_header, [path for split in files.values() for path, _ in split], folder)
     return ClassFolders(folder, class_names, files, _shape(folder, headers, image_size), image_size is not None)
@@ -169,25 +172,19 @@ def folder_splits(
     return splits, found.class_names
 
 
-def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
 def _has_any(folder: pathlib.Path, names: Sequence[str]) -> bool:
-    return any(entry.name in names for entry in _subfolders(folder))
+    return any(entry.name in names for entry in subfolders(folder))
 
 
 def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -> list[tuple[str, int]]:
-    unknown = [entry.name for entry in _subfolders(root) if entry.name not in class_names]
+    unknown = [entry.name for entry in subfolders(root) if entry.name not in class_names]
     if unknown:
-        raise ValueError(f"{root} has classes that 'train' lacks: {_some(unknown)}.")
+        raise ValueError(f"{root} has classes that 'train' lacks: {some(unknown)}.")
     files: list[tuple[str, int]] = []
     left_out: list[pathlib.Path] = []
     loose, _ = images_in(root, recursive=False)
     if loose:
-        logging.warning("%d images in %s are in no folder of a class: %s", len(loose), root, _some(loose))
+        logging.warning("%d images in %s are in no folder of a class: %s", len(loose), root, some(loose))
     empty: list[str] = []
     for label, class_name in enumerate(class_names):
         images, others = images_in(root / class_name, recursive=True) if (root / class_name).is_dir() else ([], [])
@@ -196,9 +193,9 @@ def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -
         if not images:
             empty.append(class_name)
     if left_out:
-        logging.warning("%d files in %s do not have names of images: %s", len(left_out), root, _some(left_out))
+        logging.warning("%d files in %s do not have names of images: %s", len(left_out), root, some(left_out))
     if empty and split == "train":
-        raise ValueError(f"{root} has no images of {_some(empty)}: add some, or remove the folder.")
+        raise ValueError(f"{root} has no images of {some(empty)}: add some, or remove the folder.")
     if not files:
         raise ValueError(f"{root} has no images.")
     return files
@@ -221,7 +218,7 @@ def _read_all(read: Callable[..., Any], paths: Sequence[str], folder: pathlib.Pa
             results += pool.map(attempt, paths[part], *(values[part] for values in more))
     errors = [result for result in results if isinstance(result, ValueError)]
     if errors:
-        more = f" So cannot {len(errors) - 1:,} more in {folder}: {_some(_paths(results, paths)[1:])}."
+        more = f" So cannot {len(errors) - 1:,} more in {folder}: {some(_paths(results, paths)[1:])}."
         raise ValueError(f"{errors[0]}{more if len(errors) > 1 else ''}")
     return results
 
@@ -292,8 +289,3 @@ def _streamed_split(files: Sequence[tuple[str, int]], found: ClassFolders) -> Sp
         return tf.ensure_shape(tf.numpy_function(read, [path], tf.uint8), found.image_shape)
 
     return Split(len(files), stream=stream, decode=decode, num_classes=len(found.class_names))
-
-
-def _some(names: Iterable[Any]) -> str:
-    names = [str(name) for name in names]
-    return ", ".join([*names[:_NAMED], *(["…"] if len(names) > _NAMED else [])])

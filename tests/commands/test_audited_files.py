@@ -247,3 +247,19 @@ def test_a_model_in_a_file_gets_images_in_its_own_layout(
     of_vgg = run_audit(*options[:1], "--preprocess=vgg16", tmp_path / "photos")
     assert of_vgg.code == 0, of_vgg.err
     np.testing.assert_allclose(first_outputs(audited), [[-103.939, -116.779, 255 - 123.68]], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("folders", "culprit"),
+    [
+        (("training_set/a", "training_set/b", "test_set/a", "test_set/b"), "such as {}/test_set"),
+        (("a/train", "a/test", "b/train", "b/test"), "put the splits above the classes, as in train/a and test/a"),
+        (("new/a", "new/b", "old/a", "old/b"), "name {}/new alone"),
+    ],
+)
+def test_folders_that_give_wrong_labels_are_refused(folders: Sequence[str], culprit: str, tmp_path: Path):
+    photos = draw(tmp_path / "photos", *(f"{folder}/1.png" for folder in folders))
+    result = run_audit(f"--model={saved(tmp_path / 'two.keras')}", photos)
+    assert_one_clear_line(result, culprit.format(photos))
+    if "new" in culprit:  # Without labels nothing is wrong.
+        assert run_audit(f"--model={saved(tmp_path / 'three.keras', classes=3)}", photos).code == 0
