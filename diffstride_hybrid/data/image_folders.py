@@ -119,7 +119,12 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
     check_no_splits_in_classes(roots["train"], class_names)
     if TEST not in roots:
         check_no_classes_in_classes(folder, class_names)
-    files = {split: _labeled_files(root, class_names, split) for split, root in roots.items()}
+    otherwise = {"validation": "; then a share of 'train' is used for validation"}
+    if "validation" in roots:
+        otherwise["test"] = f"; then {roots['validation'].name!r} is used for testing"
+    elif TEST in roots:
+        otherwise["test"] = f" and name {folder / TRAIN}, of which a share is then held out for testing"
+    files = {split: _labeled_files(root, class_names, split, otherwise.get(split, "")) for split, root in roots.items()}
     headers = _read_all(read_header, [path for split in files.values() for path, _ in split], folder)
     return ClassFolders(folder, class_names, files, _shape(folder, headers, image_size), image_size is not None)
 
@@ -176,7 +181,8 @@ def _has_any(folder: pathlib.Path, names: Sequence[str]) -> bool:
     return any(entry.name in names for entry in subfolders(folder))
 
 
-def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -> list[tuple[str, int]]:
+def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str, otherwise: str) -> list[tuple[str, int]]:
+    """The images of a split, by their classes. `otherwise` says what is used if the user moves the split away."""
     unknown = [entry.name for entry in subfolders(root) if entry.name not in class_names]
     if unknown:
         raise ValueError(f"{root} has classes that 'train' lacks: {some(unknown)}.")
@@ -197,7 +203,8 @@ def _labeled_files(root: pathlib.Path, class_names: Sequence[str], split: str) -
     if empty and split == "train":
         raise ValueError(f"{root} has no images of {some(empty)}: add some, or remove the folder.")
     if not files:
-        raise ValueError(f"{root} has no images.")
+        what = f"has {len(loose):,} images and no folders of classes" if loose else "has no images"
+        raise ValueError(f"{root} {what}: sort images into {root / 'CLASS'}, or move {root} away{otherwise}.")
     return files
 
 

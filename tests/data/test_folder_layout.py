@@ -88,3 +88,19 @@ def test_classes_that_are_divided_themselves_are_refused(folders: Sequence[str],
 
 def test_one_class_may_have_a_folder_with_the_name_of_a_split(tmp_path: Path):
     assert class_names(draw(tmp_path, "cat", "dog/test")) == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("folders", "culprit", "cure"),
+    [
+        (["test"], "test has 3 images and no folders of classes", "or move {}/test away and name {}/train, of which a"),
+        (["val/cat", "test"], "test has 3 images and no folders of classes", "; then 'val' is used for testing."),
+        (["val", "test/cat"], "val has 3 images and no folders of classes", "; then a share of 'train' is used for"),
+        (["val/cat", "test/cat/.hidden"], "test has no images", "; then 'val' is used for testing."),
+    ],
+)
+def test_a_split_without_classes_is_told(folders: Sequence[str], culprit: str, cure: str, tmp_path: Path):
+    """As Kaggle gives test images, whose labels it keeps."""
+    draw(tmp_path, "train/cat", "train/dog", *folders)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/{culprit}: .*{cure.format(tmp_path, tmp_path)}"):
+        class_names(tmp_path)
