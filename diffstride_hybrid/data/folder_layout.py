@@ -129,8 +129,9 @@ def _inside(folder: pathlib.Path) -> list[str]:
 
 
 def _holds_images(folder: pathlib.Path) -> bool:
-    return any(
-        not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        for _, _, names in os.walk(folder)
-        for name in names
-    )
+    """Whether there is an image in a folder, at any depth. Unlike `images_in` this stops at the first one."""
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if any(name.lower().endswith(SUFFIXES) and not name.startswith(".") for name in names):
+            return True
+    return False

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import os
+import pathlib
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from diffstride_hybrid.common.arguments import validated_choice, validated_whole
 from diffstride_hybrid.data.augmentation import MIXUPS, AugmentFn, check_augmentation
 from diffstride_hybrid.data.damage import naming_damaged_files
 from diffstride_hybrid.data.datasets import Datasets, Split, as_written, decoder_of
+from diffstride_hybrid.data.folder_layout import looks_like_classes
 from diffstride_hybrid.data.image_folders import folder_splits, is_named_folder, read_folder
 from diffstride_hybrid.data.sources import (
     DIGITS,
@@ -95,6 +98,8 @@ def load_datasets(
     if augment_fn is not None and not callable(augment_fn):
         raise ValueError(f"data.load_datasets.augment_fn must be a function such as @data.augment, got {augment_fn!r}.")
     builder = None if name == DIGITS else _builder_of(name, data_dir)
+    if name == DIGITS or builder is not None:
+        _warn_of_folder(name)
     if name == DIGITS:
         splits, class_names = digits_splits(validation_fraction, training_images, image_size or DIGITS_SIZE)
     elif builder is not None:
@@ -165,6 +170,12 @@ def _builder_of(name: str | os.PathLike[str], data_dir: str | None) -> Any:
         if isinstance(name, str) and os.path.isdir(name):
             return None
         raise
+
+
+def _warn_of_folder(name: str) -> None:
+    """Names a folder of images that is not used, since a built-in set has its name."""
+    if looks_like_classes(pathlib.Path(name)):
+        logging.warning("%r is the built-in set; for the folder of that name write './%s'", name, name)
 
 
 def _check_arguments(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import logging
@@ -104,3 +105,33 @@ def test_a_split_without_classes_is_told(folders: Sequence[str], culprit: str, c
     draw(tmp_path, "train/cat", "train/dog", *folders)
     with pytest.raises(ValueError, match=rf"{tmp_path}/{culprit}: .*{cure.format(tmp_path, tmp_path)}"):
         class_names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folders", "is_told"),
+    [
+        (("digits/even", "digits/odd"), True),
+        (("digits/train/even", "digits/test/even"), True),
+        (("digits/figures", "digits/backup/.hidden"), False),  # The folder of a run.
+        (("digits",), False),
+    ],
+)
+def test_a_folder_that_a_built_in_set_hides_is_named(
+    folders: Sequence[str], is_told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+):
+    monkeypatch.chdir(draw(tmp_path, *folders))
+    assert load_datasets("digits", 2).num_classes == 10
+    told = "'digits' is the built-in set; for the folder of that name write './digits'"
+    assert warned == ([told] if is_told else [])
+
+
+def test_a_folder_that_a_set_of_tensorflow_datasets_hides_is_named(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: list[str]
+):
+    monkeypatch.chdir(draw(tmp_path, "cifar10/cat", "cifar10/dog"))
+    assert load().num_classes == 10
+    assert warned == ["'cifar10' is the built-in set; for the folder of that name write './cifar10'"]
+    warned.clear()
+    monkeypatch.chdir(tmp_path / "cifar10")
+    load()
+    assert warned == []
