@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
-from diffstride_hybrid.common.arguments import validated_whole
+from diffstride_hybrid.common.arguments import validated_flag, validated_whole
 
 AugmentFn = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 """Takes images `[batch, height, width, channels]` and random numbers `[batch, 2]`, returns images of the same shape.
@@ -36,6 +36,7 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
 
     Raises:
         ValueError: `pad_size` is not a whole number of at least 0.
+        TypeError: `flip` is neither True nor False.
 
     Example:
         >>> images = tf.ones([8, 32, 32, 3])
@@ -44,6 +45,7 @@ def augment(images: tf.Tensor, numbers: tf.Tensor, pad_size: int = 2, flip: bool
         TensorShape([8, 32, 32, 3])
     """
     validated_whole("data.augment.pad_size", pad_size, least=0)
+    validated_flag("data.augment.flip", flip)
     height, width = images.shape[1:3]
     choices = 2 * pad_size + 1
     rows, columns = (tf.cast(number % choices, tf.int32) for number in tf.split(numbers, 2, axis=1))

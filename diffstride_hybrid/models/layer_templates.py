@@ -58,7 +58,7 @@ def layer_factory(source: LayerFactory | dict[str, Any]) -> LayerFactory:
     """
     if callable(source):
         return source
-    if not isinstance(source, dict):
+    if not isinstance(source, dict) or not isinstance(source.get("config"), dict) or "class_name" not in source:
         raise TypeError(
             "pooling_cls, head_pooling_cls and normalization_cls must be layer classes or functions that make a layer; "
             f"got {source!r}."

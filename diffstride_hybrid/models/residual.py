@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from diffstride_hybrid.backends import current
-from diffstride_hybrid.common.arguments import validated_strides, validated_whole
+from diffstride_hybrid.common.arguments import validated_flag, validated_strides, validated_whole
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.normalization import FusedBatchNormalization
 from diffstride_hybrid.layers.recomputing import activated_convolution, recomputed_pooling
@@ -41,7 +41,11 @@ def batch_norm(
 
     Returns:
         A batch normalization layer, not built.
+
+    Raises:
+        TypeError: `synchronized` is neither True nor False.
     """
+    validated_flag("batch_norm.synchronized", synchronized)
     return FusedBatchNormalization(axis=axis, momentum=momentum, epsilon=epsilon, synchronized=synchronized, **kwargs)
 
 
@@ -91,7 +95,8 @@ class ResidualLayer(keras.layers.Layer):
 
     Raises:
         ValueError: strided convolutions are given strides that are not whole, or a stride is less than 1.
-        TypeError: an argument that makes layers is neither a class nor a function.
+        TypeError: an argument that makes layers is neither a class nor a function, or `channels_first` or
+            `recompute_pooling` is neither True nor False.
 
     Example:
         >>> layer = ResidualLayer(8, strides=2, pooling_cls=SpectralPooling, project=True)
@@ -117,9 +122,9 @@ class ResidualLayer(keras.layers.Layer):
         self.kernel_size = kernel_size
         self.strides = strides
         self.project = project
-        self.channels_first = channels_first
+        self.channels_first = validated_flag("channels_first", channels_first)
         self.weight_decay = weight_decay
-        self.recompute_pooling = recompute_pooling
+        self.recompute_pooling = validated_flag("recompute_pooling", recompute_pooling)
 
         shared = {"dtype": self.dtype_policy}
         kinds = normalization_cls if isinstance(normalization_cls, list) else [normalization_cls] * 2

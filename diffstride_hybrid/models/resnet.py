@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from diffstride_hybrid.common.arguments import validated_choice, validated_number
+from diffstride_hybrid.common.arguments import validated_choice, validated_flag, validated_number
 from diffstride_hybrid.common.registration import register
 from diffstride_hybrid.layers.fourier_pooling import FourierPooling
 from diffstride_hybrid.model_tools.inspection import leaf_layers
@@ -80,8 +80,8 @@ class Resnet(keras.Sequential):
     Raises:
         ValueError: `filters`, `strides` and `num_layers` do not fit together, a placement is unknown, or a number is
             out of range.
-        TypeError: `strides` is not a sequence, a number is none, or an argument that makes layers is neither a class
-            nor a function.
+        TypeError: `strides` is not a sequence, a number is none, an argument that makes layers is neither a class nor
+            a function, or `channels_first` or `recompute_pooling` is neither True nor False.
 
     Example:
         >>> model = Resnet([4, 8], [1, 2], 10, num_layers=1, pooling_cls=DiffStride)
@@ -111,6 +111,8 @@ class Resnet(keras.Sequential):
         name: str | None = None,
     ):
         _check(filters, strides, id_only, pooling_placement, head_placement)
+        validated_flag("channels_first", channels_first)
+        validated_flag("recompute_pooling", recompute_pooling)
         of_pooling = {"pooling_placement": pooling_placement != "everywhere", "recompute_pooling": recompute_pooling}
         _warn_of_idle("pooling_cls", pooling_cls, of_pooling)
         _warn_of_idle("head_pooling_cls", head_pooling_cls, {"head_placement": head_placement != "before_gap"})

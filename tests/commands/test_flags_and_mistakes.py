@@ -195,6 +195,16 @@ WRONG_BINDINGS = {
     ),
     "augmentation as text": ({"data.load_datasets.augment_fn": "'flip'"}, ["augment_fn", "'flip'"]),
     "padding as text": ({**AUGMENTED, "data.augment.pad_size": "'x'"}, ["pad_size", "'x'"]),
+    "mirroring as text": ({**AUGMENTED, "data.augment.flip": "'False'"}, ["data.augment.flip", "True or", "'False'"]),
+    "channels first as text": ({"resnet.Resnet.channels_first": "'False'"}, ["channels_first must be True or False"]),
+    "recomputing as text": ({**DIFFSTRIDE, "resnet.Resnet.recompute_pooling": "'no'"}, ["recompute_pooling", "'no'"]),
+    "synchronizing as text": (
+        {"batch_norm.synchronized": "'False'"},
+        ["batch_norm.synchronized", "True or", "'False'"],
+    ),
+    "an empty pooling": ({"resnet.Resnet.pooling_cls": {}}, ["pooling_cls", "layer classes or functions", "got {}"]),
+    "an empty pooling near the end": ({"resnet.Resnet.head_pooling_cls": {}}, ["head_pooling_cls", "got {}"]),
+    "an empty normalization": ({"resnet.Resnet.normalization_cls": {"config": 1}}, ["normalization_cls", "'config'"]),
     "negative padding": ({**AUGMENTED, "data.augment.pad_size": -1}, ["pad_size", "-1"]),
 }
 
