@@ -40,10 +40,15 @@ def main(argv: Sequence[str]) -> None:
     if is_named_folder(FLAGS.name) and not pathlib.Path(FLAGS.name).expanduser().is_dir():
         raise ValueError(f"--name={FLAGS.name} names a folder that does not exist.")
     if FLAGS.name == DIGITS or is_named_folder(FLAGS.name):
-        where = "come with scikit-learn" if FLAGS.name == DIGITS else "are read as they are"
-        print(f"{FLAGS.name} needs no preparation: its images {where}.")
+        _say_it_is_ready("come with scikit-learn" if FLAGS.name == DIGITS else "are read as they are")
         return
-    builder = tfds_builder(FLAGS.name, FLAGS.data_dir)
+    try:
+        builder = tfds_builder(FLAGS.name, FLAGS.data_dir, "--name")
+    except ValueError:
+        if not pathlib.Path(FLAGS.name).is_dir():
+            raise
+        _say_it_is_ready("are read as they are")
+        return
     if FLAGS.source is None:
         prepare(builder)
     else:
@@ -54,6 +59,10 @@ def main(argv: Sequence[str]) -> None:
     check_complete(builder)
     sizes = ", ".join(f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items())
     print(f"{builder.name} is prepared under {builder.data_dir}: {sizes} images")
+
+
+def _say_it_is_ready(where: str) -> None:
+    print(f"{FLAGS.name} needs no preparation: its images {where}.")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import math
+import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ DIGITS = "digits"
 
 DIGITS_SIZE = 32
 """Height and width that the digits, of 8x8 pixels, are resized to by default."""
+
+_LONGEST_REASON = 140
+"""Characters of the reason why a download failed, so that what to do follows on the same line."""
 
 _STREAMED_LABELS = 1000
 """How many labels tell one order of streamed images from another."""
@@ -162,12 +167,13 @@ class _TfdsReader:
         return tf.ensure_shape(image, self.image_shape)
 
 
-def tfds_builder(name: str, data_dir: str | None) -> Any:
+def tfds_builder(name: str, data_dir: str | None, argument: str = "data.load_datasets.name") -> Any:
     """Makes the builder of a set of TensorFlow Datasets.
 
     Args:
         name: of the set.
         data_dir: folder of prepared sets. None for the default of TensorFlow Datasets.
+        argument: what the user gave the name as, for messages.
 
     Returns:
         A `tfds.core.DatasetBuilder`.
@@ -179,14 +185,14 @@ def tfds_builder(name: str, data_dir: str | None) -> Any:
     import tensorflow_datasets as tfds
 
     if not isinstance(name, str):
-        raise ValueError(f"data.load_datasets.name must be the name of a data set, got {name!r}.")
+        raise ValueError(f"{argument} must be the name of a data set, got {name!r}.")
     try:
         return tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError):  # An unknown name or version, or a name that is not allowed.
         hint = did_you_mean(name, [DIGITS, *tfds.list_builders(with_community_datasets=False)])
         raise ValueError(
-            f"Unknown data set {name!r}: data.load_datasets.name is {DIGITS!r}, a name of TensorFlow Datasets, or a "
-            f"folder of images{'; ' + hint if hint else '.'}"
+            f"Unknown data set {name!r}: {argument} is {DIGITS!r}, a name of TensorFlow Datasets, or a folder of "
+            f"images{'; ' + hint if hint else '.'}"
         ) from None
     except Exception as error:  # The parser of a set's description raises errors of many kinds.
         raise OSError(
@@ -244,10 +250,21 @@ def prepare(builder: Any) -> None:
     try:
         builder.download_and_prepare()
     except Exception as error:  # Each set has its own errors. An assertion asks for files to be downloaded by hand.
+        name, root = _name_and_root(builder)
+        reason = first_line(error).rstrip(".:")
+        reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]} …"
         raise OSError(
             f"Data set {builder.name!r} is not prepared under {builder.data_dir} and could not be downloaded: "
-            f"{first_line(error)}"
+            f"{reason}; try again, or prepare it from files: python -m diffstride_hybrid.prepare "
+            f"--name={name} --source=FOLDER --data_dir={shlex.quote(root)}"
         ) from error
+
+
+def _name_and_root(builder: Any) -> tuple[str, str]:
+    """The name of a set as `tfds_builder` takes it, without its version, and the folder of all prepared sets."""
+    folder = pathlib.Path(builder.data_dir).parent
+    name = builder.info.full_name.rpartition("/")[0]
+    return name, str(folder.parents[name.count("/")])
 
 
 def check_complete(builder: Any) -> None:

@@ -22,7 +22,12 @@ def test_preparing_from_a_folder_needs_no_network(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("digits", "digits needs no preparation: its images come with"), ("./photos", "are read as")]
+    ("name", "words"),
+    [
+        ("digits", "digits needs no preparation: its images come with"),
+        ("./photos", "are read as"),
+        ("photos", "photos needs no preparation: its images are read as they are."),
+    ],
 )
 def test_what_needs_no_preparation_is_told(name: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "photos").mkdir()
@@ -44,7 +49,14 @@ def test_a_folder_without_splits_is_no_prepared_set(source: bool, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "culprits"),
     [
-        (["--name=fashion_minst"], ["'fashion_minst'", "did you mean", "'fashion_mnist'"]),
+        (
+            ["--name=fashion_minst"],
+            [
+                "'fashion_minst': --name is 'digits', a",
+                "did you mean",
+                "'fashion_mnist'",
+            ],
+        ),
         (["--name=fashion_mnist", "--source=/nowhere"], ["--source", "/nowhere"]),
         (["--name=cifar10", "--source=/"], ["'cifar10'", "cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]),
         (["--name=rock_paper_scissors", "--source=/"], ["rps-test-set.zip, rps.zip"]),

@@ -1,6 +1,7 @@
 """Arguments and data sets that are refused, each with a message that names the mistake."""
 
 import re
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import tensorflow_datasets as tfds
 from support import tiny_datasets
 from support.batches import BATCH
 
+from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.data.augmentation import augment
 from diffstride_hybrid.data.loading import load_datasets
 
@@ -76,19 +78,23 @@ def test_a_set_without_a_test_split_is_refused(tmp_path: Path):
         load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
 
 
-def test_a_failed_download_says_what_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("long", [0, 1000])
+def test_a_failed_download_says_what_and_why(long: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def no_network(builder: Any) -> None:
-        raise ConnectionError("Network is unreachable\nand more lines")
+        raise ConnectionError(f"Network is unreachable.{' Why' * long}\nand more lines")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", no_network)
     with pytest.raises(OSError) as caught:
         load_datasets("cifar10", batch_size=4, data_dir=str(tmp_path))
     expected = (
-        rf"'cifar10' is not prepared under {re.escape(str(tmp_path))}.* not be downloaded: Network is unreachable$"
+        rf"'cifar10' is not prepared under {re.escape(str(tmp_path))}.* not be downloaded: Network is unreachable.*; "
+        r"try again, or prepare it from files: python -m diffstride_hybrid\.prepare --name=cifar10 --source=FOLDER "
+        r"--data_dir=(.*)$"
     )
-    assert re.search(expected, str(caught.value))
+    found = re.search(expected, one_line(caught.value))
+    assert found is not None and shlex.split(found[1]) == [str(tmp_path)]
 
 
 def test_a_set_that_has_to_be_downloaded_by_hand_says_so(tmp_path: Path):
-    with pytest.raises(OSError, match="'imagenet2012' is not prepared under"):
+    with pytest.raises(OSError, match=r"'imagenet2012' is not prepared under .* --name=imagenet2012 --source="):
         load_datasets("imagenet2012", batch_size=4, image_size=32, data_dir=str(tmp_path))
