@@ -233,7 +233,13 @@ def _image_shape(model: keras.Model, data_format: str) -> tuple[int, int, int]:
         raise ValueError(f"audit takes models of one image, and {FLAGS.model} takes inputs of shape {shape}.")
     if data_format == "channels_first":
         shape = (shape[0], *shape[2:], shape[1])
-    height, width = (length or FLAGS.image_size for length in shape[1:3])
+    fixed = shape[1:3]
+    if FLAGS.image_size is not None and None not in fixed and fixed != (FLAGS.image_size,) * 2:
+        raise ValueError(
+            f"--image_size={FLAGS.image_size} is for a model that takes images of any size, and {FLAGS.model} takes "
+            f"{fixed[0]}x{fixed[1]}: leave it out."
+        )
+    height, width = (length or FLAGS.image_size for length in fixed)
     if None in (height, width):
         raise ValueError(f"{FLAGS.model} takes images of any size: give --image_size.")
     return height, width, shape[-1]

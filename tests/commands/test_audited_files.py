@@ -263,3 +263,14 @@ def test_folders_that_give_wrong_labels_are_refused(folders: Sequence[str], culp
     assert_one_clear_line(result, culprit.format(photos))
     if "new" in culprit:  # Without labels nothing is wrong.
         assert run_audit(f"--model={saved(tmp_path / 'three.keras', classes=3)}", photos).code == 0
+
+
+def test_a_size_that_the_model_does_not_take_is_refused(tmp_path: Path, audited: dict[str, Any]):
+    photos, model = draw(tmp_path / "photos", "a.png"), saved(tmp_path / "two.keras")
+    told = f"--image_size=77 is for a model that takes images of any size, and {model} takes 8x8: leave it out."
+    assert_one_clear_line(run_audit(f"--model={model}", "--image_size=77", photos), told)
+    assert run_audit(f"--model={model}", "--image_size=8", photos).code == 0
+    inputs = keras.Input((None, None, 3))
+    keras.Model(inputs, keras.layers.GlobalMaxPooling2D()(inputs)).save(tmp_path / "any.keras")
+    assert run_audit(f"--model={tmp_path / 'any.keras'}", "--image_size=77", photos).code == 0
+    assert audited["images"].shape == (1, 77, 77, 3)
