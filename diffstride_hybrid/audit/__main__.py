@@ -29,7 +29,7 @@ from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.common.printing import encodable, printable
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.folder_layout import (
-    check_no_classes_in_classes,
+    warn_of_classes_in_classes,
     check_no_splits_in_classes,
     is_split_name,
     subfolders,
@@ -193,7 +193,7 @@ def _check_no_splits(names: Sequence[str], classes: set[str], num_classes: int) 
     for folder in filter(pathlib.Path.is_dir, map(pathlib.Path, names)):
         inside = [entry.name for entry in subfolders(folder) if entry.name in classes]
         check_no_splits_in_classes(folder, inside)
-        check_no_classes_in_classes(folder, inside)
+        warn_of_classes_in_classes(folder, inside)
 
 
 def _labels(all_names: Sequence[str | None], names: Sequence[str | None], num_classes: int) -> np.ndarray | None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from absl import logging
+
 from diffstride_hybrid.data.image_files import SUFFIXES, images_in
 
 TRAIN, TEST, VALIDATION = "train", "test", ("validation", "val", "valid")
@@ -94,16 +96,14 @@ def check_no_splits_in_classes(folder: pathlib.Path, class_names: Sequence[str])
         )
 
 
-def check_no_classes_in_classes(folder: pathlib.Path, class_names: Sequence[str]) -> None:
-    """Refuses folders that hold nothing but the same classes: they are parts of a data set, whatever their names.
+def warn_of_classes_in_classes(folder: pathlib.Path, class_names: Sequence[str]) -> None:
+    """Warns of folders that hold nothing but the same folders: these may be the classes, and those parts of a set.
+
+    It is no error, since the images of each class may be sorted further, such as into 'day' and 'night'.
 
     Args:
         folder: with the folders.
-        class_names: names of these folders, which would be taken for classes.
-
-    Raises:
-        ValueError: there are several, they have no images straight in them, and in each the same two or more folders
-            hold images.
+        class_names: names of these folders, which are taken for classes.
     """
     inside = [_inside(folder / name) for name in class_names]
     if len(inside) < 2 or len(inside[0]) < 2 or any(names != inside[0] for names in inside):
@@ -112,11 +112,15 @@ def check_no_classes_in_classes(folder: pathlib.Path, class_names: Sequence[str]
         return
     if not all(_holds_images(folder / name / inner) for name in class_names for inner in inside[0]):
         return
-    raise ValueError(
-        f"The folders {some(class_names)} of {folder} would be taken for classes, and each holds nothing but the "
-        f"folders {some(inside[0])}: if these are the classes, sort all images into {TRAIN}/CLASS and "
-        f"{TEST}/CLASS, or name {folder / class_names[0]} alone; if not, put the images straight into "
-        f"{some(class_names)}."
+    logging.warning(
+        "The folders %s of %s are taken for classes, and each holds nothing but the folders %s: if these are the "
+        "classes, sort all images into %s/CLASS and %s/CLASS, or name %s alone",
+        some(class_names),
+        folder,
+        some(inside[0]),
+        TRAIN,
+        TEST,
+        folder / class_names[0],
     )
 
 

@@ -20,7 +20,7 @@ from diffstride_hybrid.data.folder_layout import (
     TEST,
     TRAIN,
     VALIDATION,
-    check_no_classes_in_classes,
+    warn_of_classes_in_classes,
     check_no_splits_in_classes,
     is_split_name,
     may_name_a_class,
@@ -118,7 +118,7 @@ def read_folder(name: str | os.PathLike[str], image_size: int | None) -> ClassFo
         )
     check_no_splits_in_classes(roots["train"], class_names)
     if TEST not in roots:
-        check_no_classes_in_classes(folder, class_names)
+        warn_of_classes_in_classes(folder, class_names)
     otherwise = {"validation": "; then a share of 'train' is used for validation"}
     if "validation" in roots:
         otherwise["test"] = f"; then {roots['validation'].name!r} is used for testing"
