@@ -29,10 +29,10 @@ from diffstride_hybrid.common.arguments import spread_indices
 from diffstride_hybrid.common.printing import encodable, printable
 from diffstride_hybrid.config import saved_runs
 from diffstride_hybrid.data.folder_layout import (
-    warn_of_classes_in_classes,
     check_no_splits_in_classes,
     is_split_name,
     subfolders,
+    warn_of_classes_in_classes,
 )
 from diffstride_hybrid.data.image_files import find_images, read_image
 from diffstride_hybrid.data.pixels import normalize_images

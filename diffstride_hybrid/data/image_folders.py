@@ -20,12 +20,12 @@ from diffstride_hybrid.data.folder_layout import (
     TEST,
     TRAIN,
     VALIDATION,
-    warn_of_classes_in_classes,
     check_no_splits_in_classes,
     is_split_name,
     may_name_a_class,
     some,
     subfolders,
+    warn_of_classes_in_classes,
 )
 from diffstride_hybrid.data.image_files import ImageHeader, images_in, read_header, read_image, without_warnings
 from diffstride_hybrid.data.splitting import MEMORY_LIMIT_BYTES, division

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from absl import logging
 from PIL import Image
 from support.commands import Result, assert_one_clear_line, contents, run_here
 from support.paths import TESTS
@@ -254,15 +255,23 @@ def test_a_model_in_a_file_gets_images_in_its_own_layout(
     [
         (("training_set/a", "training_set/b", "test_set/a", "test_set/b"), "such as {}/test_set"),
         (("a/train", "a/test", "b/train", "b/test"), "put the splits above the classes, as in train/a and test/a"),
-        (("new/a", "new/b", "old/a", "old/b"), "name {}/new alone"),
     ],
 )
 def test_folders_that_give_wrong_labels_are_refused(folders: Sequence[str], culprit: str, tmp_path: Path):
     photos = draw(tmp_path / "photos", *(f"{folder}/1.png" for folder in folders))
     result = run_audit(f"--model={saved(tmp_path / 'two.keras')}", photos)
     assert_one_clear_line(result, culprit.format(photos))
-    if "new" in culprit:  # Without labels nothing is wrong.
-        assert run_audit(f"--model={saved(tmp_path / 'three.keras', classes=3)}", photos).code == 0
+
+
+@pytest.mark.parametrize(("classes", "is_named"), [(2, True), (3, False)])
+def test_folders_with_the_same_folders_are_named_if_they_give_the_labels(
+    classes: int, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    messages: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
+    photos = draw(tmp_path / "photos", *(f"{part}/{name}/1.png" for part in ("new", "old") for name in ("a", "b")))
+    assert run_audit(f"--model={saved(tmp_path / 'model.keras', classes=classes)}", photos).code == 0
+    assert [f"name {photos}/new alone" in message for message in messages] == [True] * is_named
 
 
 def test_a_size_that_the_model_does_not_take_is_refused(tmp_path: Path, audited: dict[str, Any]):
