@@ -11,14 +11,21 @@ from typing import Any
 import keras
 import numpy as np
 
-from diffstride_hybrid import spectral
 from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.input_checks import Size
+from diffstride_hybrid.model_tools.alignment import Zeros
 from diffstride_hybrid.model_tools.graph import Call, Graph, is_functional, read_graph
 from diffstride_hybrid.model_tools.inspection import first_argument, leaf_layers
 from diffstride_hybrid.model_tools.pairing import Pair
 from diffstride_hybrid.model_tools.replacements import Replacements
-from diffstride_hybrid.model_tools.selection import POOLINGS, Chooser, flattens, is_padding
+from diffstride_hybrid.model_tools.selection import POOLINGS, Chooser, flattens
+from diffstride_hybrid.model_tools.stride_one import (
+    StrideOne,
+    is_centered,
+    kernel_at_stride_one,
+    spatial_size,
+    transposed_at_stride_one,
+)
 
 _CANNOT_FOLLOW = "Layer {} cannot follow a map of another size: {} Exclude what is before it."
 
@@ -85,8 +92,8 @@ class Rebuild:
         self._graph = graph
         self._pairs = {id(pair.call): pair for pair in pairs}
         self._trims = {id(trim) for pair in pairs for trim in pair.trims}
+        self._stride_one = StrideOne(graph, plan.chooser, pairs, plan.keep_macs)
         self._values: dict[int, Any] = {}
-        self._unpadded: dict[int, Any] = {}
         self._called: list[Any] = []
         self._originals: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
@@ -166,8 +173,6 @@ class Rebuild:
             return self._pooled(call)
         if self._covers_a_changed_map(call):
             return self._pooled_globally(call, first_argument(call.args, call.kwargs))
-        if is_padding(operation):
-            self._unpadded[id(call.outputs[0])] = first_argument(call.args, call.kwargs)
         args, kwargs = keras.tree.map_structure(self._value, (call.args, call.kwargs))
         if is_functional(operation):
             return self._run(self._nested(operation, call), *args, **kwargs)
@@ -186,7 +191,7 @@ class Rebuild:
     def _pooled(self, call: Call) -> Any:
         """Calls the pooling, and beside it what stays of the original at stride 1: a convolution or a maximum."""
         original = call.operation
-        tensor = self._without_padding(call)
+        tensor = self._stride_one.unpadded(call)
         sizes = self._sizes(tensor, call)
         inputs = self._value(tensor)
         # A window that covers the map by chance, with smaller strides, has branches beside it that keep their size.
@@ -197,12 +202,37 @@ class Rebuild:
         if self._plan.drops(original):
             return self._run(pooling, inputs)
         if self._plan.keep_macs and not isinstance(original, POOLINGS):
-            return self._run(self._copy(original), self._run(pooling, inputs))
-        return self._run(pooling, self._run(self._copy(original), inputs))
+            return self._at_stride_one(call, self._run(pooling, inputs))
+        return self._run(pooling, self._at_stride_one(call, inputs))
+
+    def _at_stride_one(self, call: Call, inputs: Any) -> Any:
+        """Calls the copy of a layer on a map with zeros around it, such that it stays where the original was.
+
+        Zeros of a max pooling win over values below 0 in the outermost rows and columns: behind the map, and before it
+        where the original has padding='same' and a window of more than twice its stride.
+        """
+        copy = self._copy(call.operation)
+        zeros = self._stride_one.zeros(call)
+        if copy.padding == "valid":
+            inputs = self._run(self._zero_padding(call.operation, zeros), inputs)
+        elif not is_centered(zeros):
+            raise ValueError(
+                f"Layer {copy.name} of {self._model.name} is a layer of another model too, and its windows do not lie "
+                "there as they lie here. Exclude it, or use two layers."
+            )
+        return self._run(copy, inputs)
+
+    def _zero_padding(self, original: Any, zeros: tuple[Zeros, Zeros]) -> keras.layers.ZeroPadding2D:
+        return keras.layers.ZeroPadding2D(
+            zeros,
+            data_format=original.data_format,
+            dtype=original.dtype_policy,
+            name=self._plan.replacements.new_name(f"{original.name}_padding"),
+        )
 
     def _sizes(self, tensor: Any, call: Call) -> tuple[Size, Size]:
         """(height, width) of a map that a call takes, and of its result, in the original model."""
-        before, after = (_spatial_size(call.operation.data_format, each.shape) for each in (tensor, call.outputs[0]))
+        before, after = (spatial_size(call.operation.data_format, each.shape) for each in (tensor, call.outputs[0]))
         return before, after
 
     def _covers_a_changed_map(self, call: Call) -> bool:
@@ -212,7 +242,7 @@ class Rebuild:
             return False
         tensor = first_argument(call.args, call.kwargs)
         before, after = self._sizes(tensor, call)
-        return after == (1, 1) != before and _spatial_size(original.data_format, self._value(tensor).shape) != before
+        return after == (1, 1) != before and spatial_size(original.data_format, self._value(tensor).shape) != before
 
     def _pooled_globally(self, call: Call, tensor: Any) -> Any:
         name = self._free_name(call.operation.name)
@@ -227,24 +257,8 @@ class Rebuild:
         if not isinstance(original, keras.layers.Conv2DTranspose):
             return self._run(resizing, inputs, like=like)
         if self._plan.keep_macs:
-            return self._run(resizing, self._convolved(original, inputs), like=like)
-        return self._convolved(original, self._run(resizing, inputs, like=like))
-
-    def _convolved(self, original: keras.layers.Conv2DTranspose, inputs: Any) -> Any:
-        """Convolves at stride 1.
-
-        The taps of an even kernel cannot lie evenly around a position. A strided convolution with padding='same' has
-        one more of them behind it, and the transposed one has one more before it, so that the two cancel.
-        """
-        convolution = self._copy(original)
-        if convolution.padding == "valid":
-            padding = [(size // 2, (size - 1) // 2) for size in original.kernel_size]
-            name = self._plan.replacements.new_name(f"{original.name}_padding")
-            pad = keras.layers.ZeroPadding2D(
-                padding, data_format=original.data_format, dtype=original.dtype_policy, name=name
-            )
-            inputs = self._run(pad, inputs)
-        return self._run(convolution, inputs)
+            return self._run(resizing, self._at_stride_one(pair.call, inputs), like=like)
+        return self._at_stride_one(pair.call, self._run(resizing, inputs, like=like))
 
     def _of_former_size(self, call: Call) -> Any:
         """The map that a call flattens, resized to the size that it had in the original if it has another one."""
@@ -261,7 +275,7 @@ class Rebuild:
                 f"Layer {call.operation.name} makes one axis of several, and {self._model.name} takes images of any "
                 "size: exclude what is before it, or give the model an input of one size."
             )
-        size = _spatial_size(data_format, tensor.shape)
+        size = spatial_size(data_format, tensor.shape)
         resizing = self._plan.replacements.resizing(call.operation, (size, size), output_size=size)
         return self._run(resizing, inputs)
 
@@ -276,13 +290,6 @@ class Rebuild:
                 shapes = [tensor.shape[1:] for tensor in model.inputs]
             self._plan.nested[id(model)] = Rebuild(self._plan, model, graph).result(shapes)
         return self._plan.nested[id(model)]
-
-    def _without_padding(self, call: Call) -> Any:
-        """The map before it was padded for a layer that downsamples: that layer now pads by padding='same'."""
-        tensor = first_argument(call.args, call.kwargs)
-        unpadded = self._unpadded.get(id(tensor), tensor)
-        channels = 3 if call.operation.data_format == "channels_last" else 1
-        return unpadded if unpadded.shape[channels] == tensor.shape[channels] else tensor
 
     # --- Copies ---
 
@@ -305,9 +312,9 @@ class Rebuild:
             config |= {name: value for name, value in functions.items() if isinstance(value, types.FunctionType)}
             config |= {"name": name}
             if self._is_paired(layer):
-                return _at_stride_one(layer, config)
+                return transposed_at_stride_one(config, self._stride_one.padding(layer))
             if self._plan.chooser.replaces(layer):
-                config |= {"strides": (1, 1), "padding": "same"}
+                config |= {"strides": (1, 1), "padding": self._stride_one.padding(layer)}
             return type(layer).from_config(config)
         except Exception as error:
             raise ValueError(f"Layer {layer.name} cannot be copied: {one_line(error)}") from error
@@ -327,7 +334,7 @@ class Rebuild:
                 continue
             weights = original.get_weights()
             if self._is_paired(original):
-                weights[0] = _kernel_at_stride_one(original)
+                weights[0] = kernel_at_stride_one(original)
             try:
                 copy.set_weights(weights)
             except ValueError as error:
@@ -340,25 +347,3 @@ class Rebuild:
                 # keras.layers.Normalization computes with values that it derives from its weights only here.
                 if hasattr(layer, "finalize_state"):
                     layer.finalize_state()
-
-
-def _at_stride_one(layer: keras.layers.Conv2DTranspose, config: dict[str, Any]) -> keras.layers.Conv2D:
-    """The convolution that follows the resizing in place of a transposed convolution."""
-    del config["output_padding"]
-    is_odd = all(size % 2 for size in layer.kernel_size)
-    return keras.layers.Conv2D.from_config(config | {"strides": (1, 1), "padding": "same" if is_odd else "valid"})
-
-
-def _kernel_at_stride_one(layer: keras.layers.Conv2DTranspose) -> np.ndarray:
-    """The kernel that gives what a transposed convolution does, without the images of the spectrum that it leaves.
-
-    A transposed convolution puts zeros between the samples and convolves with its kernel, the other way round than a
-    convolution of a network does. Resizing differs from putting zeros in by the images, which it does not have, and by
-    a gain that is the product of the strides.
-    """
-    kernel = layer.get_weights()[0]
-    return kernel[::-1, ::-1].transpose(0, 1, 3, 2) / np.prod(layer.strides)
-
-
-def _spatial_size(data_format: str, shape: Sequence[int]) -> tuple[int, int]:
-    return tuple(shape[axis] for axis in spectral.spatial_axes(data_format))

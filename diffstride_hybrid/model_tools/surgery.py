@@ -46,18 +46,22 @@ def replace_downsampling(
     """Makes a copy of a model in which a pooling of this package does the downsampling.
 
     Average pooling with strides is replaced by the pooling. A max pooling stays as a maximum at stride 1, followed by
-    the pooling. A strided `Conv2D`, `DepthwiseConv2D` or `SeparableConv2D` becomes the same convolution at stride 1
-    with padding 'same', followed by the pooling; a `ZeroPadding2D` or `keras.ops.pad` straight before it is left out.
-    Layers that took maps of one size to maps of another size share one pooling, so that branches that meet again agree
-    in size whatever the strides become. All other layers are copied, and the copies get the weights of their originals.
-    Layers that another layer calls in its own code keep their strides; the report names them.
+    the pooling. A strided `Conv2D`, `DepthwiseConv2D` or `SeparableConv2D` becomes the same convolution at stride 1,
+    followed by the pooling. At stride 1 a layer gives at every s-th position what it gave there with its stride s, so
+    that branches that meet still show the same place. If padding='same' does not do that, a `ZeroPadding2D` goes before
+    the layer; a `ZeroPadding2D` or `keras.ops.pad` that was straight before it is left out, and counted. The new zeros
+    around a max pooling win over values below 0 in the outermost rows and columns. Layers that took maps of one size to
+    maps of another size share one pooling, so that branches that meet again agree in size whatever the strides become.
+    All other layers are copied, and the copies get the weights of their originals. Layers that another layer calls in
+    its own code keep their strides; the report names them.
 
     A layer that enlarges maps whose size has changed (`UpSampling2D`, `Conv2DTranspose` with strides, `Resizing`)
     becomes a `SpectralResizing` to the size of the map that its result is joined with, or else of the last map before
     it of the same size; a crop or a padding that trimmed its result is left out. A transposed convolution becomes that
     resizing, followed by a convolution at stride 1 with its kernel turned round and divided by the product of its
-    strides. If there is such a layer, nested models are taken apart. Maps that are flattened are first resized to the
-    size that they had. An average or max pooling over the whole map becomes a global one.
+    strides, at the same place on the map. If there is such a layer, nested models are taken apart. Maps that are
+    flattened are first resized to the size that they had. An average or max pooling over the whole map becomes a global
+    one.
 
     Args:
         model: a built functional or Sequential model of images. It is not changed.
@@ -69,12 +73,12 @@ def replace_downsampling(
             still takes images of any size.
         keep_max: whether the maximum of a max pooling is kept. If not, the pooling alone replaces it, which costs
             accuracy until the model is trained on.
-        keep_macs: whether the pooling comes before a strided convolution instead of after it. With a pooling that
-            gives the size that the convolution gave, such as `SpectralPooling`, the model then costs no more than
-            before, but for the pooling itself; the window of a `DiffStride` keeps up to `2 * smoothness_factor` samples
-            more along each axis. The convolution sees a map without the frequencies that the pooling removes, and its
-            kernel covers more of the image, so it needs more training. The convolution of a transposed one comes
-            before the resizing, likewise.
+        keep_macs: whether the pooling comes before a strided convolution instead of after it. With a pooling that gives
+            the size that the convolution gave, such as `SpectralPooling`, the model then costs no more than before, but
+            for the pooling itself; the window of a `DiffStride` keeps up to `2 * smoothness_factor` samples more along
+            each axis. The convolution sees a map without the frequencies that the pooling removes, and its kernel,
+            which has padding 'same' there, covers more of the image, so it needs more training. The convolution of a
+            transposed one comes before the resizing, likewise.
         calibrate: images, as `recalibrate_normalization` takes them, from which batch normalization gets its statistics
             anew in the swapped model. The present ones stay if None. There is a warning if the model has no batch
             normalization.

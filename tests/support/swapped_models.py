@@ -28,16 +28,27 @@ def max_pooling(size: int, downsamples: bool, keep_max: bool, name: str) -> laye
     return layers.MaxPooling2D(size, strides=1, padding="same", name=name) if keep_max else layers.Identity(name=name)
 
 
-def chain(downsamples: bool = True, keep_max: bool = True) -> keras.Sequential:
-    stride = 2 if downsamples else 1
+def convolution(
+    kind: type[layers.Layer], width: int, downsamples: bool, keep_macs: bool, name: str
+) -> list[layers.Layer]:
+    """A convolution with strides of an even map, and where it lies on that map in a network that does not downsample.
+
+    Its first window begins with the first sample. On a smaller map its windows are centered.
+    """
+    if downsamples or keep_macs:
+        return [kind(width, 3, strides=2 if downsamples else 1, padding="same", name=name)]
+    return [layers.ZeroPadding2D(((0, 2), (0, 2))), kind(width, 3, name=name)]
+
+
+def chain(downsamples: bool = True, keep_max: bool = True, keep_macs: bool = False) -> keras.Sequential:
     return keras.Sequential(
         [
             keras.Input((32, 32, 3)),
-            layers.Conv2D(6, 3, strides=stride, padding="same", name="stem"),
+            *convolution(layers.Conv2D, 6, downsamples, keep_macs, "stem"),
             layers.BatchNormalization(),
             layers.ReLU(),
             max_pooling(2, downsamples, keep_max, "max"),
-            layers.SeparableConv2D(8, 3, strides=stride, padding="same", name="separable"),
+            *convolution(layers.SeparableConv2D, 8, downsamples, keep_macs, "separable"),
             layers.AveragePooling2D(2, name="average") if downsamples else layers.Identity(name="average"),
             layers.GlobalAveragePooling2D(),
             layers.Dense(4, name="classifier"),
@@ -46,7 +57,7 @@ def chain(downsamples: bool = True, keep_max: bool = True) -> keras.Sequential:
     )
 
 
-def branches(downsamples: bool = True, keep_max: bool = True) -> keras.Model:
+def branches(downsamples: bool = True, keep_max: bool = True, keep_macs: bool = False) -> keras.Model:
     """Branches that meet again: padded explicitly, by 'same', and pooled; two of them with a shared layer."""
     stride = 2 if downsamples else 1
     inputs = keras.Input((32, 32, 3))
@@ -62,14 +73,16 @@ def branches(downsamples: bool = True, keep_max: bool = True) -> keras.Model:
     if downsamples:
         pooled = keras.ops.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=float("-inf"))
     pooled = max_pooling(3, downsamples, keep_max, "pooled")(pooled)
-    strided = layers.Conv2D(6, 3, strides=stride, padding="same", name="strided")(x)
+    strided = x
+    for layer in convolution(layers.Conv2D, 6, downsamples, keep_macs, "strided"):
+        strided = layer(strided)
     x = layers.Concatenate()([pooled, strided])
     x = layers.GlobalAveragePooling2D()(keras.ops.relu(x))
     return keras.Model(inputs, layers.Dense(4)(x), name="branches")
 
 
-def nested(downsamples: bool = True, keep_max: bool = True) -> keras.Model:
-    inner = branches(downsamples, keep_max)
+def nested(downsamples: bool = True, keep_max: bool = True, keep_macs: bool = False) -> keras.Model:
+    inner = branches(downsamples, keep_max, keep_macs)
     backbone = keras.Model(inner.input, inner.get_layer("add").output, name="backbone")
     inputs = keras.Input((32, 32, 3))
     x = layers.Conv2D(3, 3, padding="same")(inputs)
@@ -80,8 +93,8 @@ def nested(downsamples: bool = True, keep_max: bool = True) -> keras.Model:
     return keras.Model(inputs, head(layers.GlobalAveragePooling2D()(x)), name="nested")
 
 
-def padded(downsamples: bool = True, keep_max: bool = True) -> keras.Sequential:
-    del keep_max
+def padded(downsamples: bool = True, keep_max: bool = True, keep_macs: bool = False) -> keras.Sequential:
+    del keep_max, keep_macs
     stride, padding = (2, "valid") if downsamples else (1, "same")
     return keras.Sequential(
         [
