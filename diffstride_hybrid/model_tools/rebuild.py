@@ -139,22 +139,23 @@ class Rebuild:
     def _assembled(self, entries: Sequence[Any], outputs: Sequence[Any]) -> keras.Model:
         """A model of the same class, if it can be made from inputs and outputs."""
         model = self._model
-        if isinstance(model, keras.Sequential) and not self._pairs:
+        if isinstance(model, keras.Sequential):
+            (entry,), (output,) = entries, outputs
+            plain = keras.Model(entry, output, name=model.name)
             # A padding that is left out was called as well, but is not part of the new graph.
-            in_graph = set(map(id, keras.Model(entries, outputs).layers))
-            return keras.Sequential(
-                [entries[0], *(layer for layer in self._called if id(layer) in in_graph)], name=model.name
-            )
-        view = keras.Model(model.inputs, model.outputs) if isinstance(model, keras.Sequential) else model
+            in_graph = set(map(id, plain.layers))
+            called = [layer for layer in self._called if id(layer) in in_graph]
+            # Keras saves a layer of a Sequential model once, however often the model calls it.
+            is_chain = not self._pairs and len(set(map(id, called))) == len(called)
+            return keras.Sequential([entry, *called], name=model.name) if is_chain else plain
         inputs, outputs = (
             keras.tree.pack_sequence_as(structure, tensors)
-            for structure, tensors in ((view.input, entries), (view.output, outputs))
+            for structure, tensors in ((model.input, entries), (model.output, outputs))
         )
         plain = keras.Model(inputs, outputs, name=model.name)
         own, spec = (inspect.getfullargspec(type(each).__init__) for each in (model, plain))
         takes_a_graph = own.args == spec.args or (own.varargs and own.varkw)
-        is_own_class = takes_a_graph and not isinstance(model, keras.Sequential)
-        return type(model)(inputs, outputs, name=model.name) if is_own_class else plain
+        return type(model)(inputs, outputs, name=model.name) if takes_a_graph else plain
 
     # --- The tensors of the new model in place of those of the graph ---
 

@@ -1,5 +1,6 @@
 """Swaps of models that are made of blocks: layers within layers, nested models, one pooling called several times."""
 
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -76,3 +77,18 @@ def test_a_block_of_class_model_is_copied():
     np.testing.assert_array_equal(
         swapped.get_layer("block").get_weights()[0], model.get_layer("block").get_weights()[0]
     )
+
+
+def test_a_chain_that_calls_a_layer_twice_saves_all_of_its_calls(tmp_path: Path):
+    """Both poolings take maps of 32x32 to 16x16, so they share one."""
+    parts = [keras.layers.MaxPooling2D(2), keras.layers.Conv2D(4, 3, padding="same"), keras.layers.Resizing(32, 32)]
+    parts += [keras.layers.Conv2D(4, 3, padding="same"), keras.layers.AveragePooling2D(2)]
+    swapped = replace_downsampling(keras.Sequential([keras.Input((32, 32, 3)), *parts], name="chain"), exclude=is_fixed)
+    swapped.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(loaded(images), swapped(images))
+
+
+def is_fixed(layer: keras.layers.Layer) -> bool:
+    return isinstance(layer, keras.layers.Resizing)

@@ -399,6 +399,14 @@ def test_statistics_are_taken_anew_in_a_unet():
     assert np.all(first.moving_mean.numpy() != 0)
 
 
+def test_a_chain_that_enlarges_maps_takes_one_map_and_not_a_list():
+    """Keras warns of another structure at each call, and warnings are errors here."""
+    parts = [layers.MaxPooling2D(2), layers.UpSampling2D(2), layers.Conv2D(3, 3, padding="same")]
+    swapped = replace_downsampling(keras.Sequential([keras.Input((32, 32, 3)), *parts]))
+    assert swapped(images()).shape == (2, 32, 32, 3)
+    assert isinstance(swapped.input, keras.KerasTensor) and isinstance(swapped.output, keras.KerasTensor)
+
+
 def convolved_unet() -> keras.Model:
     inputs = keras.Input((32, 32, 3))
     full = convolved(inputs, 4)
