@@ -28,6 +28,7 @@ from diffstride_hybrid.model_tools.stride_one import (
 )
 
 _CANNOT_FOLLOW = "Layer {} cannot follow a map of another size: {} Exclude what is before it."
+_TAKES_NO_WEIGHTS = "Layer {} cannot be copied: the copy does not take its weights: {}"
 
 
 def check_graph(model: keras.Model) -> None:
@@ -339,7 +340,10 @@ class Rebuild:
             try:
                 copy.set_weights(weights)
             except ValueError as error:
-                raise ValueError(_CANNOT_FOLLOW.format(original.name, one_line(error))) from error
+                # On a map of another size lengths differ. A layer that was quantized has other weights than its copy.
+                ranks = [[len(each.shape) for each in every] for every in (copy.weights, weights)]
+                message = _CANNOT_FOLLOW if ranks[0] == ranks[1] else _TAKES_NO_WEIGHTS
+                raise ValueError(message.format(original.name, one_line(error))) from error
             pairs = list(zip((copy, *leaf_layers(copy)), (original, *leaf_layers(original))))
             for layer, before in pairs:  # A config says of the layers within a layer not whether they are trained.
                 if layer.trainable != before.trainable:

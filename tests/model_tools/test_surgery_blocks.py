@@ -92,3 +92,12 @@ def test_a_chain_that_calls_a_layer_twice_saves_all_of_its_calls(tmp_path: Path)
 
 def is_fixed(layer: keras.layers.Layer) -> bool:
     return isinstance(layer, keras.layers.Resizing)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+def test_weights_that_a_copy_does_not_take_are_not_blamed_on_the_size_of_maps():
+    parts = [keras.layers.MaxPooling2D(2), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(5, name="head")]
+    model = keras.Sequential([keras.Input((16, 16, 3)), *parts])
+    model.quantize("float8")
+    with pytest.raises(ValueError, match="Layer head cannot be copied: the copy does not take its weights: "):
+        replace_downsampling(model)
