@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import keras
 
+from diffstride_hybrid.common.errors import one_line
 from diffstride_hybrid.layers.input_checks import Size
 from diffstride_hybrid.layers.spectral_resizing import SpectralResizing
 
@@ -50,15 +51,18 @@ class Replacements:
         data_format: str,
     ):
         self.made: list[Replacement] = []
-        parameters = inspect.signature(pooling_cls).parameters
         self._pooling_cls = pooling_cls
         bound = dict(getattr(pooling_cls, "keywords", {}))  # Of a functools.partial.
         for name in ("data_format", "dtype", "name"):  # The replaced layer decides these.
             bound.pop(name, None)
-        self._options = {name: value for name, value in _DROP_IN.items() if name in parameters} | bound | options
+        self._options = {
+            **{name: value for name, value in _DROP_IN.items() if _takes(pooling_cls, options, name, value)},
+            **bound,
+            **options,
+        }
         self._names = set(names)
         self._data_format = data_format
-        self._has_limits = "upper_limit_stride" in parameters
+        self._has_limits = _takes(pooling_cls, options, "upper_limit_stride", None)
         self._global: dict[int, keras.layers.Layer] = {}
         self._poolings: dict[tuple[Size, Size, str], tuple[keras.layers.Layer, keras.Model]] = {}
 
@@ -158,4 +162,27 @@ class Replacements:
                 pair = tuple(limit) if isinstance(limit, Sequence) else (limit, limit)
                 options[name] = tuple(1.0 if stride == 1.0 else each for stride, each in zip(strides, pair))
         name = self.new_name(f"{layer.name}_downsampling")
-        return self._pooling_cls(data_format=layer.data_format, dtype=layer.dtype_policy, name=name, **options)
+        try:
+            return self._pooling_cls(data_format=layer.data_format, dtype=layer.dtype_policy, name=name, **options)
+        except (TypeError, ValueError) as error:
+            if "keyword argument" not in str(error):
+                raise
+            raise type(error)(f"pooling_cls does not take what is handed on to it: {one_line(error)}") from error
+
+
+def _takes(pooling_cls: Callable[..., keras.layers.Layer], options: dict[str, Any], name: str, value: Any) -> bool:
+    """Whether a constructor takes an argument, by its own name for it or by **kwargs that it hands on.
+
+    What becomes of **kwargs is found by making a layer: a constructor of a derived class may give the argument itself.
+    """
+    parameters = inspect.signature(pooling_cls).parameters
+    if name in parameters:
+        return True
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return False
+    probe = {"strides": (2.0, 2.0), "data_format": "channels_last", "dtype": "float32", "name": "probe", name: value}
+    try:
+        pooling_cls(**probe | options)
+    except (TypeError, ValueError):
+        return False
+    return True

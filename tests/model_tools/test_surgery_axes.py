@@ -97,6 +97,37 @@ def test_what_a_constructor_binds_is_kept():
     assert (layer.initial_strides, layer.norm, layer.mask) == ((2.5, 2.5), "ortho", "symmetric")
 
 
+class Noted(DiffStride):
+    def __init__(self, note: str = "", **kwargs: Any):
+        super().__init__(**kwargs)
+        self.note = note
+
+
+class Released(Noted):
+    def __init__(self, **kwargs: Any):
+        super().__init__(mask="released", **kwargs)
+
+
+@pytest.mark.parametrize("made", [Noted, Released, partial(Noted, note="mine"), lambda **k: DiffStride(**k)])
+def test_what_a_constructor_hands_on_is_set_as_well(made: Any):
+    inputs = keras.Input((22, 64, 4))
+    model = keras.Model(inputs, keras.layers.AveragePooling2D((1, 4), name="pool")(inputs))
+    (layer,) = diffstride_layers(replace_downsampling(model, made))
+    config = layer.get_config()
+    assert (config["mask"], config["norm"]) == ("released" if made is Released else "symmetric", "forward")
+    assert tuple(config["upper_limit_stride"]) == (1.0, None)
+    assert layer.initial_strides == (1.0, 4.0)
+
+
+def test_an_argument_that_the_pooling_does_not_take_is_named():
+    with pytest.raises(ValueError, match=r"pooling_cls does not take what is handed on to it: .*DiffStride.*'pooling'"):
+        replace_downsampling(two_poolings(), pooling=SpectralPooling)
+    with pytest.raises(TypeError, match=r"pooling_cls does not take what is handed on to it: .*'smoothness'"):
+        replace_downsampling(
+            two_poolings(), lambda strides, data_format, dtype, name: SpectralPooling(strides), smoothness=1.0
+        )
+
+
 def test_a_flatten_takes_the_format_of_the_maps():
     """Keras gives it that of the whole program, whatever the model computes in."""
     inputs = keras.Input((3, 32, 32))
