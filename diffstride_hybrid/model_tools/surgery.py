@@ -95,7 +95,8 @@ def replace_downsampling(
         ValueError: the model cannot be taken apart, it lacks a layer that a selection names, nothing in it is to be
             replaced, one of its layers cannot follow a map of another size, a layer enlarges a map to a size that no
             map before it has, or nested models would share a pooling.
-        TypeError: a selection is not a name, names or a function of a layer, or `keep_max` or `keep_macs` is no bool.
+        TypeError: a selection is not a name, names or a function of a layer, `keep_max` or `keep_macs` is no bool, or
+            `report` is no function.
 
     Example:
         >>> inputs = keras.Input((32, 32, 3))
@@ -107,6 +108,8 @@ def replace_downsampling(
     """
     validated_flag("keep_max", keep_max)
     validated_flag("keep_macs", keep_macs)
+    if report is not None and not callable(report):
+        raise TypeError(f"report must be a function such as print, got {report!r}.")
     shape = checked_image_shape(model, input_shape)
     swapped, replacements = swap(model, pooling_cls, include, exclude, shape, options, keep_max, keep_macs)
     sizes = _checked_sizes(swapped, shape)

@@ -78,12 +78,18 @@ def checked_image_shape(model: keras.Model, input_shape: Sequence[int] | None) -
         input_shape: as the user gave it. The model's own if None.
 
     Raises:
-        ValueError: the model cannot be taken apart, has several inputs, or takes images of any size and none is given.
+        ValueError: the model cannot be taken apart, has several inputs or takes no images, or it takes images of any
+            size and none is given.
     """
     check_graph(model)
     if len(model.inputs) != 1:
         raise ValueError(f"{model.name} must have one input, got {len(model.inputs)}.")
-    shape = tuple(model.inputs[0].shape[1:] if input_shape is None else input_shape)
+    if len(own := model.inputs[0].shape[1:]) != 3:
+        raise ValueError(
+            f"{model.name} takes {own} and no images of (height, width, channels), which alone can be swapped"
+            + (": for signals, put DiffStride1D into it by hand." if len(own) == 2 else ".")
+        )
+    shape = tuple(own if input_shape is None else input_shape)
     if len(shape) != 3 or None in shape:
         raise ValueError(f"{model.name} needs input_shape=(height, width, channels) of an image, got {shape}.")
     return shape

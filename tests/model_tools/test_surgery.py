@@ -327,6 +327,19 @@ def test_what_cannot_be_done_is_refused_with_its_reason(make: Callable[[], keras
     assert "\n" not in str(error.value)
 
 
+def test_a_model_of_signals_is_told_from_one_of_images():
+    signals = [keras.Input((4000, 1)), layers.Conv1D(4, 3, strides=4), layers.MaxPooling1D(2)]
+    with pytest.raises(ValueError, match=r"heard takes \(4000, 1\) and no images of .*: for signals, put DiffStride1D"):
+        replace_downsampling(keras.Sequential(signals, name="heard"))
+    with pytest.raises(ValueError, match=r"flat takes \(8,\) and no images of .*swapped\.$"):
+        replace_downsampling(keras.Sequential([keras.Input((8,)), layers.Dense(3)], name="flat"))
+
+
+def test_a_report_that_is_no_function_is_refused_at_once():
+    with pytest.raises(TypeError, match="report must be a function such as print, got True"):
+        replace_downsampling(chain(), report=True)
+
+
 def test_a_selection_of_the_wrong_kind_is_named():
     with pytest.raises(ValueError, match="chain has no layer stme, which include selects"):
         replace_downsampling(chain(), include=["stme", "max"])
