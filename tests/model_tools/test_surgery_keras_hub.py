@@ -173,6 +173,7 @@ BACKBONES: dict[str, tuple[Make, int]] = {
     "CSPNet with pooling": (lambda: cspnet(stem_strides=4, stem_pooling="max", avg_down=True), 4),
     "CSPNet of stages cs3": (lambda: cspnet(stage_type="cs3", block_type="edge_block"), 3),
     "DeepLabV3": (deeplab, 4),
+    "DeepLabV3+": (lambda: deeplab("P2"), 4),
 }
 every_backbone = pytest.mark.parametrize(("make", "downsampling"), BACKBONES.values(), ids=BACKBONES.keys())
 
@@ -195,7 +196,7 @@ def test_backbones_are_swapped_and_train(make: Make, downsampling: int):
 
 @every_backbone
 def test_swapped_backbones_save_and_load(make: Make, downsampling: int, tmp_path: Path):
-    if make is deeplab:
+    if "deep_lab" in make().name:
         pytest.skip("KerasHub's SpatialPyramidPooling cannot be built from its config.")
     swapped = replace_downsampling(make(), smoothness_factor=2.0)
     swapped.save(tmp_path / "model.keras")
@@ -214,6 +215,24 @@ def passing_on(inputs: tf.Tensor, **kwargs: Any) -> tf.Tensor:
     return inputs
 
 
+def padded_call(layer: keras.layers.Layer, added: int) -> Callable[..., tf.Tensor]:
+    """The call of a convolution at stride 1 whose windows begin where those of the strided one began.
+
+    `added` counts the zeros that a layer before it had put before rows and columns. All maps here are square.
+    """
+    (window, *_), (stride, *_), length = layer.kernel_size, layer.strides, layer.input.shape[2]
+    if layer.padding == "same":
+        added += max((-(-length // stride) - 1) * stride + window - length, 0) // 2
+    zeros = [[added, window - 1 - added]] * 2
+    widths = [[0, 0], *zeros, [0, 0]] if layer.data_format == "channels_last" else [[0, 0], [0, 0], *zeros]
+    call = type(layer).call
+    return lambda inputs, **kwargs: call(layer, tf.pad(inputs, widths), **kwargs)
+
+
+def zeros_before(padding: keras.Operation) -> int:
+    return padding.padding[0][0] if isinstance(padding, layers.ZeroPadding2D) else padding.pad_width[2][0]
+
+
 def without_strides(model: keras.Model) -> keras.Model:
     """The model itself, changed in place: a check that shares nothing with how models are swapped."""
     downsampling = [
@@ -222,19 +241,25 @@ def without_strides(model: keras.Model) -> keras.Model:
         if isinstance(operation, (*POOLINGS, *CONVOLUTIONS)) and max(operation.strides) > 1
     ]
     padded = {id(operation.input) for operation in downsampling}
+    added = {}
     for operation in operations(model):
         is_padding = isinstance(operation, layers.ZeroPadding2D) or type(operation).__name__ == "Pad"
-        if isinstance(operation, POOLINGS) or (is_padding and id(operation.output) in padded):
+        if is_padding and id(operation.output) in padded:
+            added[id(operation.output)] = zeros_before(operation)
+        is_left_out = isinstance(operation, (*POOLINGS, layers.UpSampling2D))
+        if is_left_out or (is_padding and id(operation.output) in padded):
             object.__setattr__(operation, "call", passing_on)
-        elif operation in downsampling:
-            operation.strides, operation.padding = (1, 1), "same"
+    for operation in downsampling:
+        if not isinstance(operation, POOLINGS):
+            object.__setattr__(operation, "call", padded_call(operation, added.get(id(operation.input), 0)))
+            operation.strides, operation.padding = (1, 1), "valid"
     return model
 
 
 @every_backbone
 def test_where_nothing_is_cropped_a_backbone_equals_the_one_without_downsampling(make: Make, downsampling: int):
     model = disturbed(make())
-    swapped = replace_downsampling(model, strides=1.0, smoothness_factor=128.0)
+    swapped = replace_downsampling(model, keep_max=False, strides=1.0, smoothness_factor=128.0)
     x = images_for(model)
     expected = without_strides(model)(x)
     np.testing.assert_allclose(swapped(x), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
@@ -243,16 +268,12 @@ def test_where_nothing_is_cropped_a_backbone_equals_the_one_without_downsampling
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (
-            lambda: deeplab("P2"),
-            "The maps of deep_lab_v3.* do not fit together any more at layer encoder_decoder_concat",
-        ),
         (retinanet, "The maps of retina_net.* do not fit together any more at layer fpn"),
         (hgnet, "hg_net_v2.* has no layer to replace: .*embedder_stem1_conv"),
         (mit, "mi_t.* has no layer to replace: .*patch_and_embed_0"),
         (vit, "vi_t.* has no layer to replace: .*patch_embedding"),
     ],
-    ids=["DeepLabV3+", "RetinaNet", "HGNetV2", "MiT", "ViT"],
+    ids=["RetinaNet", "HGNetV2", "MiT", "ViT"],
 )
 def test_backbones_that_cannot_be_swapped_are_refused_with_the_reason(make: Make, message: str):
     with pytest.raises(ValueError, match=message) as error:
