@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _LONGEST = 500
 """Characters of a message that are worth reading. Some libraries quote everything that they were given."""
@@ -46,21 +46,30 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(given: str, known: Iterable[str], compare: Callable[[str], str] = str) -> str:
     """Asks whether one of the known names was meant that resemble a name nobody knows.
 
     Args:
         given: the name that a user gave.
         known: the names that exist.
+        compare: takes a name and gives the part of it that is compared; the whole name by default.
 
     Returns:
-        A question with up to three names, nearest first, or '' if no name is near.
+        A question with up to three names, nearest first, or '' if no name is near. If the compared part is right, the
+        names that have it, and no others.
 
     Example:
         >>> did_you_mean("cifar11", ["digits", "cifar10", "cifar100"])
         "did you mean 'cifar10' or 'cifar100'?"
         >>> did_you_mean("qqqq", ["digits"])
         ''
+        >>> did_you_mean("modules.Adm", ["optimizers.Adam", "losses.Loss"], lambda name: name.split(".")[-1])
+        "did you mean 'optimizers.Adam'?"
     """
-    near = difflib.get_close_matches(given, list(known), n=3)
+    names: dict[str, list[str]] = {}
+    for name in known:
+        names.setdefault(compare(name), []).append(name)
+    part = compare(given)
+    parts = [part] if part in names else difflib.get_close_matches(part, list(names), n=3)
+    near = [name for each in parts for name in names[each]][:3]
     return f"did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 import pathlib
-import re
 import tokenize
 from collections.abc import Iterator, Sequence
 
@@ -17,7 +16,7 @@ import gin
 from absl import logging
 
 from diffstride_hybrid.common.errors import did_you_mean
-from diffstride_hybrid.config.gin_names import PARAMETERS
+from diffstride_hybrid.config import gin_mistakes
 
 # These bindings tie the parts together, so that a config of the release, which binds less, runs unchanged.
 _DEFAULT_BINDINGS = """
@@ -77,7 +76,7 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
 
     Raises:
         ValueError: a name or parameter does not exist, or a file is not UTF-8 text.
-        SyntaxError: a file or binding is not gin.
+        SyntaxError: a file or binding is not gin. As of a wrong name, the message quotes the binding.
         OSError: a file cannot be read.
 
     Example:
@@ -96,15 +95,11 @@ def parse(files: Sequence[str], bindings: Sequence[str]) -> None:
             raise SyntaxError(f"a bracket or quote is not closed in {' or '.join([*files, *bindings])}.") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{' or '.join(files)}, or what it includes, is not UTF-8 text: {error}.") from error
-        except ValueError as error:
-            unknown = re.search(r"Configurable '(\S+)' doesn't include kwarg '(\w+)' in its allowlist", str(error))
-            if unknown is None:
+        except (ValueError, SyntaxError) as error:
+            told = gin_mistakes.explained(error, bindings)
+            if told is None:
                 raise
-            name, parameter = unknown.groups()
-            known = next((known for full, known in PARAMETERS.items() if f".{full}".endswith(f".{name}")), None)
-            if known is None:
-                raise  # A configurable of the user's own.
-            raise ValueError(f"{name} has no parameter {parameter!r}; it has {', '.join(known)}.") from error
+            raise told from error
 
 
 def unread_bindings() -> list[str]:

@@ -321,12 +321,6 @@ def test_what_is_not_closed_is_named(end: str):
         gin_files.parse([gin_files.find_gin_file("base")], [f"place = {end}"])
 
 
-def test_what_gin_says_of_a_configurable_of_the_users_own_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(gin_files, "PARAMETERS", {})  # As of a configurable that this package does not know.
-    with pytest.raises(ValueError, match=r"'pooling.DiffStride' doesn't include kwarg 'depth' in its allowlist"):
-        gin_files.parse([], ["pooling.DiffStride.depth = 3"])
-
-
 def test_the_overview_names_every_command():
     overview = __main__.overview()
     folder = Path(command_line.__file__).parent
