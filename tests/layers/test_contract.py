@@ -241,9 +241,31 @@ def test_decay_of_strides_in_fit_is_told_with_the_cure(optimizer: keras.optimize
         return [str(warning.message) for warning in caught if "weight decay" in str(warning.message)]
 
     (message,) = fit(keep=False)
-    assert message.startswith(f"The weight decay of {type(optimizer).__name__} shrinks the strides.")
+    assert message.startswith(f"The weight decay of {type(optimizer).__name__} shrinks the strides sequential")
     assert "optimizer.exclude_from_weight_decay(var_names=['strides'])" in message
     assert fit(keep=True) == []
+
+
+def test_decay_of_strides_is_told_of_each_model_and_each_optimizer():
+    """Python shows a text once from one line, and a model may be compiled anew."""
+
+    def fitted(*optimizers: str) -> list[str]:
+        pools = [DiffStride(1.5), DiffStride(1.5)]
+        layers = [*pools, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(1)]
+        model = keras.Sequential([keras.Input((12, 12, 1)), *layers])
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            for optimizer in optimizers:
+                model.compile(optimizer, "mse")
+                for _ in range(2):
+                    model.fit(np.zeros((4, 12, 12, 1)), np.zeros((4, 1)), verbose=0)
+        texts = [str(warning.message) for warning in caught if "weight decay" in str(warning.message)]
+        assert all(pool.strides.path in text for text in texts for pool in pools)
+        return texts
+
+    assert len(fitted("adam", "adamw")) == 1
+    assert len(fitted("adamw")) == 1
+    assert fitted("adam") == []
 
 
 @keras.saving.register_keras_serializable(package="test_contract")
