@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from support.commands import start_command, wait_for
+from support.paths import ROOT
 
+import experiments
 from diffstride_hybrid.common import startup
 
 
@@ -17,6 +19,26 @@ def test_a_command_says_nothing_before_its_first_word(tmp_path: Path):
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: Unknown data set 'nothing'")
     assert len(wait_for(noisy).err.splitlines()) > 1
+
+
+def test_an_experiment_says_nothing_before_its_first_word():
+    command = [sys.executable, "-m", "experiments.sweep", "--study=digits", "--list"]
+    variables = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=variables, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("python -m experiments.sweep --study=digits", "sweep"),
+        ("python -X dev -mexperiments.frameworks", "frameworks"),
+        ("python -m experiments.benchmark.release", None),
+        ("python -m pytest tests/experiments", None),
+    ],
+)
+def test_the_command_of_an_interpreter_is_known(arguments: str, name: str | None):
+    assert experiments.command_of(arguments.split()) == name
 
 
 def test_what_no_command_needs_is_not_imported(tmp_path: Path):
