@@ -16,7 +16,7 @@ from absl import logging
 from diffstride_hybrid.config import gin_files, gin_names
 from diffstride_hybrid.data.datasets import Datasets
 from diffstride_hybrid.data.pixels import normalize_images
-from diffstride_hybrid.runs.folder import RunFolder, read_json
+from diffstride_hybrid.runs.folder import BEST_MODEL, RunFolder, read_json
 from diffstride_hybrid.training.records import data_as_recorded, recorded_data
 
 _CONFIG = "operative_config.gin"
@@ -97,7 +97,10 @@ def _check_same_config(path: pathlib.Path, config: str) -> None:
     changed = [line for line in changed if not _is_new_default(line, begun_with)]
     changed = [line for line in changed if not line[1:].startswith("train.on_not_finite = ")]
     if changed:
-        raise ValueError(f"{path.parent} was begun with another config: {'; '.join(changed)}")
+        raise ValueError(
+            f"{path.parent} was begun with another config: give the old values (-) again, or choose another workdir. "
+            f"{'; '.join(changed)}"
+        )
 
 
 def _is_new_default(line: str, begun_with: str) -> bool:
@@ -175,6 +178,8 @@ def load_model(workdir: pathlib.Path, model: str) -> tuple[keras.Model, keras.lo
         ValueError: the file is no model, or a model that would run code of its own.
     """
     config_path, model_path = workdir / _CONFIG, workdir / model
+    if config_path.is_file() and not model_path.is_file():
+        _check_finished(workdir, model_path)
     for path in (config_path, model_path):
         if not path.is_file():
             raise FileNotFoundError(f"There is no {path}: --workdir must be the folder of a run that has saved it.")
@@ -182,6 +187,14 @@ def load_model(workdir: pathlib.Path, model: str) -> tuple[keras.Model, keras.lo
     if not {"seed", "load_data_fn", "loss_cls"} <= set(gin.get_bindings("train.train", resolve_references=False)):
         raise OSError(f"{config_path} is damaged: it is not the config of a run.")
     return load_model_file(model_path), gin_names.bound("train.train", "loss_cls")()
+
+
+def _check_finished(workdir: pathlib.Path, missing: pathlib.Path) -> None:
+    """Says what to do about a model that is missing because its run was interrupted."""
+    if (workdir / "summary.json").exists() or not (workdir / "run.json").exists():
+        return
+    best = f", or give --model={BEST_MODEL} where the command has --model" if (workdir / BEST_MODEL).exists() else ""
+    raise FileNotFoundError(f"There is no {missing}, because the run is not finished: start it again{best}.")
 
 
 def load_model_file(path: pathlib.Path) -> keras.Model:

@@ -246,7 +246,8 @@ def test_a_run_begun_with_another_config_is_refused_and_kept(
     shutil.copy(finished[0] / "run.json", tmp_path)
     before = contents(tmp_path)
     arguments = [f"--gin_file={finished[0] / 'operative_config.gin'}", f"--workdir={tmp_path}", "--seed=3"]
-    assert_one_clear_line(run_here("train", *arguments), str(tmp_path), "another config", "batch_size = 64")
+    culprits = (str(tmp_path), "another config", "choose another workdir", "batch_size = 64")
+    assert_one_clear_line(run_here("train", *arguments), *culprits)
     assert contents(tmp_path) == before
 
 

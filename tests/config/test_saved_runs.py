@@ -1,5 +1,6 @@
 """What is read of the config of a run, and what is left alone."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -72,3 +73,26 @@ def test_the_folder_of_prepared_sets_counts_in_every_scope(scope: str, run: Path
         with pytest.raises(ValueError, match="seen"):
             saved_runs.load_run(run, "final.keras", data_dir)
     assert asked == ["prepared", None]
+
+
+@pytest.mark.parametrize(
+    ("gone", "model", "cure"),
+    [
+        (["summary.json", "final.keras"], "final.keras", "start it again, or give --model=best.keras where"),
+        (["summary.json", "final.keras", "best.keras"], "best.keras", "start it again."),
+    ],
+)
+def test_an_interrupted_run_says_what_to_do(gone: list[str], model: str, cure: str, run: Path):
+    for name in gone:
+        (run / name).unlink(missing_ok=True)
+    if "best.keras" not in gone:
+        (run / "best.keras").touch()
+    message = re.escape(f"There is no {run / model}, because the run is not finished: {cure}")
+    with pytest.raises(FileNotFoundError, match=message):
+        saved_runs.load_model(run, model)
+
+
+def test_a_model_that_a_finished_run_lacks_is_named(run: Path):
+    (run / "final.keras").unlink()
+    with pytest.raises(FileNotFoundError, match=r"There is no .*final.keras: --workdir must be the folder of a run"):
+        saved_runs.load_model(run, "final.keras")
