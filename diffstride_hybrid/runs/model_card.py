@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,10 @@ FIGURES = {"figures/curves.png": "loss and accuracy", "figures/strides.png": "st
 
 AUDIT = "audit.md"
 """The tables of an audit of the run, if there was one. Its figure is `figures/audit.png`."""
+
+
+_TEXT = r"(?:\\\n\s*)?\(?['\"]([^'\"]*)"
+"""A text as a gin file has it, on the next line if it is long. Of one that is longer than a line, the beginning."""
 
 
 def write_model_card(folder: RunFolder, summary: Mapping[str, Any]) -> None:
@@ -79,7 +84,7 @@ def model_card(
         "## Data",
         *_data(data),
         "## Use",
-        *_use(run, place, has_config=config is not None),
+        *_use(run, place, config),
         "## Made by",
         *_origin(run),
     ]
@@ -97,32 +102,40 @@ def _data(data: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _use(run: Mapping[str, Any], place: str, has_config: bool) -> list[str]:
+def _use(run: Mapping[str, Any], place: str, config: str | None) -> list[str]:
     """How to load the model. The commands read the run's config, so a card without one has no commands."""
     snippet = (
         "```python\nimport diffstride_hybrid, keras\n\n"
         'model = keras.models.load_model("final.keras")  # after the last epoch; best.keras: best on validation\n```'
     )
-    if not has_config:
+    if config is None:
         return [snippet]
-    enter, workdir, config = "", ".", "operative_config.gin"
-    if _needs_its_folder(run):
+    enter, workdir, gin_file = "", ".", "operative_config.gin"
+    if run.get("started_in") and _needs_where_it_was_started(run, config):  # Older runs do not say where.
         enter, workdir = f"cd {shlex.quote(run['started_in'])}\n", shlex.quote(place)
-        config = shlex.quote(os.path.join(place, config))
+        gin_file = shlex.quote(os.path.join(place, gin_file))
     commands = (
         f"```bash\n{enter}"
         f"python -m diffstride_hybrid.evaluate --workdir={workdir}\n"
         f"python -m diffstride_hybrid.predict --workdir={workdir} IMAGE_FILES\n"
         f"python -m diffstride_hybrid.export --workdir={workdir} --format=litert --output=model.tflite\n"
-        f"python -m diffstride_hybrid.train --gin_file={config} --seed={run['seed']}  # again\n```"
+        f"python -m diffstride_hybrid.train --gin_file={gin_file} --seed={run['seed']}  # again\n```"
     )
     return [snippet, commands]
 
 
-def _needs_its_folder(run: Mapping[str, Any]) -> bool:
-    """Whether the images were named by a path from the folder that the run was started in. Older runs do not say."""
-    tells = "files_digests" in run["data"] and bool(run.get("started_in"))
-    return tells and not os.path.isabs(os.path.expanduser(run["data"]["name"]))
+def _needs_where_it_was_started(run: Mapping[str, Any], config: str) -> bool:
+    """Whether a run needs something that is found from the folder in which it was started.
+
+    That is images or prepared sets with a relative path, and modules that the config imports.
+    """
+    if re.search(r"^(import|from) ", config, re.MULTILINE):
+        return True
+    named = [run["data"]["name"]] if "files_digests" in run["data"] else []
+    macros = dict(re.findall(rf"^([\w/]+) = {_TEXT}", config, re.MULTILINE))
+    for macro, folder in re.findall(rf"load_datasets\.data_dir = (?:%([\w/]+)|{_TEXT})", config):
+        named.append(macros.get(macro, folder))
+    return any(name and "://" not in name and not os.path.isabs(os.path.expanduser(name)) for name in named)
 
 
 def _origin(run: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from diffstride_hybrid.runs.model_card import model_card, write_model_card
 from diffstride_hybrid.training import records
 
 
-def card(place: str, name: str, **more: Any) -> str:
+def card(place: str, name: str, config: str = "config", **more: Any) -> str:
     data = {
         "name": name,
         "image_shape": [8, 8, 1],
@@ -47,7 +47,7 @@ def card(place: str, name: str, **more: Any) -> str:
         "replicas": 1,
         **more,
     }
-    return model_card(place, run, summary | dict.fromkeys(numbers, 1), {}, "config", [])
+    return model_card(place, run, summary | dict.fromkeys(numbers, 1), {}, config, [])
 
 
 @pytest.mark.parametrize("name", ["photos", "./photos", "../photos"])
@@ -70,6 +70,29 @@ def test_any_other_run_is_used_from_its_own_folder(name: str, more: dict[str, st
     use = card("/runs/x", name, **more).split("## Use")[1].split("## Made by")[0]
     assert "cd " not in use
     assert use.count("--workdir=.") == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "there"),
+    [
+        ("load_datasets.data_dir = 'prepared'", True),
+        ("load_datasets.data_dir = \\\n    ('./long/pre'\n     'pared')", True),
+        ("place = 'prepared'\nmine/load_datasets.data_dir = %place", True),
+        ("import mymodule\nload_datasets.data_dir = None", True),
+        ("from my import module", True),
+        ("load_datasets.data_dir = '/prepared'", False),
+        ("load_datasets.data_dir = '~/prepared'", False),
+        ("load_datasets.data_dir = 'gs://bucket/prepared'", False),
+        ("load_datasets.data_dir = None\n# import nothing", False),
+    ],
+)
+def test_what_a_config_finds_where_the_run_was_started_is_found_again(config: str, there: bool):
+    """A prepared set by its relative path, and a module of the user's own."""
+    use = card("/runs/x", "digits", config, started_in="/home/me").split("## Use")[1].split("## Made by")[0]
+    assert use.count("cd /home/me\n") == there
+    assert use.count("--workdir=/runs/x " if there else "--workdir=. ") >= 2
+    assert ("--gin_file=/runs/x/operative_config.gin" in use) == there
+    assert "cd " not in card("/runs/x", "digits", config).split("## Use")[1]
 
 
 @pytest.mark.parametrize(
