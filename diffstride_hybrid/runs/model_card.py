@@ -166,7 +166,7 @@ def _results(run: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
 
 def _poolings(poolings: Sequence[Mapping[str, Any]], strides_at_start: Mapping[str, str]) -> str:
     if not poolings:
-        return "None: the network's convolutions have strides."
+        return "None of this package."
     rows = []
     for pooling in poolings:
         layer, strides = pooling["layer"], pooling["strides"]

@@ -95,6 +95,11 @@ def test_what_a_config_finds_where_the_run_was_started_is_found_again(config: st
     assert "cd " not in card("/runs/x", "digits", config).split("## Use")[1]
 
 
+def test_a_network_without_poolings_of_this_package_may_have_others():
+    poolings = card("/runs/x", "digits").split("## Poolings")[1].split("##")[0]
+    assert poolings.strip() == "None of this package."
+
+
 @pytest.mark.parametrize(
     ("module", "name"), [("diffstride_hybrid.train", "diffstride_hybrid.train"), ("a.b.__main__", "a.b"), (None, None)]
 )
