@@ -170,9 +170,20 @@ def _validated_range(value_range: Any) -> tuple[float, float]:
     return float(value_range[0]), float(value_range[1])
 
 
+def _array(name: str, values: Any) -> np.ndarray:
+    """Values as an array. Of a data set NumPy would make an array of one object."""
+    array = None if isinstance(values, keras.utils.PyDataset) else np.asarray(values)
+    if array is None or (array.ndim == 0 and array.dtype.kind == "O"):
+        raise TypeError(
+            f"{name} must be an array, got {type(values).__name__}: gather all batches of a data set first, such as by "
+            "images, labels = map(np.concatenate, zip(*dataset))."
+        )
+    return array
+
+
 def _pixels(images: Any, low: float, high: float, data_format: str) -> np.ndarray:
     """The images as float32 `[number, height, width, channels]` from 0 to 1."""
-    images = np.asarray(images)
+    images = _array("images", images)
     if images.ndim != 4 or 0 in images.shape or images.dtype.kind not in "fiu":
         raise ValueError(
             f"images must be numbers of shape (number, height, width, channels), got {images.dtype} of {images.shape}."
@@ -191,12 +202,14 @@ def _pixels(images: Any, low: float, high: float, data_format: str) -> np.ndarra
 
 
 def _labels(labels: Any, count: int, num_classes: int) -> np.ndarray:
-    labels = np.asarray(labels)
+    labels = _array("labels", labels)
     if labels.shape == (count, 1):  # As the data sets of Keras have them.
         labels = labels[:, 0]
     if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        cure = ": of one-hot labels give labels.argmax(-1)" if labels.shape == (count, num_classes) else ""
         raise ValueError(
-            f"labels must be an integer for each of the {count} images, got {labels.dtype} of shape {labels.shape}."
+            f"labels must be an integer for each of the {count} images, got {labels.dtype} of shape "
+            f"{labels.shape}{cure}."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(

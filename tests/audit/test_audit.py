@@ -165,7 +165,7 @@ TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), na
         ({"labels": np.full(40, 4)}, r"labels must be from 0 to 3, as the model has 4 classes, got 4 to 4"),
         ({"labels": np.full(40, -1)}, "labels must be from 0 to 3"),
         ({"labels": LABELS[:3]}, "an integer for each of the 40 images"),
-        ({"labels": np.eye(4)[LABELS]}, "an integer for each of the 40 images, got float64"),
+        ({"labels": np.eye(4)[LABELS]}, r"got float64 of shape \(40, 4\): of .* give labels.argmax\(-1\)\.$"),
         ({"images": IMAGES[:, :15]}, r"takes images of shape \(16, 16, 3\), got shape \(15, 16, 3\)"),
         ({"images": IMAGES[0]}, r"must be numbers of shape \(number, height, width, channels\), got int64 of"),
         ({"images": IMAGES[:0]}, r"must be numbers of shape \(number, height, width, channels\)"),
@@ -202,6 +202,32 @@ TWO_INPUTS = [keras.Input((16, 16, 3), name="left"), keras.Input((16, 16, 3), na
 def test_mistakes_are_named(model: keras.Model, changed: dict, message: str):
     with pytest.raises(ValueError, match=message):
         audit(**{"model": model, "images": IMAGES, "labels": LABELS} | changed)
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return IMAGES, LABELS
+
+
+DATASET = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"), [({"images": DATASET}, "images"), ({"labels": DATASET}, "labels"), ({"images": Batches()}, "")]
+)
+def test_a_data_set_in_place_of_arrays_is_named_with_the_cure(model: keras.Model, changed: dict, name: str):
+    (given,) = (type(value).__name__ for value in changed.values())
+    with pytest.raises(TypeError, match=f"{name} must be an array, got {given}: gather ") as caught:
+        audit(**{"model": model, "images": IMAGES, "labels": LABELS} | changed)
+    cure = "images, labels = map(np.concatenate, zip(*dataset))"
+    assert str(caught.value).endswith(f"{cure}.")
+    gathered = {"np": np, "dataset": DATASET}
+    exec(cure, gathered)
+    np.testing.assert_array_equal(gathered["images"], IMAGES)
+    np.testing.assert_array_equal(gathered["labels"], LABELS)
 
 
 def test_outputs_that_are_not_finite_are_named():
