@@ -12,6 +12,7 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
+from absl import logging
 
 # Two devices in place of one, for the strategies that train on several. Nothing runs on the second unasked.
 tf.config.set_logical_device_configuration(
@@ -60,6 +61,14 @@ def fresh_gin() -> Iterator[None]:
     yield
     if "gin" in sys.modules:
         sys.modules["gin"].clear_config()
+
+
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The warnings that are logged, in place of the log."""
+    messages: list[str] = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
+    return messages
 
 
 @pytest.fixture(scope="session")

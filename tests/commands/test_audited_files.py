@@ -10,7 +10,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 from support.commands import Result, assert_one_clear_line, contents, run_here
 from support.paths import TESTS
@@ -265,13 +264,11 @@ def test_folders_that_give_wrong_labels_are_refused(folders: Sequence[str], culp
 
 @pytest.mark.parametrize(("classes", "is_named"), [(2, True), (3, False)])
 def test_folders_with_the_same_folders_are_named_if_they_give_the_labels(
-    classes: int, is_named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classes: int, is_named: bool, tmp_path: Path, warned: list[str]
 ):
-    messages: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
     photos = draw(tmp_path / "photos", *(f"{part}/{name}/1.png" for part in ("new", "old") for name in ("a", "b")))
     assert run_audit(f"--model={saved(tmp_path / 'model.keras', classes=classes)}", photos).code == 0
-    assert [f"name {photos}/new alone" in message for message in messages] == [True] * is_named
+    assert [f"name {photos}/new alone" in message for message in warned] == [True] * is_named
 
 
 def test_a_size_that_the_model_does_not_take_is_refused(tmp_path: Path, audited: dict[str, Any]):

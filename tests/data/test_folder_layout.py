@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from absl import logging
 from PIL import Image
 
 from diffstride_hybrid.data.folder_layout import is_split_name
@@ -24,13 +23,6 @@ def draw(root: Path, *folders: str, names: Sequence[str] = ("1.png", "2.png", "3
 
 def class_names(root: Path) -> tuple[str, ...]:
     return load_datasets(str(root), 2, validation_fraction=0).class_names
-
-
-@pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    messages: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 
 from diffstride_hybrid.data import image_files, image_folders, loading
@@ -42,13 +41,6 @@ def assert_labels_fit(images: np.ndarray, labels: np.ndarray) -> None:
     """JPEG, GIF and WebP keep colors only nearly."""
     expected = np.array(list(COLORS.values()))[labels]
     assert np.abs(images.mean((1, 2)) - expected).max() < 8
-
-
-@pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    messages: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
 
 
 def loaded(folder: Path, **options: object):

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from absl import logging
 from PIL import Image
 from support.cifar_archives import SIZES, cifar_files, cifar_images, extract, tar
 
@@ -30,11 +29,7 @@ def assert_nothing_left(data_dir: Path) -> None:
     assert not data_dir.exists() or not list(data_dir.iterdir())
 
 
-@pytest.fixture(autouse=True)
-def warnings_of_absl(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    messages: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
+pytestmark = pytest.mark.usefixtures("warned")
 
 
 ARCHIVES = {
@@ -48,9 +43,7 @@ ARCHIVES = {
 @pytest.mark.parametrize("form", ["archive", "folder", "inside"])
 @pytest.mark.parametrize("layout", ["binary", "python"])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_is_prepared_from_both_layouts(
-    tmp_path: Path, warnings_of_absl: list[str], name: str, layout: str, form: str
-):
+def test_cifar_is_prepared_from_both_layouts(tmp_path: Path, warned: list[str], name: str, layout: str, form: str):
     source, data_dir = tmp_path / "source", tmp_path / "data"
     source.mkdir()
     files = cifar_files(name, layout)
@@ -60,8 +53,8 @@ def test_cifar_is_prepared_from_both_layouts(
         extract(source, files)
     place = source / next(iter(files)).split("/")[0] if form == "inside" else source
     assert prepared(name, place, data_dir) == SIZES
-    assert any("train split of " + name in message and "50000 as published" in message for message in warnings_of_absl)
-    assert ("its checksum differs" in " ".join(warnings_of_absl)) == (layout == "binary" and form == "archive")
+    assert any("train split of " + name in message and "50000 as published" in message for message in warned)
+    assert ("its checksum differs" in " ".join(warned)) == (layout == "binary" and form == "archive")
 
     datasets = load_datasets(name, batch_size=2, data_dir=str(data_dir), validation_fraction=0)
     images, labels = datasets.splits["test"].arrays

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from absl import logging
 from support.interrupted_runs import At, assert_same_run, stopped_at, trained
 from support.tiny_runs import rows_of
 
@@ -152,9 +151,9 @@ def test_what_a_killed_export_has_left_does_not_keep_a_run_from_going_on(tmp_pat
 
 
 @pytest.fixture
-def without_folder_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def without_folder_syncs(monkeypatch: pytest.MonkeyPatch, warned: list[str]) -> list[str]:
     """A file system whose folders cannot be synced and which has no locks, as some of networks and FUSE. The log."""
-    fsync, messages = os.fsync, []
+    fsync = os.fsync
 
     def refuse(descriptor: int) -> None:
         if stat.S_ISDIR(os.fstat(descriptor).st_mode):
@@ -167,8 +166,7 @@ def without_folder_syncs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     files._warn_of_lost_safety.cache_clear()
     monkeypatch.setattr(os, "fsync", refuse)
     monkeypatch.setattr(lock.fcntl, "flock", no_locks)
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
+    return warned
 
 
 def test_a_run_trains_where_folders_cannot_be_synced_or_locked(

@@ -4,18 +4,10 @@ from typing import Any
 
 import keras
 import pytest
-from absl import logging
 
 from diffstride_hybrid.training.schedule_check import warn_of_schedule
 
 schedules = keras.optimizers.schedules
-
-
-@pytest.fixture
-def warned(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    messages: list[str] = []
-    monkeypatch.setattr(logging, "warning", lambda text, *values: messages.append(text % values))
-    return messages
 
 
 @pytest.mark.parametrize(
